@@ -1,0 +1,1 @@
+"""From files to batches: layouts, shards, sample order and the DALI loader."""

@@ -1,0 +1,188 @@
+"""The sample index: where each encoded image lies in the tars, and its labels."""
+
+import hashlib
+import json
+import mmap
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dataio.errors import UserError
+
+# One row per sample of a split, in shard order. `offset` and `size` are of the image's
+# bytes inside the tar; labels are -1 where unknown; `key` is the position in the plan.
+SAMPLE = np.dtype(
+    [
+        ("shard", "<u4"),
+        ("offset", "<u8"),
+        ("size", "<u4"),
+        ("width", "<u4"),
+        ("height", "<u4"),
+        ("generator", "<i2"),
+        ("subset", "<i2"),
+        ("object", "<i4"),
+        ("key", "<u8"),
+    ]
+)
+
+MANIFEST_FORMAT = "telltale-shards"
+_OPEN_TARS = 256  # mapped at a time; the order touches only a window of shards
+
+
+@dataclass(frozen=True)
+class LabelSpaces:
+    """What the heads' outputs mean; stored in every manifest and checkpoint.
+
+    Attributes:
+        generators: names; index 0 is "nature".
+        objects: names.
+    """
+
+    generators: tuple[str, ...]
+    objects: tuple[str, ...]
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any]:
+    """Read DIR/manifest.json.
+
+    Raises:
+        UserError: no such folder or file, not JSON, or of another format or version.
+    """
+    path = Path(folder) / "manifest.json"
+    if not Path(folder).is_dir():
+        raise UserError(f"{folder}: no such folder of shards; write one with `python launch/shard.py`")
+    try:
+        manifest = json.loads(path.read_text())
+    except FileNotFoundError:
+        hint = "sharding did not finish, run it again" if (path.parent / ".work").is_dir() else "is it a shard folder?"
+        raise UserError(f"{path}: not found; {hint}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); write the shards again") from None
+    found = manifest.get("format") if isinstance(manifest, dict) else None
+    if found != MANIFEST_FORMAT:
+        raise UserError(f"{path}: format is {found!r}, expected {MANIFEST_FORMAT!r}; is it a shard folder?")
+    if manifest.get("version") != 1:
+        raise UserError(f"{path}: version {manifest.get('version')!r}, this telltale reads version 1; update it")
+    return manifest
+
+
+def label_spaces(manifest: dict[str, Any]) -> LabelSpaces:
+    return LabelSpaces(tuple(manifest["generators"]), tuple(manifest["objects"]))
+
+
+def sha256_of(path: str | Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class ShardSet:
+    """One split of a shard folder, opened for reading by sample id.
+
+    A sample id is a row of the split's index (of the selected rows, where `subsets`
+    selects). Opening checks the size of every tar and index against the manifest, and
+    with `verify` their SHA-256, so that a stale or truncated file is named before the
+    first step instead of yielding garbage at hour ten.
+
+    Attributes:
+        rows: structured array [N] of dtype SAMPLE.
+        shard_sizes: int64 [shards], selected samples in each shard.
+        labels: the label spaces.
+
+    Raises:
+        UserError: missing, truncated or changed files; an unknown split or subset.
+    """
+
+    def __init__(
+        self, folder: str | Path, split: str, *, subsets: Sequence[str] = (), verify: bool = False
+    ) -> None:
+        self.folder, self.split = Path(folder), split
+        self.manifest = read_manifest(folder)
+        self.labels = label_spaces(self.manifest)
+        if split not in self.manifest["splits"]:
+            raise UserError(f"{folder}: no split {split!r}; there are {', '.join(self.manifest['splits'])}")
+        entry = self.manifest["splits"][split]
+        self.shards: list[dict[str, Any]] = entry["shards"]
+        self._check_files(entry, verify)
+        rows = self._load_rows(entry)
+        if subsets:
+            rows = rows[np.isin(rows["subset"], self._subset_numbers(subsets))]
+        if len(rows) == 0:
+            chosen = f" in subsets {', '.join(subsets)}" if subsets else ""
+            raise UserError(f"{folder}: the {split} split has no samples{chosen}; choose another --split or shard more")
+        self.rows: NDArray[np.void] = rows
+        self.shard_sizes = np.bincount(rows["shard"], minlength=len(self.shards)).astype(np.int64)
+        self._maps: OrderedDict[int, mmap.mmap] = OrderedDict()
+
+    def _subset_numbers(self, subsets: Sequence[str]) -> list[int]:
+        known = self.manifest["subsets"]
+        unknown = [name for name in subsets if name not in known]
+        if unknown:
+            raise UserError(f"{self.folder}: no subset {unknown[0]!r}; there are {', '.join(known)} (data.subsets)")
+        return [known.index(name) for name in subsets]
+
+    def _check_files(self, entry: dict[str, Any], verify: bool) -> None:
+        wanted = [(entry["index"]["file"], entry["index"]["bytes"], entry["index"]["sha256"])]
+        for shard in self.shards:
+            wanted.append((shard["file"], shard["bytes"], shard["sha256"]))
+            wanted.append((str(Path(shard["file"]).with_suffix(".idx")), shard["idx_bytes"], shard["idx_sha256"]))
+        for name, size, digest in wanted:
+            path = self.folder / name
+            try:
+                found = os.stat(path).st_size
+            except FileNotFoundError:
+                raise UserError(f"{path}: missing, but the manifest lists it; copy it again or re-shard") from None
+            if found != size:
+                raise UserError(
+                    f"{path}: {found} bytes, the manifest says {size}: truncated or changed; copy it again or re-shard"
+                )
+            if verify and sha256_of(path) != digest:
+                raise UserError(f"{path}: its SHA-256 is not the manifest's: changed; copy it again or re-shard")
+
+    def _load_rows(self, entry: dict[str, Any]) -> NDArray[np.void]:
+        path = self.folder / entry["index"]["file"]
+        try:
+            # Mapped, so that all processes of a node share one copy.
+            rows = np.load(path, mmap_mode="r" if entry["samples"] else None)
+        except ValueError as error:
+            raise UserError(f"{path}: not a sample index ({error}); re-shard") from None
+        if rows.dtype != SAMPLE or rows.shape != (entry["samples"],):
+            raise UserError(
+                f"{path}: {rows.shape} of {rows.dtype}, expected ({entry['samples']},) of the sample type; re-shard"
+            )
+        return rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def image_sizes(self) -> tuple[int, int, int, int]:
+        """(smallest width, largest width, smallest height, largest height), pixels."""
+        width, height = self.rows["width"], self.rows["height"]
+        return int(width.min()), int(width.max()), int(height.min()), int(height.max())
+
+    def _map(self, shard: int) -> mmap.mmap:
+        if shard in self._maps:
+            self._maps.move_to_end(shard)
+            return self._maps[shard]
+        with open(self.folder / self.shards[shard]["file"], "rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._maps[shard] = mapped
+        if len(self._maps) > _OPEN_TARS:
+            # Not closed by hand: a view of it may still be in flight.
+            self._maps.popitem(last=False)
+        return mapped
+
+    def read(self, sample_id: int) -> NDArray[np.uint8]:
+        """The encoded bytes of one image, uint8 [size], a view of the mapped tar."""
+        row = self.rows[sample_id]
+        return np.frombuffer(self._map(int(row["shard"])), np.uint8, int(row["size"]), int(row["offset"]))
+
+    def describe(self, sample_id: int) -> str:
+        """Where a sample lies, for messages: "train/000003.tar key 000012345"."""
+        row = self.rows[sample_id]
+        return f"{self.folder / self.shards[int(row['shard'])]['file']} key {int(row['key']):09d}"

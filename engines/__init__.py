@@ -1,0 +1,1 @@
+"""The loops and what they need: training, evaluation, checkpoints, logs."""

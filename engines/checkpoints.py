@@ -1,0 +1,140 @@
+"""Checkpoints that are either complete or not there.
+
+A file is written under a temporary name, synced and renamed, and its folder is synced;
+so a name `step_00000123.pt` always stands for a complete file, whatever killed the run.
+What a disk did to it later is found by the CRC-32 of every record in the container.
+"""
+
+import os
+import re
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dataio.errors import UserError
+
+FORMAT = "telltale-checkpoint"
+VERSION = 1
+_NAME = re.compile(r"step_(\d{8})\.pt")
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary file beside `path`, then make it `path` in one step."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write one checkpoint file (tensors and plain values only), atomically."""
+    write_atomically(path, lambda temporary: torch.save(state, temporary))
+
+
+def cpu_state(module: nn.Module) -> dict[str, torch.Tensor]:
+    """A module's state as separate CPU tensors (running statistics are views of one)."""
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in module.state_dict().items()}
+
+
+def load(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint or best.pt; tensors on the CPU, no code is ever run.
+
+    Raises:
+        UserError: missing, damaged, or not a telltale checkpoint.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder, expected a checkpoint file such as {path / 'best.pt'}")
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint file")
+    damage = find_damage(path)
+    if damage:
+        raise UserError(f"{path}: {damage}; use another checkpoint")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: not a telltale checkpoint ({reason})") from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise UserError(f"{path}: not a telltale checkpoint (no format mark); give a file written by launch/train.py")
+    if state["version"] != VERSION:
+        raise UserError(f"{path}: version {state['version']}, this telltale reads {VERSION}; update it")
+    return state
+
+
+def find_damage(path: Path) -> str:
+    """What is wrong with the container, or "" if every record's CRC-32 holds."""
+    try:
+        with zipfile.ZipFile(path) as container:
+            bad = container.testzip()
+    except (OSError, zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError) as error:
+        return f"damaged ({' '.join(str(error).split())})"
+    return f"damaged (record {bad} fails its checksum)" if bad else ""
+
+
+class CheckpointFolder:
+    """RUN/checkpoints: the newest few checkpoints of a run, by step."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder, self.keep = folder, keep
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, ascending."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(m[1]) for m in map(_NAME.fullmatch, os.listdir(self.folder)) if m)
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"step_{step:08d}.pt"
+
+    def save(self, step: int, state: dict[str, Any]) -> Path:
+        """Commit a checkpoint, then delete what is older than the last `keep`."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        save(self.path(step), state)
+        for old in self.steps()[: -self.keep]:
+            self.path(old).unlink()
+        return self.path(step)
+
+    def clear_leftovers(self) -> None:
+        """Remove temporary files of a killed save."""
+        if self.folder.is_dir():
+            for leftover in self.folder.glob(".*.tmp"):
+                leftover.unlink()
+
+    def load_newest(self, warn: Callable[[str], None]) -> dict[str, Any] | None:
+        """The newest undamaged checkpoint; None where there is none at all.
+
+        Raises:
+            UserError: there are checkpoints and every one is damaged.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                return load(self.path(step))
+            except UserError as error:
+                warn(f"{error}; trying the one before")
+        if steps:
+            raise UserError(
+                f"{self.folder}: all {len(steps)} checkpoints are damaged; "
+                "start again with --resume none and another --run.dir"
+            )
+        return None

@@ -1,0 +1,59 @@
+"""What every command shares: one-line errors, exit codes, and the argument parser."""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser, set_parsing_settings
+
+from dataio.errors import UserError
+
+EXIT_USER_ERROR = 2
+EXIT_RUN_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: "stopped, run me again"
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+class SharedError(UserError):
+    """A UserError that every rank raises alike; only rank 0 prints it."""
+
+
+def is_main_process() -> bool:
+    """Whether this is rank 0, also before the process group exists."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+class Parser(ArgumentParser):
+    """jsonargparse's parser, with errors as one line and no abbreviated flags.
+
+    Abbreviations are off because `--optim.l` would silently set `--optim.lr`.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(*args, **kwargs)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise the parser's (often many-lined) message as one UserError line."""
+        text = str(ex if ex is not None and str(ex) else message)
+        raise UserError(f"{' '.join(text.split())} (see --help)") from None
+
+
+def run_command(main: Callable[[], int | None]) -> NoReturn:
+    """Run `main` and leave with its exit code; a UserError becomes one line and code 2."""
+    try:
+        code = main() or 0
+        sys.stdout.flush()
+    except UserError as error:
+        if is_main_process() or not isinstance(error, SharedError):
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        code = EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:
+        # The reader (head, less) went away; a second flush at exit must not complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    sys.exit(code)

@@ -1,0 +1,309 @@
+"""The configuration of a training run: typed, checked, saved with the run.
+
+A YAML file states what an experiment changes; dotted flags override the file
+(`--optim.lr 0.05`); defaults live here and in the classes beside the code that uses them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from jsonargparse import Namespace
+
+from dataio.errors import UserError
+from dataio.loader import DataConfig
+from engines.command import Parser
+from models.dual_head import ModelConfig
+
+
+@dataclass(kw_only=True)
+class RunConfig:
+    """The run and its folder."""
+
+    dir: str = "runs/default"
+    """Folder of the run: config, metrics, checkpoints, weights."""
+    seed: int = 0
+    """Seed of the initial weights, the order and the augmentation."""
+
+
+@dataclass(kw_only=True)
+class OptimConfig:
+    """The optimiser and its schedule."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    """sgd (Nesterov momentum) or adamw."""
+    lr: float = 0.1
+    """Peak learning rate."""
+    momentum: float = 0.9
+    """SGD's momentum."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's."""
+    weight_decay: float = 5e-5
+    """On weights only; norms and biases have none."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the rate falls from its peak to lr * final after the warm-up."""
+    warmup: float = 0.05
+    """Share of the steps in which the rate rises linearly to its peak."""
+    final: float = 0.0
+    """Share of the peak rate at the last step."""
+    clip: float = 0.0
+    """Largest norm of the gradient; 0 does not clip."""
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0:
+            raise ValueError(f"optim.lr is {self.lr}, expected a number above 0")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"optim.momentum is {self.momentum}, expected [0, 1)")
+        if self.weight_decay < 0 or self.clip < 0:
+            raise ValueError("optim.weight_decay and optim.clip must be 0 or more")
+        if not 0 <= self.warmup < 1 or not 0 <= self.final <= 1:
+            raise ValueError("optim.warmup must be in [0, 1) and optim.final in [0, 1]")
+
+
+@dataclass(kw_only=True)
+class LossConfig:
+    """What is minimised: generator * CE(generator) + object * CE(object)."""
+
+    generator: float = 1.0
+    """Weight of the generator head."""
+    object: float = 1.0
+    """Weight of the object head; images of unknown object do not count in it."""
+    label_smoothing: float = 0.0
+    """Of both heads."""
+
+    def __post_init__(self) -> None:
+        if self.generator < 0 or self.object < 0 or self.generator + self.object == 0:
+            raise ValueError("loss.generator and loss.object must be 0 or more and not both 0")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"loss.label_smoothing is {self.label_smoothing}, expected [0, 1)")
+
+
+@dataclass(kw_only=True)
+class TrainConfig:
+    """The loop."""
+
+    epochs: float = 1.0
+    """Passes over the training split; unused where steps is given."""
+    steps: int = 0
+    """Optimiser steps; 0 means epochs decides."""
+    global_batch: int = 256
+    """Images per step over all processes; the result depends on it, not on their number."""
+    micro_batch: int = 64
+    """Images per forward pass; batch norm sees this many, on any number of processes."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto is bf16 on a GPU and fp32 on a CPU; fp16 scales its loss."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
+    channels_last: bool = True
+    """Keep activations channels-last in memory, which convolutions like."""
+    validate_every: int = 0
+    """Steps between validations; 0 means once per epoch. The last step always validates."""
+    threads: int = 1
+    """CPU threads of PyTorch per process; more change the last bits of the result."""
+    deterministic: bool = False
+    """On a GPU: only algorithms whose bits repeat (slower); a CPU's always do."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 0 or (self.steps == 0 and self.epochs <= 0):
+            raise ValueError("train.epochs must be above 0, or train.steps at least 1")
+        if self.micro_batch < 1 or self.global_batch < 1:
+            raise ValueError("train.global_batch and train.micro_batch must be at least 1")
+        if self.global_batch % self.micro_batch:
+            raise ValueError(
+                f"train.global_batch is {self.global_batch}, expected a multiple of train.micro_batch, "
+                f"{self.micro_batch}"
+            )
+        if self.threads < 1 or self.validate_every < 0:
+            raise ValueError("train.threads must be at least 1 and train.validate_every at least 0")
+
+
+@dataclass(kw_only=True)
+class CheckpointConfig:
+    """What is kept, and when."""
+
+    every: int = 0
+    """Steps between checkpoints; 0 means once per epoch. A stop and the last step always save."""
+    keep: int = 2
+    """How many checkpoints are kept; older ones are deleted."""
+    best: Literal["generator_error", "real_fake_error", "object_error", "joint_error", "loss"] = "joint_error"
+    """best.pt has the weights with the lowest of these on the validation split."""
+
+    def __post_init__(self) -> None:
+        if self.every < 0 or self.keep < 1:
+            raise ValueError("checkpoint.every must be 0 or more and checkpoint.keep at least 1")
+
+
+@dataclass(kw_only=True)
+class LogConfig:
+    """What is written while the run goes."""
+
+    every: int = 10
+    """Steps between lines of metrics.jsonl."""
+    wandb: Literal["auto", "online", "offline", "off"] = "auto"
+    """Weights & Biases: auto is online where a key is configured, else offline."""
+    project: str = "telltale"
+    """Weights & Biases project."""
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError(f"log.every is {self.every}, expected at least 1")
+
+
+@dataclass(kw_only=True)
+class Config:
+    """Everything a training run depends on."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    """The run and its folder."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Where the images are and how they become tensors."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The network."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """The optimiser and its schedule."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """What is minimised."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """The loop."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """What is kept, and when."""
+    log: LogConfig = field(default_factory=LogConfig)
+    """What is written while the run goes."""
+    resume: str = "auto"
+    """auto continues the newest complete checkpoint; none starts anew in an empty folder; or a file."""
+
+
+# Keys that may change between a run and its continuation without changing its result
+# (on the data side: the folder may move, its content may not; see Trainer).
+FREE_KEYS = frozenset(
+    [
+        "resume",
+        "run.dir",
+        "data.shards",
+        "data.threads",
+        "data.prefetch",
+        "data.hw_decoder_load",
+        "data.verify",
+        "data.synthetic.images",
+        "data.synthetic.size",
+        "data.synthetic.seed",
+        "model.weights",
+        "model.whiten",
+        "checkpoint.every",
+        "checkpoint.keep",
+        "log.every",
+        "log.wandb",
+        "log.project",
+    ]
+)
+
+
+def make_parser() -> Parser:
+    parser = Parser(prog="train.py", description="Train a dual-head detector.", default_env=False)
+    parser.add_argument("--config", action="config", help="YAML file of the experiment, see configs/")
+    parser.add_class_arguments(Config, nested_key=None)
+    # Launchers (deepspeed, older torch) add this one; the environment says the same.
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=None, help="ignored; accepted for launchers")
+    return parser
+
+
+def parse_config(argv: Sequence[str], default_file: str | Path) -> Config:
+    """Parse flags over the YAML file they name, or over `default_file`.
+
+    Raises:
+        UserError: an unknown key, a value out of range, an unreadable file; names the key
+            and the file.
+    """
+    flags, file = _split_config_flag(list(argv))
+    if "--help" in flags or "-h" in flags:
+        make_parser().parse_args(["--help"])
+    path = Path(file if file is not None else default_file)
+    if not path.is_file():
+        raise UserError(f"--config {path}: no such file; see the configs/ folder")
+    parser = make_parser()
+    try:
+        # The file is parsed by itself first, so that its errors name it; flags follow.
+        parser.parse_args(["--config", str(path)])
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    parsed = parser.parse_args(["--config", str(path), *flags])
+    return _instantiate(parser, parsed, path)
+
+
+def _split_config_flag(argv: list[str]) -> tuple[list[str], str | None]:
+    """Take `--config X` out of the flags wherever it stands, so that flags always win."""
+    rest: list[str] = []
+    file: str | None = None
+    words = iter(argv)
+    for word in words:
+        if word == "--config":
+            file = next(words, None)
+            if file is None:
+                raise UserError("--config: expected a YAML file after it")
+        elif word.startswith("--config="):
+            file = word.removeprefix("--config=")
+        else:
+            rest.append(word)
+    return rest, file
+
+
+def _instantiate(parser: Parser, parsed: Namespace, path: Path) -> Config:
+    parsed = parsed.clone()
+    for key in ("config", "local_rank"):
+        parsed.pop(key, None)
+    try:
+        built = parser.instantiate_classes(parsed)
+        return Config(**dict(vars(built)))
+    except ValueError as error:
+        raise UserError(f"{' '.join(str(error).split())} (from {path} and the flags)") from None
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Plain dicts, lists and scalars, as YAML and checkpoints hold them."""
+    return _plain(asdict(config))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def from_dict(values: dict[str, Any]) -> Config:
+    """The inverse of `to_dict`; keys a newer version added take their defaults.
+
+    Raises:
+        UserError: keys or values this version does not know.
+    """
+    parser = make_parser()
+    try:
+        parsed = parser.parse_object(values)
+    except UserError as error:
+        raise UserError(f"stored configuration: {error}") from None
+    return _instantiate(parser, parsed, Path("the stored configuration"))
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"optim": {"lr": 1}} to {"optim.lr": 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{name}."))
+        else:
+            flat[name] = value
+    return flat
+
+
+def changed_keys(stored: dict[str, Any], current: Config) -> list[tuple[str, Any, Any]]:
+    """(key, stored value, current value) of the keys whose change would change the result."""
+    old, new = flatten(stored), flatten(to_dict(current))
+    return [(key, old[key], new.get(key)) for key in old if key not in FREE_KEYS and old[key] != new.get(key)]
+
+
+def to_yaml(config: Config) -> str:
+    return yaml.safe_dump(to_dict(config), sort_keys=False)

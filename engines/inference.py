@@ -1,0 +1,139 @@
+"""Running a checkpoint over shards: every image once, over any number of processes."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from dataio.errors import UserError
+from dataio.index import ShardSet
+from dataio.loader import Loader, evaluation_work
+from engines import checkpoints
+from engines.config import Config, from_dict
+from engines.predictions import PredictionArrays
+from engines.process import World, join, leave, together
+from engines.trainer import PRECISIONS, resolve_precision
+from models.dual_head import DualHead
+
+
+def load_model(path: str | Path) -> tuple[DualHead, Config, dict[str, Any]]:
+    """Build the network a checkpoint holds, in evaluation mode on the CPU.
+
+    Returns:
+        the model, the configuration it was trained with, and the checkpoint's other plain
+        values (step, labels, codec, layout).
+
+    Raises:
+        UserError: missing, damaged, or not a telltale checkpoint.
+    """
+    state = checkpoints.load(path)
+    config = from_dict(state["config"])
+    labels = state["labels"]
+    model = DualHead(config.model, labels["generators"], labels["objects"])
+    model.load_state_dict(state["model"])
+    info = {key: state[key] for key in ("step", "labels", "codec", "layout")}
+    return model.eval(), config, info
+
+
+def check_labels(info: dict[str, Any], shards: ShardSet, checkpoint: str) -> None:
+    """Raise a UserError that prints both, where label spaces differ."""
+    for name, ours in (("generators", shards.labels.generators), ("objects", shards.labels.objects)):
+        theirs = tuple(info["labels"][name])
+        if theirs != ours:
+            raise UserError(
+                f"{checkpoint}: its label space of {name} is {_brief(theirs)}, that of {shards.folder} is "
+                f"{_brief(ours)}; evaluate on shards of the same label space"
+            )
+
+
+def _brief(names: tuple[str, ...]) -> str:
+    return f"[{', '.join(names[:10])}{', ...' if len(names) > 10 else ''}] ({len(names)})"
+
+
+def predict_split(
+    checkpoint: str,
+    data: str,
+    split: str,
+    *,
+    batch: int | None = None,
+    verify: bool = False,
+    threads: int | None = None,
+) -> PredictionArrays | None:
+    """Predict every image of a split once; also under torchrun.
+
+    Args:
+        checkpoint: best.pt or a file of RUN/checkpoints. data: shard folder.
+        batch: images per forward pass; None takes 4 times the training's micro-batch.
+        verify: check the shards' SHA-256 first.
+        threads: CPU threads of PyTorch; None takes the cores, shared among the processes.
+
+    Returns:
+        the predictions on rank 0, None on the others.
+
+    Raises:
+        UserError: on every rank alike, see `load_model`, `check_labels` and `ShardSet`.
+    """
+    world = join()
+    try:
+        model, config, info = together(world, lambda: load_model(checkpoint))
+        shards = together(world, lambda: _open(data, split, verify, info, checkpoint))
+        from dataio.loader import default_threads
+
+        torch.set_num_threads(threads or default_threads())
+        arrays = _predict(model, config, shards, world, batch or 4 * config.train.micro_batch)
+        parts: list[Any] = [None] * world.size
+        if world.distributed:
+            # Only rank 0 needs them; ranks hold contiguous slices in rank order.
+            dist.gather_object(arrays, parts if world.is_main else None)
+        else:
+            parts = [arrays]
+        if not world.is_main:
+            return None
+        ids, probabilities, top5 = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+        rows = shards.rows[ids]
+        info["checkpoint"] = Path(checkpoint).name
+        return PredictionArrays(
+            sample_id=ids,
+            key=[f"{int(key):09d}" for key in rows["key"]],
+            generator=rows["generator"].astype(np.int64),
+            object=rows["object"].astype(np.int64),
+            generator_probability=probabilities,
+            object_top5=top5,
+            generators=shards.labels.generators,
+            objects=shards.labels.objects,
+            checkpoint={key: info[key] for key in ("checkpoint", "step", "layout")},
+        )
+    finally:
+        leave(world)
+
+
+def _open(data: str, split: str, verify: bool, info: dict[str, Any], checkpoint: str) -> ShardSet:
+    shards = ShardSet(data, split, verify=verify)
+    check_labels(info, shards, checkpoint)
+    return shards
+
+
+@torch.inference_mode()
+def _predict(
+    model: DualHead, config: Config, shards: ShardSet, world: World, batch: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """This rank's slice: ids int64 [n], P(generator) float64 [n, G], object top-5 int64 [n, <= 5]."""
+    layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
+    model = model.to(world.device, memory_format=layout)  # type: ignore[call-overload]
+    precision = resolve_precision(config.train.precision, world.device)
+    work = evaluation_work(shards, config.data, batch=batch, rank=world.rank, world=world.size)
+    best = min(5, max(1, len(shards.labels.objects)))
+    ids, probabilities, top5 = [np.zeros(0, np.int64)], [], []
+    probabilities.append(np.zeros((0, len(shards.labels.generators))))
+    top5.append(np.zeros((0, best), np.int64))
+    for loaded in Loader(shards, config.data, work, batch=batch, device=world.device, train=False):
+        with torch.autocast(
+            world.device.type, PRECISIONS.get(precision, torch.bfloat16), enabled=precision != "fp32"
+        ):
+            generator_logits, object_logits = model(loaded.image)
+        ids.append(loaded.sample_id.numpy())
+        probabilities.append(generator_logits.double().softmax(1).cpu().numpy())
+        top5.append(object_logits.float().topk(best).indices.cpu().numpy())
+    return np.concatenate(ids), np.concatenate(probabilities), np.concatenate(top5)

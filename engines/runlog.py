@@ -1,0 +1,112 @@
+"""The record of a run: metrics.jsonl first, Weights & Biases second, a line for the eye.
+
+metrics.jsonl holds what is reproducible at the top level of each line and timings under
+"perf". A checkpoint stores the file's length, and resuming truncates to it, so that the
+file of a run that was killed ten times equals that of one left alone (but for "perf").
+"""
+
+import contextlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from engines.config import LogConfig
+
+
+class RunLog:
+    """Rank 0's log; other ranks make one with `enabled=False`, which does nothing.
+
+    Args:
+        folder: of the run.
+        config: the log's settings. settings: the whole configuration, for W&B.
+        offset: bytes of metrics.jsonl to keep (from the checkpoint), 0 for a new run.
+        wandb_id: the W&B run to continue, "" for a new one.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: LogConfig,
+        settings: dict[str, Any],
+        *,
+        offset: int = 0,
+        wandb_id: str = "",
+        enabled: bool = True,
+    ) -> None:
+        self._enabled = enabled
+        self._wandb: Any = None
+        self.wandb_id = wandb_id
+        if not enabled:
+            return
+        self._file = open(folder / "metrics.jsonl", "ab")  # noqa: SIM115 (open for the whole run)
+        self._file.truncate(offset)
+        self._start_wandb(folder, config, settings)
+
+    def _start_wandb(self, folder: Path, config: LogConfig, settings: dict[str, Any]) -> None:
+        if config.wandb == "off":
+            return
+        with self._never_stopping("starting Weights & Biases"):
+            import wandb
+
+            mode = config.wandb
+            if mode == "auto":
+                mode = "online" if os.environ.get("WANDB_API_KEY") or _has_netrc_key() else "offline"
+            self._wandb = wandb.init(
+                project=config.project,
+                name=folder.name,
+                dir=str(folder),
+                id=self.wandb_id or None,
+                resume="allow",
+                mode=mode,
+                config=settings,
+                settings=wandb.Settings(silent=True, console="off"),
+            )
+            self.wandb_id = self._wandb.id
+
+    @contextlib.contextmanager
+    def _never_stopping(self, what: str) -> Any:
+        """Weights & Biases is second: its failures are said once and never stop a run."""
+        try:
+            yield
+        except Exception as error:
+            print(f"warning: {what} failed ({error}); going on without it", file=sys.stderr)
+            self._wandb = None
+
+    def write(self, record: dict[str, Any], perf: dict[str, float] | None = None) -> None:
+        """Append one line; `record` needs "step", everything else is free."""
+        if not self._enabled:
+            return
+        line = {**record, "perf": perf} if perf else record
+        self._file.write(json.dumps(line).encode() + b"\n")
+        self._file.flush()
+        if self._wandb is not None:
+            with self._never_stopping("logging to Weights & Biases"):
+                values = {f"{record['kind']}/{k}": v for k, v in record.items() if k not in ("kind", "step")}
+                values.update({f"perf/{k}": v for k, v in (perf or {}).items()})
+                self._wandb.log(values, step=record["step"])
+
+    def committed_offset(self) -> int:
+        """Bytes of metrics.jsonl, safely on disk."""
+        if not self._enabled:
+            return 0
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def close(self, exit_code: int) -> None:
+        if not self._enabled:
+            return
+        self._file.close()
+        if self._wandb is not None:
+            with self._never_stopping("closing Weights & Biases"):
+                self._wandb.finish(exit_code=exit_code, quiet=True)
+
+
+def _has_netrc_key() -> bool:
+    import netrc
+
+    with contextlib.suppress(OSError, netrc.NetrcParseError):
+        return netrc.netrc().authenticators("api.wandb.ai") is not None
+    return False

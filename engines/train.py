@@ -1,0 +1,349 @@
+"""A training run from start to end: prepare, resume, loop, save, finish."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from dataio.errors import UserError
+from dataio.index import ShardSet
+from engines import checkpoints
+from engines.config import Config, changed_keys, to_dict, to_yaml
+from engines.command import EXIT_RUN_AGAIN, EXIT_USER_ERROR
+from engines.process import FolderLock, StopRequest, World, from_main, join, leave, together
+from engines.runlog import RunLog
+from engines.trainer import Trainer, data_fingerprint, resolve_precision
+
+
+def run_training(config: Config) -> int:
+    """Train as `config` says, or continue; every rank calls this.
+
+    Returns:
+        0 when the run is finished, 75 when it was asked to stop and saved.
+
+    Raises:
+        UserError: on every rank alike; exit.json is written by then.
+    """
+    world = join()
+    folder = Path(config.run.dir)
+    code, message, lock = 1, "a programming error; see the log", None
+    try:
+        # Rank 0 takes the lock and the others wait; together, not from_main: it cannot be sent.
+        lock = together(world, lambda: _claim(folder) if world.is_main else None)
+        code, message = _train(config, world, folder)
+        return code
+    except UserError as error:
+        code, message = EXIT_USER_ERROR, str(error)
+        raise
+    finally:
+        if world.is_main and lock is not None:
+            write_exit(folder, code, message)
+            lock.release()
+        leave(world)
+
+
+def write_exit(folder: Path, code: int, message: str) -> None:
+    """RUN/exit.json: the verdict for scripts, since torchrun turns every code into 1."""
+    text = json.dumps({"code": code, "message": message}) + "\n"
+    checkpoints.write_atomically(folder / "exit.json", lambda path: _write_text(path, text))
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text)
+
+
+def _claim(folder: Path) -> FolderLock:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FolderLock(folder)
+        (folder / "exit.json").unlink(missing_ok=True)
+        (folder / "stop").unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"--run.dir {folder}: cannot be written ({error.strerror}); choose another") from None
+    return lock
+
+
+def ensure_shards(config: Config) -> None:
+    """Make the synthetic shards a configuration asks for, where there are none yet."""
+    wanted = config.data.synthetic
+    if wanted.images == 0 or (Path(config.data.shards) / "manifest.json").is_file():
+        return
+    from dataio.quickstart import make_synthetic_shards
+
+    print(f"drawing {wanted.images} synthetic images of {wanted.size} px into {config.data.shards}", flush=True)
+    make_synthetic_shards(config.data.shards, images=wanted.images, size=wanted.size, seed=wanted.seed)
+
+
+def _open_sets(config: Config) -> tuple[ShardSet, ShardSet | None]:
+    data = config.data
+    train_set = ShardSet(data.shards, "train", subsets=data.subsets, verify=data.verify)
+    has_val = train_set.manifest["splits"].get("val", {}).get("samples", 0) > 0
+    val_set = ShardSet(data.shards, "val", subsets=data.subsets, verify=data.verify) if has_val else None
+    return train_set, val_set
+
+
+def _train(config: Config, world: World, folder: Path) -> tuple[int, str]:
+    from_main(world, lambda: ensure_shards(config))
+    train_set, val_set = together(world, lambda: _open_sets(config))
+    store = checkpoints.CheckpointFolder(folder / "checkpoints", config.checkpoint.keep)
+    state = together(world, lambda: _find_state(config, world, store))
+    if state is not None:
+        together(world, lambda: _check_same_run(config, world, state, train_set))
+    trainer = together(world, lambda: Trainer(config, world, train_set, val_set))
+    if state is not None:
+        trainer.load_state(state)
+    run = _Run(config, world, folder, store, trainer, state)
+    return run.to_the_end()
+
+
+def _find_state(config: Config, world: World, store: checkpoints.CheckpointFolder) -> dict[str, Any] | None:
+    if world.is_main:
+        store.clear_leftovers()
+    if config.resume == "none":
+        if store.steps():
+            raise UserError(
+                f"--resume none: {store.folder} holds checkpoints up to step {store.steps()[-1]}; "
+                "choose another --run.dir, remove them, or use --resume auto"
+            )
+        return None
+    if config.resume != "auto":
+        state = checkpoints.load(config.resume)
+        if "optimizer" not in state:
+            raise UserError(f"--resume {config.resume}: has weights only; resume from a file in RUN/checkpoints/")
+        return state
+
+    def warn(text: str) -> None:
+        if world.is_main:
+            print(f"warning: {text}", file=sys.stderr)
+
+    return store.load_newest(warn)
+
+
+def _check_same_run(config: Config, world: World, state: dict[str, Any], train_set: ShardSet) -> None:
+    """A continuation must not silently become another run."""
+    changes = changed_keys(state["config"], config)
+    if changes:
+        key, old, new = changes[0]
+        more = f" (and {len(changes) - 1} more: {', '.join(c[0] for c in changes[1:6])})" if len(changes) > 1 else ""
+        raise UserError(
+            f"{key} is {new!r}, but this run was started with {old!r}{more}: that would change its result; "
+            "use the old value or another --run.dir"
+        )
+    labels = train_set.labels
+    for name, ours in (("generators", labels.generators), ("objects", labels.objects)):
+        theirs = tuple(state["labels"][name])
+        if theirs != ours:
+            raise UserError(
+                f"the checkpoint's label space of {name} is {_brief(theirs)}, that of {train_set.folder} is "
+                f"{_brief(ours)}; use the shards the run was started with or another --run.dir"
+            )
+    if state["data"] != data_fingerprint(train_set):
+        raise UserError(
+            f"data.shards {train_set.folder}: its training shards are not those the run was started with; "
+            "use those or another --run.dir"
+        )
+    precision = resolve_precision(config.train.precision, world.device)
+    if state["precision"] != precision:
+        raise UserError(
+            f"train.precision is {precision} on this machine, the run was started with {state['precision']}; "
+            f"add --train.precision {state['precision']}"
+        )
+
+
+def _brief(names: tuple[str, ...]) -> str:
+    return f"[{', '.join(names[:10])}{', ...' if len(names) > 10 else ''}] ({len(names)})"
+
+
+class _Run:
+    """The loop's bookkeeping: when to log, validate, save and stop."""
+
+    def __init__(
+        self,
+        config: Config,
+        world: World,
+        folder: Path,
+        store: checkpoints.CheckpointFolder,
+        trainer: Trainer,
+        state: dict[str, Any] | None,
+    ) -> None:
+        self.config, self.world, self.folder, self.store, self.trainer = config, world, folder, store, trainer
+        self.resumed_from = None if state is None else state["step"]
+        self.best: dict[str, Any] = {} if state is None else state["best"]
+        self.stop = StopRequest(world, folder)
+        self.log = RunLog(
+            folder,
+            config.log,
+            to_dict(config),
+            offset=0 if state is None else state["metrics_offset"],
+            wandb_id="" if state is None else state["wandb_id"],
+            enabled=world.is_main and not self._finished(),
+        )
+        self._clock = time.perf_counter()
+        self._logged_step = trainer.step
+
+    def _finished(self) -> bool:
+        return self.trainer.step >= self.trainer.plan.total_steps
+
+    def say(self, text: str) -> None:
+        if self.world.is_main:
+            print(text, flush=True)
+
+    def to_the_end(self) -> tuple[int, str]:
+        plan, trainer = self.trainer.plan, self.trainer
+        if self._finished() and (self.folder / "final.safetensors").is_file():
+            self.say(f"{self.folder}: already finished at step {trainer.step}")
+            return 0, "already finished"
+        self._introduce()
+        code = 1
+        try:
+            code, message = self._loop()
+            return code, message
+        finally:
+            self.log.close(code)
+
+    def _introduce(self) -> None:
+        config, plan, trainer = self.config, self.trainer.plan, self.trainer
+        if self.world.is_main:
+            text = to_yaml(config)
+            checkpoints.write_atomically(self.folder / "config.yaml", lambda path: _write_text(path, text))
+        val = len(trainer.val_set) if trainer.val_set else 0
+        self.say(
+            f"{self.folder}: {config.model.backbone}, {len(trainer.train_set)} training and {val} validation images, "
+            f"{plan.total_steps} steps of {config.train.global_batch} ({plan.steps_per_epoch} per epoch, the last "
+            f"{trainer.order.dropped} images of each epoch dropped), {self.world.size} x {self.world.device.type}, "
+            f"{trainer.precision}"
+        )
+        for note in trainer.notes:
+            self.say(note)
+        if not trainer.val_set:
+            self.say("no validation images: best.pt will be the last step's weights")
+        if self.resumed_from is not None:
+            self.say(f"continuing after step {self.resumed_from}")
+
+    def _loop(self) -> tuple[int, str]:
+        plan, trainer = self.trainer.plan, self.trainer
+        saved = self.resumed_from
+        while trainer.step < plan.total_steps:
+            trainer.train_step()
+            step = trainer.step
+            if step % self.config.log.every == 0 or step == plan.total_steps:
+                self._log_training()
+            if plan.validates_after(step):
+                self._validate()
+            # On a GPU the host runs ahead; asking every step would hold it back.
+            asked = (step % 10 == 0 or self.world.device.type == "cpu") and self.stop.agreed()
+            if plan.saves_after(step) or asked:
+                self._save()
+                saved = step
+            if asked and step < plan.total_steps:
+                self.stop.clear_file()
+                self.say(f"stopped after step {step} ({self.stop.reason}); run the same command to continue")
+                return EXIT_RUN_AGAIN, f"stopped after step {step}; run the same command to continue"
+        if saved != trainer.step:
+            self._save()
+        self._export()
+        return 0, f"finished {trainer.step} steps"
+
+    def _log_training(self) -> None:
+        trainer, now = self.trainer, time.perf_counter()
+        steps, seconds = trainer.step - self._logged_step, now - self._clock
+        metrics = trainer.take_meters()
+        epoch = trainer.step / trainer.plan.steps_per_epoch
+        perf = {
+            "images_per_second": steps * self.config.train.global_batch / seconds,
+            "data_wait_share": trainer.data_wait / seconds,
+            "seconds": seconds,
+            "memory_gib": _peak_memory_gib(self.world.device),
+        }
+        self._clock, self._logged_step, trainer.data_wait = now, trainer.step, 0.0
+        self.log.write({"kind": "train", "step": trainer.step, "epoch": round(epoch, 6), **metrics}, perf)
+        self.say(
+            f"step {trainer.step}/{trainer.plan.total_steps} epoch {epoch:.2f} loss {metrics['loss']:.4f} "
+            f"{_errors(metrics)} lr {metrics['lr']:.4g} norm {metrics['grad_norm']:.3g} | "
+            f"{perf['images_per_second']:.0f} img/s, wait {perf['data_wait_share']:.1%}, {perf['memory_gib']:.1f} GiB"
+        )
+
+    def _validate(self) -> None:
+        trainer, begin = self.trainer, time.perf_counter()
+        trainer.check_finite()
+        metrics: dict[str, float | None] = trainer.validate() if trainer.val_set else {}
+        score = metrics.get(self.config.checkpoint.best)
+        if score is None:
+            # joint and object error need known objects; the loss always exists.
+            score = metrics.get("loss", -float(trainer.step))
+        if not self.best or score < self.best["score"]:
+            self.best = {"score": score, "step": trainer.step, "metric": self.config.checkpoint.best}
+            if self.world.is_main:
+                weights = trainer.weights_file(checkpoints.cpu_state(trainer.model))
+                checkpoints.save(self.folder / "best.pt", {**_HEADER, **weights, "metrics": metrics})
+        seconds = time.perf_counter() - begin
+        self._clock += seconds  # validation is not training time
+        if metrics:
+            self.log.write({"kind": "val", "step": trainer.step, **metrics}, {"seconds": seconds})
+            mark = " (best)" if self.best["step"] == trainer.step else ""
+            self.say(f"step {trainer.step} validation loss {metrics['loss']:.4f} {_errors(metrics)}{mark}")
+
+    def _save(self) -> None:
+        trainer = self.trainer
+        trainer.check_finite()
+        if not self.world.is_main:
+            return
+        begin = time.perf_counter()
+        state = {
+            **_HEADER,
+            **trainer.weights_file(checkpoints.cpu_state(trainer.model)),
+            **trainer.state(),
+            "best": self.best,
+            "metrics_offset": self.log.committed_offset(),
+            "wandb_id": self.log.wandb_id,
+        }
+        self.store.save(trainer.step, state)
+        self._clock += time.perf_counter() - begin
+
+    def _export(self) -> None:
+        if not self.world.is_main:
+            return
+        state = self.trainer.weights_file(checkpoints.cpu_state(self.trainer.model))
+        tensors = state.pop("model")
+        metadata = {key: json.dumps(value) for key, value in {**_HEADER, **state}.items()}
+        path = self.folder / "final.safetensors"
+        checkpoints.write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
+        best = self.best
+        self.say(f"finished: {path}; best.pt is step {best['step']} ({best['metric']} {best['score']:.4f})")
+
+
+_HEADER = {"format": checkpoints.FORMAT, "version": checkpoints.VERSION}
+
+
+def _errors(metrics: dict[str, Any]) -> str:
+    names = (("generator", "gen"), ("real_fake", "real/fake"), ("object", "object"))
+    parts = [f"{short} {metrics[f'{name}_error']:.2%}" for name, short in names if metrics[f"{name}_error"] is not None]
+    return "errors " + ", ".join(parts)
+
+
+def _peak_memory_gib(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def guess_run_folder(argv: list[str], config_file: Path) -> Path | None:
+    """Where exit.json belongs when the configuration itself cannot be parsed."""
+    import yaml
+
+    for index, word in enumerate(argv):
+        if word == "--run.dir" and index + 1 < len(argv):
+            return Path(argv[index + 1])
+        if word.startswith("--run.dir="):
+            return Path(word.partition("=")[2])
+    try:
+        loaded = yaml.safe_load(config_file.read_text())
+        return Path(loaded["run"]["dir"])
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
+        return None

@@ -1,0 +1,42 @@
+"""Train a dual-head detector of generated images.
+
+    torchrun launch/train.py
+    torchrun --nproc-per-node=2 launch/train.py --config configs/resnet18_cifake.yaml --optim.lr 0.05
+
+With nothing else it runs configs/quickstart.yaml and makes its data on first use. The
+same command continues a run that was stopped or killed, exactly.
+"""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[0] = str(ROOT)
+
+from dataio.errors import UserError  # noqa: E402
+from engines.command import EXIT_USER_ERROR, SharedError, is_main_process, run_command  # noqa: E402
+from engines.config import parse_config  # noqa: E402
+from engines.process import die_with_launcher  # noqa: E402
+from engines.train import guess_run_folder, run_training, write_exit  # noqa: E402
+
+DEFAULT_CONFIG = ROOT / "configs" / "quickstart.yaml"
+
+
+def main() -> int:
+    die_with_launcher()
+    try:
+        config = parse_config(sys.argv[1:], DEFAULT_CONFIG)
+    except UserError as error:
+        _report_unparsed(error)
+        raise SharedError(str(error)) from None
+    return run_training(config)
+
+
+def _report_unparsed(error: UserError) -> None:
+    folder = guess_run_folder(sys.argv[1:], DEFAULT_CONFIG)
+    if is_main_process() and folder is not None and folder.is_dir():
+        write_exit(folder, EXIT_USER_ERROR, str(error))
+
+
+if __name__ == "__main__":
+    run_command(main)

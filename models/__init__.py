@@ -1,0 +1,1 @@
+"""The networks; no training state, no input or output beyond loading weights."""

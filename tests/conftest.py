@@ -1,0 +1,22 @@
+"""Fixtures that every test may use."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def repo_root() -> Path:
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real images that is not part of the repository."""
+    path = Path(os.environ.get("TELLTALE_DATA", ROOT.parent / "shared" / "data"))
+    if not (path / "genimage-mini").is_dir():
+        pytest.skip(f"real images not found at {path}: set TELLTALE_DATA to the folder that holds genimage-mini/")
+    return path
