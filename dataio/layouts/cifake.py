@@ -1,0 +1,73 @@
+"""CIFAKE: {train,test}/{REAL,FAKE}/NNNN (k).jpg, from a folder or the zip as published."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from dataio.errors import UserError
+from dataio.layouts.files import Misfits, Source, is_litter
+from dataio.layouts.splits import train_or_val
+from dataio.records import Record
+
+# The class is the number in parentheses; no suffix is 1. Sorting would give another order.
+OBJECTS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+GENERATORS = ("nature", "stable_diffusion_1_4")
+DEFAULT_VAL_FRACTION = 0.10
+_NAME = re.compile(r"(\d{1,4})(?: \((\d{1,2})\))?\.jpe?g", re.IGNORECASE)
+
+
+class CifakeLayout:
+    """See `dataio.records.Layout`. The official test is the test split; train gives val.
+
+    Args:
+        source: the folder that has train/ and test/, or the zip (one folder level around
+            them is fine).
+        val_fraction: share of train that becomes val.
+        skip_unknown: list files that fit no pattern in `skipped` instead of failing.
+    """
+
+    name = "cifake"
+    object_in_json = "name"
+    generators = GENERATORS
+    objects = OBJECTS
+
+    def __init__(
+        self, source: str | Path, *, val_fraction: float = DEFAULT_VAL_FRACTION, skip_unknown: bool = False
+    ) -> None:
+        self.source = Source(source)
+        self.root = str(source)
+        self.val_fraction = val_fraction
+        self._misfits = Misfits(source, "{train,test}/{REAL,FAKE}/0000 (2).jpg", skip_unknown)
+        self.skipped = self._misfits.skipped
+        self.notes: list[str] = []
+
+    def records(self) -> Iterator[Record]:
+        """See `dataio.records.Layout.records`."""
+        count = 0
+        self.skipped.clear()
+        for path in self.source.files():
+            parts = path.split("/")
+            if is_litter(parts[-1]):
+                continue
+            match = _NAME.fullmatch(parts[-1])
+            folders = [part.lower() for part in parts[-3:-1]]
+            if len(folders) < 2 or folders[0] not in ("train", "test") or folders[1] not in ("real", "fake"):
+                self._misfits.add(path, "not in {train,test}/{REAL,FAKE}/")
+                continue
+            suffix = int(match[2] or 1) if match else 0
+            if match is None or not 1 <= suffix <= 10:
+                self._misfits.add(path, "not NNNN.jpg or NNNN (2..10).jpg")
+                continue
+            count += 1
+            # REAL and FAKE use the same names: the folder is part of what is hashed.
+            unique = f"{folders[1]}/{match[1]} ({suffix})"
+            split = "test" if folders[0] == "test" else train_or_val(unique, self.val_fraction)
+            yield Record(path, GENERATORS[folders[1] == "fake"], suffix - 1, split)
+        self._misfits.check()
+        if count == 0:
+            raise UserError(
+                f"--source {self.root}: no images of the cifake layout; expected {{train,test}}/{{REAL,FAKE}}/*.jpg"
+            )
+
+    def read(self, path: str) -> bytes:
+        return self.source.read(path)

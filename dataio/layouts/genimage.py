@@ -1,0 +1,247 @@
+"""GenImage: eight generators' folders, each with its own part of ImageNet's photographs.
+
+Layout: <generator>/[<imagenet_...>/]{train,val}/{ai,nature}/<file>. Classes come from
+names alone (see `dataio/layouts/imagenet_classes.csv`), never from counting folders: a
+missing class would shift every label behind it.
+"""
+
+import csv
+import re
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+
+from dataio.errors import UserError
+from dataio.layouts.files import IMAGE_SUFFIXES, Misfits, Source, is_litter
+from dataio.layouts.splits import train_or_val
+from dataio.records import Record
+
+GENERATORS = (
+    "nature",
+    "adm",
+    "big_gan",
+    "glide",
+    "midjourney",
+    "stable_diffusion_1_4",
+    "stable_diffusion_1_5",
+    "vqdm",
+    "wukong",
+)
+# Folder names met in the wild, in lower case without punctuation.
+_FOLDERS = {
+    "adm": "adm",
+    "biggan": "big_gan",
+    "glide": "glide",
+    "midjourney": "midjourney",
+    "stablediffusionv14": "stable_diffusion_1_4",
+    "stablediffusion14": "stable_diffusion_1_4",
+    "sdv14": "stable_diffusion_1_4",
+    "sd14": "stable_diffusion_1_4",
+    "stablediffusionv15": "stable_diffusion_1_5",
+    "stablediffusion15": "stable_diffusion_1_5",
+    "sdv15": "stable_diffusion_1_5",
+    "sd15": "stable_diffusion_1_5",
+    "vqdm": "vqdm",
+    "wukong": "wukong",
+}
+# The official archives' own folder names, for sources that start there.
+_INNER = {
+    "imagenetai0508adm": "adm",
+    "imagenetai0419biggan": "big_gan",
+    "imagenetglide": "glide",
+    "imagenetmidjourney": "midjourney",
+    "imagenetai0419sdv4": "stable_diffusion_1_4",
+    "imagenetai0424sdv5": "stable_diffusion_1_5",
+    "imagenetai0419vqdm": "vqdm",
+    "imagenetai0424wukong": "wukong",
+}
+_TOKENS = {
+    "adm": "adm",
+    "big_gan": "biggan",
+    "glide": "glide",
+    "midjourney": "midjourney",
+    "stable_diffusion_1_4": "sdv4",
+    "stable_diffusion_1_5": "sdv5",
+    "vqdm": "vqdm",
+    "wukong": "wukong",
+}
+_FAKE = re.compile(r"(?:(?:GLIDE|VQDM)_1000_200_\d+_)?(\d{1,3})_([a-z0-9]+)_(?:image)?(\d+)")
+_REAL_TRAIN = re.compile(r"(n\d{8})_\d+")
+_REAL_VAL = re.compile(r"ILSVRC2012_val_\d{8}")
+DEFAULT_VAL_FRACTION = 0.02
+
+
+@lru_cache
+def imagenet_classes() -> tuple[dict[str, int], tuple[str, ...]]:
+    """The canonical 1,000 classes: {wnid: index 0..999 in sorted-wnid order}, and names."""
+    with (files("dataio.layouts") / "imagenet_classes.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    return {row["wnid"]: int(row["index"]) for row in rows}, tuple(row["name"] for row in rows)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower().removesuffix("_extracted"))
+
+
+def generator_of_folder(name: str) -> str | None:
+    """The generator a folder name stands for, or None."""
+    plain = _plain(name)
+    return _FOLDERS.get(plain) or _INNER.get(plain)
+
+
+class GenImageLayout:
+    """See `dataio.records.Layout`.
+
+    Args:
+        source: the whole data set, or one generator's folder.
+        val_labels: Kaggle's LOC_val_solution.csv or the devkit's
+            ILSVRC2012_validation_ground_truth.txt; found beside the source where it is
+            named so; without it the objects of validation photographs are unknown.
+        val_fraction: share of the official train that becomes val; official val is test.
+        skip_unknown: list files that fit no pattern in `skipped` instead of failing.
+        subsets: generators to take the folders of; empty takes all.
+
+    Raises:
+        UserError: not this layout, an unknown subset, unreadable labels.
+    """
+
+    name = "genimage"
+    object_in_json = "index"
+    generators = GENERATORS
+
+    def __init__(
+        self,
+        source: str | Path,
+        *,
+        val_labels: str | Path | None = None,
+        val_fraction: float = DEFAULT_VAL_FRACTION,
+        skip_unknown: bool = False,
+        subsets: Sequence[str] = (),
+    ) -> None:
+        self.source = Source(source)
+        self.root = str(source)
+        self.val_fraction = val_fraction
+        self._wnids, self.objects = imagenet_classes()
+        unknown = [name for name in subsets if name not in GENERATORS[1:]]
+        if unknown:
+            raise UserError(f"--subsets: no generator {unknown[0]!r}; there are {', '.join(GENERATORS[1:])}")
+        self._subsets = tuple(subsets)
+        self._own = generator_of_folder(Path(source).resolve().name)
+        self._misfits = Misfits(source, "GenImage's names such as 033_sdv4_00134.png or n01440764_18.JPEG", skip_unknown)
+        self.skipped = self._misfits.skipped
+        self.notes: list[str] = []
+        self._val_objects = self._load_val_labels(val_labels)
+
+    def _load_val_labels(self, path: str | Path | None) -> dict[str, int] | None:
+        if path is None:
+            here = self.source.path if not self.source.is_zip else self.source.path.parent
+            names = ("LOC_val_solution.csv", "ILSVRC2012_validation_ground_truth.txt")
+            found = [folder / name for folder in (here, here.parent) for name in names if (folder / name).is_file()]
+            if not found:
+                self.notes.append(
+                    "no --val-labels: the objects of ILSVRC2012_val_* photographs are unknown "
+                    "(give LOC_val_solution.csv or ILSVRC2012_validation_ground_truth.txt)"
+                )
+                return None
+            path = found[0]
+        return read_val_labels(path, self._wnids)
+
+    def records(self) -> Iterator[Record]:
+        """See `dataio.records.Layout.records`; the first call fills `skipped`."""
+        count = 0
+        self.skipped.clear()
+        for path in self.source.files():
+            name = path.rsplit("/", 1)[-1]
+            if is_litter(name):
+                continue
+            record = self._record(path, name)
+            if record is not None:
+                count += 1
+                yield record
+        self._misfits.check()
+        if count == 0:
+            raise UserError(
+                f"--source {self.root}: no images of the genimage layout; expected "
+                "<generator>/[imagenet_*/]{train,val}/{ai,nature}/ under it, generators such as ADM or wukong"
+            )
+
+    def _record(self, path: str, name: str) -> Record | None:
+        parts = path.split("/")[:-1]
+        if len(parts) < 2 or parts[-1].lower() not in ("ai", "nature") or parts[-2].lower() not in ("train", "val"):
+            self._misfits.add(path, "not in {train,val}/{ai,nature}/")
+            return None
+        kind, part = parts[-1].lower(), parts[-2].lower()
+        generator = next((g for p in reversed(parts[:-2]) if (g := generator_of_folder(p))), self._own)
+        if generator is None:
+            self._misfits.add(path, "in no generator's folder")
+            return None
+        if self._subsets and generator not in self._subsets:
+            return None
+        stem, dot, suffix = name.rpartition(".")
+        if f".{suffix.lower()}" not in IMAGE_SUFFIXES or not dot:
+            self._misfits.add(path, "not an image's name")
+            return None
+        known, label = self._object(kind, generator, stem)
+        if not known:
+            self._misfits.add(path, f"not a name of {generator if kind == 'ai' else 'ImageNet'}")
+            return None
+        split = "test" if part == "val" else train_or_val(stem, self.val_fraction)
+        return Record(path, generator if kind == "ai" else "nature", label, split, subset=generator)
+
+    def _object(self, kind: str, generator: str, stem: str) -> tuple[bool, int | None]:
+        """Whether the name fits, and the class it gives (None where unknown)."""
+        if kind == "ai":
+            match = _FAKE.fullmatch(stem)
+            fits = match is not None and match[2] == _TOKENS[generator]
+            return fits, int(match[1]) if match and fits else None
+        if match := _REAL_TRAIN.fullmatch(stem):
+            return match[1] in self._wnids, self._wnids.get(match[1])
+        if _REAL_VAL.fullmatch(stem):
+            if self._val_objects is None:
+                return True, None
+            return stem in self._val_objects, self._val_objects.get(stem)
+        return False, None
+
+    def read(self, path: str) -> bytes:
+        return self.source.read(path)
+
+
+def read_val_labels(path: str | Path, wnids: dict[str, int]) -> dict[str, int]:
+    """{ILSVRC2012_val_00000001: class index} from either form of the ground truth.
+
+    Raises:
+        UserError: unreadable, neither form, or the devkit's form without
+            ILSVRC2012_mapping.txt ("<ILSVRC2012_ID> <WNID>" a line) beside it.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--val-labels {path}: cannot be read ({error})") from None
+    if lines and lines[0].replace(" ", "").lower().startswith("imageid,predictionstring"):
+        labels = {}
+        for number, line in enumerate(lines[1:], 2):
+            image, _, prediction = line.partition(",")
+            wnid = prediction.split(" ", 1)[0]
+            if wnid not in wnids:
+                raise UserError(f"--val-labels {path}: line {number} has {wnid!r}, expected an ImageNet wnid")
+            labels[image] = wnids[wnid]
+        return labels
+    if lines and all(line.strip().isdigit() for line in lines):
+        mapping_path = path.with_name("ILSVRC2012_mapping.txt")
+        try:
+            pairs = [line.split() for line in mapping_path.read_text().splitlines() if line.strip()]
+            mapping = {int(pair[0]): wnids[pair[1]] for pair in pairs}
+            return {f"ILSVRC2012_val_{n:08d}": mapping[int(line)] for n, line in enumerate(lines, 1)}
+        except FileNotFoundError:
+            raise UserError(
+                f"--val-labels {path}: holds the devkit's own ids; put ILSVRC2012_mapping.txt "
+                '("<ILSVRC2012_ID> <WNID>" a line) beside it'
+            ) from None
+        except (KeyError, ValueError, IndexError) as error:
+            raise UserError(f"{mapping_path}: does not map every id to a wnid ({error})") from None
+    raise UserError(
+        f"--val-labels {path}: neither Kaggle's LOC_val_solution.csv (ImageId,PredictionString) "
+        "nor the devkit's ILSVRC2012_validation_ground_truth.txt (one id a line)"
+    )

@@ -1,0 +1,138 @@
+"""Any data set, listed in a CSV: path, generator, object[, split, group]."""
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from dataio.errors import UserError
+from dataio.layouts.files import Source
+from dataio.layouts.splits import share
+from dataio.records import SPLITS, Record
+
+DEFAULT_VAL_FRACTION = 0.10
+DEFAULT_TEST_FRACTION = 0.10
+_REQUIRED = ("path", "generator", "object")
+
+
+class ManifestLayout:
+    """See `dataio.records.Layout`.
+
+    Generators are "nature" and the others in sorted order; objects are sorted; an empty
+    object is unknown. Splits: the `split` column; else, with `split_from_path`, a path's
+    first folder (train gives val); else a hash of the group, or of the path where there
+    is no group, so that no group is in two splits.
+
+    Args:
+        source: the CSV. root: the folder (or zip) its paths start in; the CSV's by default.
+        val_fraction: share that becomes val. skip_unknown: list missing files in `skipped`.
+        split_from_path: see above.
+
+    Raises:
+        UserError: a missing column, an unsafe, repeated or missing path, a bad split, a
+            group in two splits; the line is named.
+    """
+
+    name = "manifest"
+    object_in_json = "name"
+
+    def __init__(
+        self,
+        source: str | Path,
+        *,
+        root: str | Path | None = None,
+        val_fraction: float = DEFAULT_VAL_FRACTION,
+        skip_unknown: bool = False,
+        split_from_path: bool = False,
+    ) -> None:
+        self.path = Path(source)
+        if not self.path.is_file():
+            raise UserError(f"--source {source}: no such CSV file")
+        self.source = Source(root if root is not None else self.path.parent)
+        self.root = str(self.source.path)
+        self.val_fraction, self.skip, self.split_from_path = val_fraction, skip_unknown, split_from_path
+        self.notes: list[str] = []
+        self.skipped: list[tuple[str, str]] = []
+        self._rows = self._read_rows()
+        generators = {row["generator"] for row in self._rows}
+        self.generators = ("nature", *sorted(generators - {"nature"}))
+        self.objects = tuple(sorted({row["object"] for row in self._rows} - {""}))
+        if "nature" not in generators:
+            self.notes.append(f'{source}: no row has generator "nature", so there are no photographs')
+
+    def _read_rows(self) -> list[dict[str, str]]:
+        try:
+            with open(self.path, encoding="utf-8-sig", newline="") as file:
+                reader = csv.DictReader(file)
+                missing = [name for name in _REQUIRED if name not in (reader.fieldnames or ())]
+                if missing:
+                    raise UserError(
+                        f"--source {self.path}: no column {missing[0]!r}; expected path, generator, object "
+                        f"[, split, group], found {', '.join(reader.fieldnames or ['nothing'])}"
+                    )
+                rows = [{k: (v or "").strip() for k, v in row.items() if k} for row in reader]
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise UserError(f"--source {self.path}: cannot be read as CSV ({error})") from None
+        if not rows:
+            raise UserError(f"--source {self.path}: has no rows")
+        self._check_rows(rows)
+        return rows
+
+    def _check_rows(self, rows: list[dict[str, str]]) -> None:
+        seen: dict[str, int] = {}
+        for line, row in enumerate(rows, 2):
+            where, path = f"--source {self.path}: line {line}", row["path"]
+            if not path or PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
+                raise UserError(f"{where}: path is {path!r}, expected one below the root without '..'")
+            if path in seen:
+                raise UserError(f"{where}: path {path!r} stands in line {seen[path]} already")
+            seen[path] = line
+            if not row["generator"]:
+                raise UserError(f"{where}: generator is empty, expected a name or nature")
+            if row.get("split", "") not in ("", *SPLITS):
+                raise UserError(f"{where}: split is {row['split']!r}, expected train, val or test")
+
+    def _split(self, row: dict[str, str]) -> str:
+        if row.get("split"):
+            return row["split"]
+        unique = row.get("group") or row["path"]
+        number = share(unique)
+        if self.split_from_path:
+            first = row["path"].split("/", 1)[0].lower()
+            if first not in SPLITS:
+                raise UserError(
+                    f"--split-from-path: {row['path']!r} does not begin with train/, val/ or test/ (in {self.path})"
+                )
+            return "val" if first == "train" and number < self.val_fraction else first
+        if number < self.val_fraction:
+            return "val"
+        return "test" if number < self.val_fraction + DEFAULT_TEST_FRACTION else "train"
+
+    def records(self) -> Iterator[Record]:
+        """See `dataio.records.Layout.records`."""
+        index = {name: number for number, name in enumerate(self.objects)}
+        present = set(self.source.files())
+        missing: list[str] = []
+        of_group: dict[str, str] = {}
+        self.skipped.clear()
+        for line, row in enumerate(self._rows, 2):
+            if row["path"] not in present:
+                if self.skip:
+                    self.skipped.append((row["path"], "no such file"))
+                else:
+                    missing.append(f"{row['path']} (line {line})")
+                continue
+            split, group = self._split(row), row.get("group", "")
+            if group and of_group.setdefault(group, split) != split:
+                raise UserError(
+                    f"--source {self.path}: line {line}: group {group!r} is in {split} and in {of_group[group]}; "
+                    "a group must stay in one split"
+                )
+            yield Record(row["path"], row["generator"], index.get(row["object"]), split, group=group)
+        if missing:
+            raise UserError(
+                f"--source {self.path}: {len(missing)} files are not under {self.root}; first: "
+                f"{', '.join(missing[:10])}. Give --root, or set them aside with --skip-unknown"
+            )
+
+    def read(self, path: str) -> bytes:
+        return self.source.read(path)
