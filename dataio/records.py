@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from dataio.source import Source
+
 SPLITS = ("train", "val", "test")
 
 
@@ -36,18 +38,22 @@ class Layout(Protocol):
     Attributes:
         name: the layout's name ("genimage", "cifake", "manifest", "synthetic").
         root: the folder (or zip file) that record paths are relative to.
+        source: what `read` reads from; small enough to send to worker processes.
         generators: label space of the generator head; index 0 is always "nature".
         objects: label space of the object head; unique names.
         object_in_json: "index" or "name": how the member JSON writes the object.
+        notes: what the user should know, a line each.
         skipped: (path, reason) of files that fit no pattern, filled by `records()`
             when the layout was opened with skip_unknown, for `rejected.csv`.
     """
 
     name: str
     root: str
+    source: Source
     generators: tuple[str, ...]
     objects: tuple[str, ...]
     object_in_json: str
+    notes: list[str]
     skipped: list[tuple[str, str]]
 
     def records(self) -> Iterator[Record]:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dataio.atomic import write_with
 from dataio.errors import UserError
 
 FORMAT = "telltale-checkpoint"
@@ -22,32 +23,9 @@ VERSION = 1
 _NAME = re.compile(r"step_(\d{8})\.pt")
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, then make it `path` in one step."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        write(temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def save(path: Path, state: dict[str, Any]) -> None:
     """Write one checkpoint file (tensors and plain values only), atomically."""
-    write_atomically(path, lambda temporary: torch.save(state, temporary))
+    write_with(path, lambda temporary: torch.save(state, temporary))
 
 
 def cpu_state(module: nn.Module) -> dict[str, torch.Tensor]:

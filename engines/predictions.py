@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from dataio import atomic
 from dataio.errors import UserError
 
 TOP = 5
@@ -132,11 +133,8 @@ def write_predictions(path: str | Path, table: pa.Table) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    # Imported here because it brings PyTorch, which reading a table does not need.
-    from engines.checkpoints import write_atomically
-
     try:
-        write_atomically(Path(path), lambda temporary: pq.write_table(table, temporary))
+        atomic.write_with(Path(path), lambda temporary: pq.write_table(table, temporary))
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({reason_of(error)}); choose another --output") from None
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from dataio.atomic import write_text, write_with
 from dataio.errors import UserError
 from dataio.index import ShardSet
 from engines import checkpoints
@@ -49,11 +50,7 @@ def run_training(config: Config) -> int:
 def write_exit(folder: Path, code: int, message: str) -> None:
     """RUN/exit.json: the verdict for scripts, since torchrun turns every code into 1."""
     text = json.dumps({"code": code, "message": message}) + "\n"
-    checkpoints.write_atomically(folder / "exit.json", lambda path: _write_text(path, text))
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text)
+    write_text(folder / "exit.json", text)
 
 
 def _claim(folder: Path) -> FolderLock:
@@ -208,8 +205,7 @@ class _Run:
     def _introduce(self) -> None:
         config, plan, trainer = self.config, self.trainer.plan, self.trainer
         if self.world.is_main:
-            text = to_yaml(config)
-            checkpoints.write_atomically(self.folder / "config.yaml", lambda path: _write_text(path, text))
+            write_text(self.folder / "config.yaml", to_yaml(config))
         val = len(trainer.val_set) if trainer.val_set else 0
         self.say(
             f"{self.folder}: {config.model.backbone}, {len(trainer.train_set)} training and {val} validation images, "
@@ -311,7 +307,7 @@ class _Run:
         tensors = state.pop("model")
         metadata = {key: json.dumps(value) for key, value in {**_HEADER, **state}.items()}
         path = self.folder / "final.safetensors"
-        checkpoints.write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
+        write_with(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
         best = self.best
         self.say(f"finished: {path}; best.pt is step {best['step']} ({best['metric']} {best['score']:.4f})")
 

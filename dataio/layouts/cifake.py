@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dataio.errors import UserError
-from dataio.layouts.files import Misfits, Source, is_litter
+from dataio.layouts.files import Misfits, is_litter
 from dataio.layouts.splits import train_or_val
 from dataio.records import Record
+from dataio.source import Source
 
 # The class is the number in parentheses; no suffix is 1. Sorting would give another order.
 OBJECTS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

@@ -13,9 +13,10 @@ from importlib.resources import files
 from pathlib import Path
 
 from dataio.errors import UserError
-from dataio.layouts.files import IMAGE_SUFFIXES, Misfits, Source, is_litter
+from dataio.layouts.files import IMAGE_SUFFIXES, Misfits, is_litter
 from dataio.layouts.splits import train_or_val
 from dataio.records import Record
+from dataio.source import Source
 
 GENERATORS = (
     "nature",

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from dataio.errors import UserError
-from dataio.layouts.files import Source
 from dataio.layouts.splits import share
 from dataio.records import SPLITS, Record
+from dataio.source import Source
 
 DEFAULT_VAL_FRACTION = 0.10
 DEFAULT_TEST_FRACTION = 0.10

@@ -1,0 +1,103 @@
+"""Turn a data set into WebDataset shards with a manifest, or verify such a folder.
+
+    python launch/shard.py --layout genimage --source GenImage --output data/genimage \\
+        --val-labels LOC_val_solution.csv --workers 16
+    python launch/shard.py verify data/genimage
+
+Killed at any moment and run again, it continues and ends with the same bytes.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from dataio.codec import PRESETS, preset_policy  # noqa: E402
+from dataio.errors import UserError  # noqa: E402
+from dataio.layouts import NAMES, open_layout  # noqa: E402
+from dataio.layouts.synthetic import write_synthetic  # noqa: E402
+from dataio.shards import default_workers, summary, write_shards  # noqa: E402
+from dataio.verify import verify_shards  # noqa: E402
+from engines.command import Parser, run_command  # noqa: E402
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    words = list(sys.argv[1:] if argv is None else argv)
+    return _verify(words[1:]) if words[:1] == ["verify"] else _write(words)
+
+
+def _write(words: list[str]) -> int:
+    parser = Parser(
+        prog="shard.py",
+        description="Write WebDataset shards. `shard.py verify DIR` checks a finished folder instead.",
+    )
+    add = parser.add_argument
+    add("--layout", choices=NAMES, required=True, help="how the source is laid out")
+    add("--source", required=True, help="folder, zip or CSV; synthetic: drawn here where missing")
+    add("--output", required=True, help="folder of the shards")
+    add("--workers", type=int, default=default_workers(), help="processes; the bytes do not depend on it")
+    add("--samples-per-shard", type=int, default=1000, help="images in one tar")
+    add("--codec.preset", choices=PRESETS, default=None, help="default: default; cifake: keep")
+    add("--codec.size", type=int, default=None, help="side of the images, pixels (default 256)")
+    add("--val-labels", default=None, help="genimage: LOC_val_solution.csv or the devkit's ground truth")
+    add("--root", default=None, help="manifest: where its paths start (folder or zip)")
+    add("--split-from-path", action="store_true", help="manifest: splits are the paths' first folders")
+    add("--val-fraction", type=float, default=None, help="share of train that becomes val")
+    add("--subsets", nargs="*", default=[], help="genimage: only these generators' folders")
+    add("--skip-unknown", action="store_true", help="set files that fit no pattern aside in rejected.csv")
+    add("--seed", type=int, default=0, help="of the permutation")
+    add("--synthetic.images", type=int, default=3000, help="synthetic: how many to draw")
+    add("--synthetic.size", type=int, default=64, help="synthetic: side, pixels")
+    add("--synthetic.seed", type=int, default=0, help="synthetic: seed of the drawing")
+    args = parser.parse_args(words)
+    policy = preset_policy(args.codec.preset or ("keep" if args.layout == "cifake" else "default"), args.codec.size)
+    if args.layout == "synthetic":
+        drawing = args.synthetic
+        write_synthetic(args.source, images=drawing.images, size=drawing.size, seed=drawing.seed)
+    layout = open_layout(
+        args.layout,
+        args.source,
+        val_labels=args.val_labels,
+        root=args.root,
+        val_fraction=args.val_fraction,
+        skip_unknown=args.skip_unknown,
+        subsets=args.subsets,
+        split_from_path=args.split_from_path,
+    )
+    for note in layout.notes:
+        print(f"note: {note}", file=sys.stderr)
+    manifest = write_shards(
+        layout,
+        args.output,
+        policy,
+        workers=args.workers,
+        samples_per_shard=args.samples_per_shard,
+        seed=args.seed,
+        extra_settings={
+            "val_fraction": args.val_fraction,
+            "subsets": args.subsets,
+            "skip_unknown": args.skip_unknown,
+            "split_from_path": args.split_from_path,
+        },
+    )
+    print(summary(manifest))
+    print(f"shards: {args.output}")
+    return 0
+
+
+def _verify(words: list[str]) -> int:
+    parser = Parser(prog="shard.py verify", description="Check every hash, index, key and image of a shard folder.")
+    parser.add_argument("folder", help="folder written by shard.py")
+    parser.add_argument("--workers", type=int, default=default_workers(), help="processes")
+    args = parser.parse_args(words)
+    checked, faults = verify_shards(args.folder, workers=args.workers)
+    if faults:
+        shown = "; ".join(faults[:10])
+        raise UserError(f"{args.folder}: {len(faults)} faults among {checked} images: {shown}. Copy or shard it again")
+    print(f"{args.folder}: {checked} images, every hash, index, key and image in order")
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)
