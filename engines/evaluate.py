@@ -1,58 +1,115 @@
-"""Evaluating a checkpoint: predictions, metrics, and where they are written."""
+"""From a checkpoint and shards to predictions.parquet and metrics.json."""
 
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
-from dataio.atomic import write_text
 from dataio.errors import UserError
-from engines.inference import predict_split
-from engines.metrics import compute_metrics
-from engines.predictions import build_table, write_predictions
+from dataio.index import read_manifest
 from engines.command import is_main_process
+from engines.metrics import compute_metrics
+from engines.predictions import build_table, reason_of, write_predictions
+
+PREDICTIONS, METRICS = "predictions.parquet", "metrics.json"
 
 
 def evaluate_checkpoint(
-    *, checkpoint: str, data: str, split: str, output: str | Path, batch: int | None = None, verify: bool = False
+    *,
+    checkpoint: str,
+    data: str,
+    split: str,
+    output: str,
+    batch: int | None = None,
+    verify: bool = False,
+    threads: int | None = None,
 ) -> dict[str, Any] | None:
-    """Predict a split, write predictions.parquet and metrics.json, return the metrics.
+    """Predict a split and write what follows from it; under torchrun every rank calls this.
 
     Args:
-        checkpoint: best.pt or a file of RUN/checkpoints. data: shard folder.
-        split: train, val or test. output: folder of the results, made where missing.
-        batch: images per forward pass. verify: check the shards' SHA-256 first.
+        checkpoint: RUN/best.pt or a file of RUN/checkpoints.
+        data: shard folder. split: its part to predict.
+        output: folder for predictions.parquet and metrics.json, made where it is missing;
+            files of these names are replaced.
+        batch: images per forward pass; None leaves it to `predict_split`.
+        verify: check the shards' SHA-256 first.
+        threads: CPU threads of PyTorch; None takes this process's share of the cores.
 
     Returns:
         the metrics on rank 0, None on the others.
 
     Raises:
-        UserError: an output that cannot be written (before any work), or see
-            `engines.inference.predict_split`.
+        UserError: the output cannot be written (found before anything is computed); what
+            `engines.inference.predict_split` raises; predictions that lack a sample.
     """
-    output = Path(output)
     if is_main_process():
-        _check_writable(output)
-    arrays = predict_split(checkpoint, data, split, batch=batch, verify=verify)
+        check_writable(output)
+    from engines.inference import predict_split
+
+    arrays = predict_split(checkpoint, data, split, batch=batch, verify=verify, threads=threads)
     if arrays is None:
         return None
-    predictions = build_table(arrays)
-    metrics = compute_metrics(predictions)
-    metrics["data"] = {"folder": Path(data).name, "split": split}
-    output.mkdir(parents=True, exist_ok=True)
-    write_predictions(output / "predictions.parquet", predictions)
-    write_text(output / "metrics.json", json.dumps(metrics, indent=1) + "\n")
+    table = build_table(arrays)
+    expected = read_manifest(data)["splits"][split]["samples"]
+    if table.num_rows != expected:
+        raise UserError(
+            f"{data}: {table.num_rows} samples of the {split} split were predicted, expected {expected}; "
+            "were the shards written again meanwhile? evaluate once more"
+        )
+    metrics = compute_metrics(table)
+    folder = Path(output)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Metrics beside predictions they were not computed from would mislead.
+        (folder / METRICS).unlink(missing_ok=True)
+    except OSError as error:
+        raise _unwritable(output, reason_of(error)) from None
+    write_predictions(folder / PREDICTIONS, table)
+    write_metrics(folder / METRICS, metrics)
     return metrics
 
 
-def _check_writable(output: Path) -> None:
-    """Fail before minutes of work; leaves nothing behind."""
+def write_metrics(path: str | Path, metrics: dict[str, Any]) -> None:
+    """Write metrics.json, atomically.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    from dataio.atomic import write_with
+
+    text = json.dumps(metrics, indent=2, allow_nan=False) + "\n"
+
+    def write(temporary: Path) -> None:
+        temporary.write_text(text)
+
+    try:
+        write_with(Path(path), write)
+    except OSError as error:
+        raise _unwritable(str(Path(path).parent), reason_of(error)) from None
 
 
-    place = output
-    while not place.exists():
-        place = place.parent
-    if not place.is_dir() or not os.access(place, os.W_OK):
-        raise UserError(f"--output {output}: cannot be written (at {place}); choose another folder")
+def check_writable(output: str) -> None:
+    """Find out whether `output` can be made and written, leaving nothing behind.
+
+    Raises:
+        UserError: it cannot.
+    """
+    folder = Path(output)
+    for name in (PREDICTIONS, METRICS):
+        if (folder / name).is_dir():
+            raise _unwritable(output, f"{folder / name} is a folder")
+    nearest = folder.absolute()
+    while not os.path.lexists(nearest):
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        raise _unwritable(output, f"{nearest} is not a folder")
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        raise _unwritable(output, f"{nearest}: {reason_of(error)}") from None
 
 
+def _unwritable(output: str, reason: str) -> UserError:
+    return UserError(f"--output {output}: cannot be written ({reason}); choose another folder")

@@ -1,161 +1,227 @@
-"""Errors and ranking metrics as pure functions of the predictions table.
+"""Metrics as a pure function of the predictions table.
 
-Errors are fractions in [0, 1]. A metric that cannot be computed is None, and `reasons`
-says why: never 0, never a crash. Formulas of ranking metrics are scikit-learn's.
+Everything is a fraction. A metric that cannot be computed (no fakes, no known object) is
+null, and `reasons` says why. Formulas are scikit-learn's: errors are `zero_one_loss`,
+AUROC `roc_auc_score`, AP `average_precision_score` (the step-wise sum, not interpolated),
+with fake as the positive class and P(fake) as the score.
 """
 
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
-from sklearn.metrics import average_precision_score, confusion_matrix, roc_auc_score
+from sklearn.metrics import average_precision_score, confusion_matrix, roc_auc_score, zero_one_loss
 
-from engines.predictions import Predictions
+from engines.predictions import TOP, checkpoint_info, label_indices, label_spaces
 
 SCHEMA, VERSION = "telltale-metrics", 1
-_SD = ("stable_diffusion_1_4", "stable_diffusion_1_5")
-
-Bools = NDArray[np.bool_]
-
-
-def _share(wrong: Bools) -> float | None:
-    return float(wrong.mean()) if len(wrong) else None
+THRESHOLD = 0.5  # an image is called fake where P(fake) is at least this
+MERGED = ("stable_diffusion_1_4", "stable_diffusion_1_5")
+_NO_IMAGES = "no images"
+_NO_OBJECTS = "no image with a known object"
 
 
-def compute_metrics(predictions: Predictions) -> dict[str, Any]:
-    """Everything metrics.json holds.
+class _Labels:
+    """The table's columns as arrays of N rows; labels are positions in the label spaces."""
 
-    Definitions: generator_error, the generator head's argmax is not the truth;
-    generator_error_sd_merged, the same with SD 1.4 and 1.5 as one; real_fake_error,
-    (P(fake) >= 0.5) is not whether the image is fake; real_fake_error_argmax, as the
-    reference counts: whether the argmax is "nature" decides; object_error and joint_error
-    over images of known object (joint: generator or object wrong).
+    def __init__(self, table: pa.Table) -> None:
+        self.generators, self.objects = label_spaces(table)
+        self.generator = label_indices(table, "generator", self.generators)
+        self.generator_pred = label_indices(table, "generator_pred", self.generators)
+        self.object = label_indices(table, "object", self.objects)
+        self.object_pred = label_indices(table, "object_pred", self.objects)
+        self.p_fake: NDArray[np.float64] = table["p_fake"].to_numpy()
+        self.fake = self.generator != 0
+        self.known = self.object >= 0
+        self.called_fake = self.p_fake >= THRESHOLD
+        self.in_top5 = self._in_top5(table)
+
+    def _in_top5(self, table: pa.Table) -> NDArray[np.bool_]:
+        column = table["object_top5"].combine_chunks()
+        rows = np.repeat(np.arange(len(column)), column.value_lengths().to_numpy())
+        flat = pa.table({"name": column.flatten()})
+        hits = (label_indices(flat, "name", self.objects) == self.object[rows]) & self.known[rows]
+        return np.bincount(rows[hits], minlength=len(column)) > 0
+
+    def merged(self, labels: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Generator labels with the second of `MERGED` renamed to the first."""
+        first, second = (self.generators.index(name) for name in MERGED)
+        return np.where(labels == second, first, labels)
+
+
+class _Section:
+    """One part of metrics.json; a value that cannot be computed leaves its reason."""
+
+    def __init__(self, name: str, reasons: dict[str, str]) -> None:
+        self.values: dict[str, Any] = {}
+        self._name, self._reasons = name, reasons
+
+    def null(self, key: str, reason: str) -> None:
+        self.values[key] = None
+        self._reasons[f"{self._name}.{key}"] = reason
+
+    def error(self, key: str, true: NDArray[Any], predicted: NDArray[Any], empty: str = _NO_IMAGES) -> None:
+        """The share of rows in which two arrays [n] differ."""
+        if len(true):
+            self.values[key] = float(zero_one_loss(true, predicted))
+        else:
+            self.null(key, empty)
+
+    def ranking(self, fake: NDArray[np.bool_], p_fake: NDArray[np.float64], names: tuple[str, str]) -> None:
+        """AUROC and AP of p_fake [n] for telling fake [n] from real; `names` of (fakes, reals)."""
+        missing = [name for name, there in zip(names, (fake.any(), (~fake).any()), strict=True) if not there]
+        for key, formula in (("auroc", roc_auc_score), ("ap", average_precision_score)):
+            if missing:
+                self.null(key, f"no images of {' and '.join(missing)}")
+            else:
+                self.values[key] = float(formula(fake, p_fake))
+
+
+def compute_metrics(table: pa.Table) -> dict[str, Any]:
+    """The content of metrics.json.
+
+    Args:
+        table: as from `build_table` or `read_predictions`; any subset of its rows will do.
+
+    Returns:
+        plain JSON values: schema, version, checkpoint, threshold, counts, overall,
+        per_generator, confusion (rows are true labels, columns predicted) and reasons.
+        `generator_error_sd_merged` does not count Stable Diffusion 1.4 taken for 1.5 or
+        the reverse. `real_fake_error` calls an image fake where P(fake) >= 0.5,
+        `real_fake_error_argmax` where the likeliest generator is not nature (as the
+        reference project counts). `joint_error`: generator or object wrong, over images
+        of known object.
     """
+    t = _Labels(table)
     reasons: dict[str, str] = {}
-    table = predictions.table
-    facts = _Facts(predictions)
-    overall = _overall(predictions, facts, reasons)
-    nature = table["generator"].to_numpy() == predictions.generators[0]
-    per_generator = {}
-    for name in predictions.generators:
-        own = table["generator"].to_numpy() == name
-        if not own.any():
-            continue
-        entry: dict[str, Any] = {
-            "images": int(own.sum()),
-            "generator_error": _share(facts.generator_wrong[own]),
-            "real_fake_error": _share(facts.real_fake_wrong[own]),
-            "object_error": _share(facts.object_wrong[own & facts.known]),
-        }
-        if name != predictions.generators[0]:
-            where = own | nature
-            entry |= _ranking(facts.p_fake[where], ~nature[where], f"per_generator.{name}", reasons)
-        per_generator[name] = entry
-    names = list(predictions.generators)
     return {
         "schema": SCHEMA,
         "version": VERSION,
-        "checkpoint": predictions.checkpoint,
-        "counts": {
-            "images": len(table),
-            "real": int(nature.sum()),
-            "fake": int((~nature).sum()),
-            "object_known": int(facts.known.sum()),
-        },
-        "overall": overall,
-        "per_generator": per_generator,
+        "checkpoint": checkpoint_info(table),
+        "threshold": THRESHOLD,
+        "counts": _counts(t),
+        "overall": _overall(t, reasons),
+        "per_generator": {name: _one_generator(t, index, reasons) for index, name in enumerate(t.generators)},
         "confusion": {
-            "generator": {
-                "labels": names,
-                "matrix": confusion_matrix(table["generator"], table["generator_pred"], labels=names).tolist(),
-            },
-            "real_fake": {
-                "labels": ["real", "fake"],
-                "matrix": confusion_matrix(~nature, facts.p_fake >= 0.5, labels=[False, True]).tolist(),
-            },
+            "generator": _confusion(t.generators, t.generator, t.generator_pred),
+            "real_fake": _confusion(("real", "fake"), t.fake.astype(int), t.called_fake.astype(int)),
         },
         "reasons": reasons,
     }
 
 
-class _Facts:
-    """Right and wrong, image by image."""
-
-    def __init__(self, predictions: Predictions) -> None:
-        table = predictions.table
-        truth, answer = table["generator"].to_numpy(), table["generator_pred"].to_numpy()
-        nature = predictions.generators[0]
-        self.p_fake = table["p_fake"].to_numpy(np.float64)
-        self.fake: Bools = truth != nature
-        self.known: Bools = table["object"].notna().to_numpy()
-        self.generator_wrong: Bools = truth != answer
-        both_sd = np.isin(truth, _SD) & np.isin(answer, _SD)
-        self.merged_wrong: Bools = self.generator_wrong & ~both_sd
-        self.real_fake_wrong: Bools = (self.p_fake >= 0.5) != self.fake
-        self.argmax_wrong: Bools = (answer != nature) != self.fake
-        objects = table["object"].to_numpy()
-        self.object_wrong: Bools = self.known & (objects != table["object_pred"].to_numpy())
-        top5 = table["object_top5"].to_numpy()
-        self.top5_wrong: Bools = np.array(
-            [known and truth not in set(answers) for known, truth, answers in zip(self.known, objects, top5, strict=True)]
-        )
-
-
-def _overall(predictions: Predictions, facts: _Facts, reasons: dict[str, str]) -> dict[str, Any]:
-    known, fake = facts.known, facts.fake
-    overall: dict[str, Any] = {
-        "generator_error": _share(facts.generator_wrong),
-        "generator_error_sd_merged": _share(facts.merged_wrong),
-        "real_fake_error": _share(facts.real_fake_wrong),
-        "real_fake_error_argmax": _share(facts.argmax_wrong),
-        "accuracy_real": _minus(_share(facts.real_fake_wrong[~fake])),
-        "accuracy_fake": _minus(_share(facts.real_fake_wrong[fake])),
-        "object_error": _share(facts.object_wrong[known]),
-        "object_error_nature": _share(facts.object_wrong[known & ~fake]),
-        "object_error_fake": _share(facts.object_wrong[known & fake]),
-        "object_top5_error": _share(facts.top5_wrong[known]),
-        "joint_error": _share((facts.generator_wrong | facts.object_wrong)[known]),
+def _counts(t: _Labels) -> dict[str, Any]:
+    per_generator = np.bincount(t.generator, minlength=len(t.generators))
+    return {
+        "images": len(t.fake),
+        "real": int((~t.fake).sum()),
+        "fake": int(t.fake.sum()),
+        "object_known": int(t.known.sum()),
+        "object_known_nature": int((t.known & ~t.fake).sum()),
+        "generators": dict(zip(t.generators, per_generator.tolist(), strict=True)),
     }
-    overall |= _ranking(facts.p_fake, fake, "overall", reasons)
-    for name, value in overall.items():
-        if value is None and f"overall.{name}" not in reasons:
-            reasons[f"overall.{name}"] = "no image it could be counted on"
-    return overall
 
 
-def _minus(error: float | None) -> float | None:
-    return None if error is None else 1 - error
+def _overall(t: _Labels, reasons: dict[str, str]) -> dict[str, Any]:
+    s = _Section("overall", reasons)
+    s.error("generator_error", t.generator, t.generator_pred)
+    if all(name in t.generators for name in MERGED):
+        s.error("generator_error_sd_merged", t.merged(t.generator), t.merged(t.generator_pred))
+    else:
+        s.null("generator_error_sd_merged", f"the label space has not both of {' and '.join(MERGED)}")
+    s.error("real_fake_error", t.fake, t.called_fake)
+    s.error("real_fake_error_argmax", t.fake, t.generator_pred != 0)
+
+    known = t.known
+    s.error("object_error", t.object[known], t.object_pred[known], _NO_OBJECTS)
+    nature = known & ~t.fake
+    s.error(
+        "object_error_nature", t.object[nature], t.object_pred[nature], "no photograph with a known object"
+    )
+    if len(t.objects) > TOP:
+        s.error("object_top5_error", known[known], t.in_top5[known], _NO_OBJECTS)
+    else:
+        s.null("object_top5_error", f"the label space has no more than {TOP} objects")
+    right = (t.generator == t.generator_pred) & (t.object == t.object_pred)
+    s.error("joint_error", known[known], right[known], _NO_OBJECTS)
+
+    s.ranking(t.fake, t.p_fake, ("any generator", "nature"))
+    for key, rows, empty in (
+        ("accuracy_real", ~t.fake, "no images of nature"),
+        ("accuracy_fake", t.fake, "no images of any generator"),
+    ):
+        if rows.any():
+            s.values[key] = float(np.mean(t.called_fake[rows] == t.fake[rows]))
+        else:
+            s.null(key, empty)
+    return s.values
 
 
-def _ranking(p_fake: NDArray[np.float64], fake: Bools, where: str, reasons: dict[str, str]) -> dict[str, float | None]:
-    if fake.all() or not fake.any():
-        missing = "photographs" if fake.all() else "fakes"
-        for name in ("auroc", "ap"):
-            reasons[f"{where}.{name}"] = f"there are no {missing} to rank against"
-        return {"auroc": None, "ap": None}
-    return {"auroc": float(roc_auc_score(fake, p_fake)), "ap": float(average_precision_score(fake, p_fake))}
+def _one_generator(t: _Labels, index: int, reasons: dict[str, str]) -> dict[str, Any]:
+    """Errors on one generator's images; AUROC and AP of them against all photographs."""
+    name = t.generators[index]
+    s = _Section(f"per_generator.{name}", reasons)
+    own = t.generator == index
+    known = own & t.known
+    s.values["n"] = int(own.sum())
+    s.error("generator_error", t.generator[own], t.generator_pred[own])
+    s.error("real_fake_error", t.fake[own], t.called_fake[own])
+    s.error("object_error", t.object[known], t.object_pred[known], _NO_OBJECTS)
+    if index == 0:
+        for key in ("auroc", "ap"):
+            s.null(key, "nature is what the others are told from")
+    else:
+        rows = own | ~t.fake
+        s.ranking(t.fake[rows], t.p_fake[rows], (name, "nature"))
+    return s.values
+
+
+def _confusion(labels: tuple[str, ...], true: NDArray[Any], predicted: NDArray[Any]) -> dict[str, Any]:
+    size = len(labels)
+    # scikit-learn refuses an empty table.
+    matrix = (
+        confusion_matrix(true, predicted, labels=range(size)) if len(true) else np.zeros((size, size), int)
+    )
+    return {"labels": list(labels), "matrix": matrix.tolist()}
+
+
+def format_table(metrics: dict[str, Any]) -> str:
+    """The metrics as plain text for a terminal: errors in per cent, with counts."""
+    overall, counts = metrics["overall"], metrics["counts"]
+    images, known = counts["images"], counts["object_known"]
+    rows = (
+        ("generator", "generator_error", images),
+        ("generator, SD 1.4 and 1.5 as one", "generator_error_sd_merged", images),
+        ("real/fake, P(fake) >= 0.5", "real_fake_error", images),
+        ("real/fake, likeliest generator", "real_fake_error_argmax", images),
+        ("object", "object_error", known),
+        ("object, photographs only", "object_error_nature", counts["object_known_nature"]),
+        ("object not in the top 5", "object_top5_error", known),
+        ("generator or object", "joint_error", known),
+    )
+    lines = [f"{images} images: {counts['real']} real, {counts['fake']} fake; {known} of known object", ""]
+    lines.append(f"{'':34}{'error':>9}  wrong of all")
+    for title, key, total in rows:
+        if overall[key] is not None:
+            lines.append(f"{title:34}{_percent(overall[key]):>9}  {round(overall[key] * total)} of {total}")
+    scores = (("AUROC", _score(overall["auroc"])), ("AP", _score(overall["ap"])))
+    shares = (("real", "accuracy_real"), ("fake", "accuracy_fake"))
+    lines += ["", "real/fake: " + ", ".join(f"{name} {value}" for name, value in scores)]
+    lines[-1] += "; accuracy on " + ", ".join(f"{name} {_percent(overall[key])}" for name, key in shares)
+    width = max(10, *(len(name) for name in metrics["per_generator"]))
+    heads = ("images", "generator", "real/fake", "object", "AUROC", "AP")
+    lines += ["", f"{'errors on':{width}}" + "".join(f"{head:>11}" for head in heads)]
+    for name, values in metrics["per_generator"].items():
+        errors = [_percent(values[f"{key}_error"]) for key in ("generator", "real_fake", "object")]
+        cells = [str(values["n"]), *errors, _score(values["auroc"]), _score(values["ap"])]
+        lines.append(f"{name:{width}}" + "".join(f"{cell:>11}" for cell in cells))
+    return "\n".join(lines)
 
 
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.2f} %"
 
 
-def format_table(metrics: dict[str, Any]) -> str:
-    """The errors as a plain-text table for the terminal."""
-    overall, counts = metrics["overall"], metrics["counts"]
-    lines = [f"{counts['images']} images: {counts['real']} real, {counts['fake']} generated", ""]
-    for title, name in (
-        ("generator error", "generator_error"),
-        ("  SD 1.4 and 1.5 as one", "generator_error_sd_merged"),
-        ("real/fake error", "real_fake_error"),
-        ("object error", "object_error"),
-        ("generator or object wrong", "joint_error"),
-    ):
-        lines.append(f"{title:28}{_percent(overall[name]):>10}")
-    auroc = overall["auroc"]
-    lines.append(f"{'real/fake AUROC':28}{'-' if auroc is None else f'{auroc:.4f}':>10}")
-    lines += ["", f"{'source':24}{'images':>8}{'generator':>12}{'real/fake':>12}{'object':>12}"]
-    for name, entry in metrics["per_generator"].items():
-        errors = (entry["generator_error"], entry["real_fake_error"], entry["object_error"])
-        lines.append(f"{name:24}{entry['images']:>8}" + "".join(f"{_percent(e):>12}" for e in errors))
-    return "\n".join(lines)
+def _score(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

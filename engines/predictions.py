@@ -1,150 +1,274 @@
-"""The predictions table: one row per image, from which every figure is computed."""
+"""The predictions table: one row per image, from which every metric is computed.
+
+Columns: sample_id int64; key string; generator (true) and generator_pred string; object
+(true, null where unknown) and object_pred string; p_fake float64; one float32 column of
+probabilities for each generator, named by `probability_column`; object_top5, a list of
+names, best first. Label spaces and the checkpoint's description are JSON in the schema's
+metadata (`telltale.generators`, `telltale.objects`, `telltale.checkpoint`).
+"""
 
 import json
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from dataio.atomic import write_with
 from dataio.errors import UserError
 
-_META = "telltale"
-_COLUMNS = ("sample_id", "key", "generator", "generator_pred", "object", "object_pred", "p_fake")
+TOP = 5
+_SUM_TOLERANCE = 1e-3  # of a row's probabilities, which bf16 or float32 may have rounded
 
 
-@dataclass(frozen=True)
+@dataclass(kw_only=True)
 class PredictionArrays:
-    """What inference yields, as arrays over N images.
+    """What a model says of every image of a split, as arrays; rows may be in any order.
 
-    sample_id int64 [N]; key [N]; generator int64 [N]; object int64 [N], -1 where unknown;
-    generator_probability float64 [N, G]; object_top5 int64 [N, <= 5], best first; the
-    label spaces; checkpoint: plain values that say where the predictions come from.
+    Attributes:
+        sample_id: int64 [N], each of 0..N-1 once.
+        key: N names of the samples in their shards.
+        generator: int64 [N], true labels.
+        object: int64 [N], true labels, -1 where unknown.
+        generator_probability: float64 [N, G], rows sum to 1.
+        object_top5: int64 [N, min(5, O)], the likeliest objects, best first.
+        generators: the G names of the generator head's outputs; index 0 is "nature".
+        objects: the O names of the object head's outputs.
+        checkpoint: plain values that say what predicted this.
     """
 
     sample_id: NDArray[np.int64]
-    key: list[str]
+    key: Sequence[str]
     generator: NDArray[np.int64]
     object: NDArray[np.int64]
     generator_probability: NDArray[np.float64]
     object_top5: NDArray[np.int64]
     generators: Sequence[str]
     objects: Sequence[str]
-    checkpoint: dict[str, Any]
+    checkpoint: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Predictions:
-    """The table with its label spaces.
+def probability_column(generator: str) -> str:
+    """The column of one generator's probability: "p_<generator>".
 
-    Attributes:
-        table: columns sample_id (int64), key, generator and generator_pred (names), object
-            (name or None), object_pred (name), p_fake (float64), p_<generator> (float32)
-            for each of `generators`, object_top5 (list of names).
-        generators, objects: label spaces. checkpoint: where the predictions come from.
+    A generator called "fake" has "p_generator_fake", because p_fake is P(not nature).
     """
-
-    table: pd.DataFrame
-    generators: tuple[str, ...]
-    objects: tuple[str, ...]
-    checkpoint: dict[str, Any]
-
-    def probabilities(self) -> NDArray[np.float64]:
-        """P(generator), float64 [N, G]."""
-        return self.table[[f"p_{name}" for name in self.generators]].to_numpy(np.float64)
+    return "p_generator_fake" if generator == "fake" else f"p_{generator}"
 
 
-def build_table(arrays: PredictionArrays) -> Predictions:
-    """Arrays to the table, sorted by sample id.
+def label_spaces(table: pa.Table) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The names of the generator head's and of the object head's outputs."""
+    return tuple(_metadata(table, "generators")), tuple(_metadata(table, "objects"))
+
+
+def checkpoint_info(table: pa.Table) -> dict[str, Any]:
+    """What predicted this table, as plain values."""
+    return dict(_metadata(table, "checkpoint"))
+
+
+def probabilities(table: pa.Table) -> NDArray[np.float32]:
+    """Generator probabilities, float32 [N, G], in the order of the label space."""
+    generators, _ = label_spaces(table)
+    return np.stack([table[probability_column(name)].to_numpy() for name in generators], axis=1)
+
+
+def label_indices(table: pa.Table, column: str, names: Sequence[str]) -> NDArray[np.int64]:
+    """A column of names as positions in `names`: int64 [N], -1 where null or not in it."""
+    found = pc.index_in(table[column], value_set=pa.array(names, pa.string()))
+    return pc.fill_null(found, -1).to_numpy().astype(np.int64)
+
+
+def build_table(arrays: PredictionArrays) -> pa.Table:
+    """Make the table, sorted by sample id.
+
+    p_fake is the sum of the probabilities of every generator but nature: 1 - P(nature)
+    without its loss of digits where P(nature) is almost 1.
 
     Raises:
-        UserError: see `check`.
+        UserError: repeated or missing sample ids, probabilities that are none, labels
+            outside of their space, arrays whose lengths differ.
     """
-    generators, objects = tuple(arrays.generators), tuple(arrays.objects)
-    order = np.argsort(arrays.sample_id, kind="stable")
-    probability = arrays.generator_probability[order]
-    generator_names = np.array(generators, dtype=object)
-    object_names = np.array([*objects, None], dtype=object)  # -1 is the last: None
-    top5 = arrays.object_top5[order] if objects else np.full((len(order), 1), -1)
-    table = pd.DataFrame(
-        {
-            "sample_id": arrays.sample_id[order],
-            "key": [arrays.key[i] for i in order],
-            "generator": generator_names[arrays.generator[order]],
-            "generator_pred": generator_names[probability.argmax(1)],
-            "object": object_names[arrays.object[order]],
-            "object_pred": object_names[top5[:, 0]],
-            "p_fake": 1 - probability[:, 0],
-            **{f"p_{name}": probability[:, i].astype(np.float32) for i, name in enumerate(generators)},
-            "object_top5": [list(object_names[row]) for row in top5],
-        }
-    )
-    found = Predictions(table, generators, objects, dict(arrays.checkpoint))
-    check(found, "predictions")
-    return found
+    a = arrays
+    generators, objects = tuple(a.generators), tuple(a.objects)
+    _check_label_spaces("predictions", generators, objects)
+    count, top = len(a.sample_id), min(TOP, len(objects))
+    _check_shapes(a, count, top)
+    order = np.argsort(a.sample_id, kind="stable")
+    _check_ids(a.sample_id[order])
+    p = np.asarray(a.generator_probability, np.float64)[order]
+    _check_probabilities("predictions", p, a.sample_id[order])
+    _check_range("generator", a.generator, 0, len(generators))
+    _check_range("object", a.object, -1, len(objects))
+    best = a.object_top5[order, :top]
+    _check_range("object_top5", best, 0, len(objects))
 
-
-def check(predictions: Predictions, source: str) -> None:
-    """Raise a UserError unless ids are unique, labels are known and probabilities are numbers."""
-    table = predictions.table
-    if len(table) == 0:
-        raise UserError(f"{source}: has no rows")
-    repeated = table["sample_id"][table["sample_id"].duplicated()]
-    if len(repeated):
-        raise UserError(f"{source}: sample_id {int(repeated.iloc[0])} stands twice; evaluate again")
-    for column, known in (("generator", predictions.generators), ("object", predictions.objects)):
-        strange = set(table[column].dropna()) - set(known)
-        if strange:
-            raise UserError(f"{source}: {column} {sorted(strange)[0]!r} is not in the label space of {len(known)} names")
-    if table["generator"].isna().any() or table["generator_pred"].isna().any():
-        raise UserError(f"{source}: a generator is missing; evaluate again")
-    probability = predictions.probabilities()
-    bad = ~np.isfinite(probability).all(1) | ~np.isfinite(table["p_fake"].to_numpy(np.float64))
-    if bad.any():
-        first = int(table["sample_id"].to_numpy()[bad][0])
-        raise UserError(f"{source}: {int(bad.sum())} rows have NaN probabilities, sample_id {first} first")
-    if (abs(probability.sum(1) - 1) > 1e-3).any():
-        raise UserError(f"{source}: probabilities of the generators do not sum to 1; evaluate again")
-
-
-def write_predictions(path: Path, predictions: Predictions) -> None:
-    """Write the table as Parquet, atomically; label spaces go into the file's metadata."""
-    table = pa.Table.from_pandas(predictions.table, preserve_index=False)
-    about = {
-        "generators": predictions.generators,
-        "objects": predictions.objects,
-        "checkpoint": predictions.checkpoint,
+    known = a.object[order] >= 0
+    columns: dict[str, pa.Array] = {
+        "sample_id": pa.array(a.sample_id[order], pa.int64()),
+        "key": pa.array([a.key[i] for i in order], pa.string()),
+        "generator": _names(a.generator[order], generators),
+        "generator_pred": _names(p.argmax(1), generators),
+        "object": _names(a.object[order], objects, mask=~known),
+        "object_pred": _names(best[:, 0], objects) if top else pa.nulls(count, pa.string()),
+        "p_fake": pa.array(np.clip(p[:, 1:].sum(1), 0.0, 1.0), pa.float64()),
     }
-    metadata = {**(table.schema.metadata or {}), _META.encode(): json.dumps(about).encode()}
-    table = table.replace_schema_metadata(metadata)
-    write_with(path, lambda temporary: pq.write_table(table, temporary))
+    for index, name in enumerate(generators):
+        columns[probability_column(name)] = pa.array(p[:, index].astype(np.float32), pa.float32())
+    offsets = pa.array(np.arange(count + 1, dtype=np.int32) * top, pa.int32())
+    columns["object_top5"] = pa.ListArray.from_arrays(offsets, _names(best.reshape(-1), objects))
+    values = {"generators": generators, "objects": objects, "checkpoint": a.checkpoint}
+    metadata = {f"telltale.{key}": json.dumps(value) for key, value in values.items()}
+    return pa.table(columns).replace_schema_metadata(metadata)
 
 
-def read_predictions(path: str | Path) -> Predictions:
-    """Read what `write_predictions` wrote.
+def write_predictions(path: str | Path, table: pa.Table) -> None:
+    """Write the table as Parquet, atomically; an existing file is replaced.
 
     Raises:
-        UserError: not such a file, columns missing, or see `check`.
+        UserError: the file cannot be written.
+    """
+    from dataio.atomic import write_with
+
+    try:
+        write_with(Path(path), lambda temporary: pq.write_table(table, temporary))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({reason_of(error)}); choose another --output") from None
+
+
+def read_predictions(path: str | Path) -> pa.Table:
+    """Read a table that `write_predictions` wrote.
+
+    Raises:
+        UserError: missing, not Parquet, not a predictions table, of columns that do not
+            fit its label spaces, with a sample twice or a probability that is none.
     """
     try:
-        table = pq.read_table(path)
-        about = json.loads((table.schema.metadata or {})[_META.encode()])
+        if os.path.isdir(path):
+            raise UserError(
+                f"{path}: is a folder, expected a file such as {Path(path) / 'predictions.parquet'}"
+            )
+        # Not `read_table`, which would take folder names like "a=b" for columns.
+        table = pq.ParquetFile(path).read()
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file of predictions") from None
-    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
-        raise UserError(f"{path}: not a predictions table of telltale ({' '.join(str(error).split())})") from None
-    generators, objects = tuple(about["generators"]), tuple(about["objects"])
-    missing = [c for c in (*_COLUMNS, *(f"p_{g}" for g in generators)) if c not in table.column_names]
-    if missing:
-        raise UserError(f"{path}: no column {missing[0]!r}; evaluate again")
-    frame = table.to_pandas()
-    frame["object"] = frame["object"].astype(object).where(frame["object"].notna(), None)
-    found = Predictions(frame, generators, objects, about["checkpoint"])
-    check(found, str(path))
-    return found
+        raise UserError(f"{path}: not found; write one with `python launch/evaluate.py`") from None
+    except (OSError, pa.ArrowException) as error:
+        why = " ".join(str(error).split())
+        raise UserError(f"{path}: not a readable Parquet file ({why}); write it again") from None
+    _check_table(str(path), table)
+    return table
+
+
+def reason_of(error: OSError) -> str:
+    """What the system says of an error, in one line."""
+    return " ".join((error.strerror or str(error)).split())
+
+
+def _metadata(table: pa.Table, key: str) -> Any:
+    return json.loads((table.schema.metadata or {})[f"telltale.{key}".encode()])
+
+
+def _names(
+    indices: NDArray[np.int64], names: Sequence[str], mask: NDArray[np.bool_] | None = None
+) -> pa.Array:
+    coded = pa.array(np.where(mask, 0, indices) if mask is not None else indices, pa.int32(), mask=mask)
+    return pa.DictionaryArray.from_arrays(coded, pa.array(names, pa.string())).cast(pa.string())
+
+
+def _check_label_spaces(where: str, generators: Sequence[str], objects: Sequence[str]) -> None:
+    if not generators or generators[0] != "nature":
+        found = repr(generators[0]) if generators else "nothing"
+        raise UserError(f"{where}: the label space of generators starts with {found}, expected 'nature'")
+    columns = [probability_column(name) for name in generators]
+    for kind, names in (("generators", columns), ("objects", list(objects))):
+        if len(set(names)) != len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise UserError(
+                f"{where}: {twice!r} occurs twice in the label space of {kind}; names must be unique"
+            )
+
+
+def _check_shapes(arrays: PredictionArrays, count: int, top: int) -> None:
+    wanted = {
+        "key": (count,),
+        "generator": (count,),
+        "object": (count,),
+        "generator_probability": (count, len(arrays.generators)),
+    }
+    found = {name: np.shape(getattr(arrays, name)) for name in wanted}
+    found["key"] = (len(arrays.key),)
+    for name, shape in wanted.items():
+        if found[name] != shape:
+            raise UserError(f"predictions: {name} has shape {list(found[name])}, expected {list(shape)}")
+    shape = np.shape(arrays.object_top5)
+    # A head of no objects still has one output, which means nothing.
+    if len(shape) != 2 or shape[0] != count or (top and shape[1] != top):
+        raise UserError(f"predictions: object_top5 has shape {list(shape)}, expected {[count, top]}")
+
+
+def _check_ids(ids: NDArray[np.int64]) -> None:
+    """`ids` int64 [N], sorted."""
+    expected = np.arange(len(ids))
+    if np.array_equal(ids, expected):
+        return
+    repeated = ids[1:][ids[1:] == ids[:-1]]
+    if len(repeated):
+        raise UserError(
+            f"predictions: sample {repeated[0]} occurs more than once, expected every sample once"
+        )
+    missing = int(expected[ids != expected][0])
+    raise UserError(f"predictions: sample {missing} is missing, expected every sample of the split once")
+
+
+def _check_probabilities(where: str, p: NDArray[Any], ids: NDArray[np.int64]) -> None:
+    with np.errstate(invalid="ignore"):
+        good = (p >= 0).all(1) & (p <= 1 + _SUM_TOLERANCE).all(1) & (np.abs(p.sum(1) - 1) <= _SUM_TOLERANCE)
+    if not good.all():
+        row = int(np.argmin(good))
+        values = ", ".join(f"{value:.4g}" for value in p[row, :10])
+        raise UserError(
+            f"{where}: the generator probabilities of sample {ids[row]} are [{values}], expected numbers "
+            "in [0, 1] that sum to 1; did the training diverge?"
+        )
+
+
+def _check_range(name: str, labels: NDArray[np.int64], low: int, size: int) -> None:
+    bad = (labels < low) | (labels >= size)
+    if bad.any():
+        raise UserError(f"predictions: {name} holds label {labels[bad][0]}, expected {low} to {size - 1}")
+
+
+def _check_table(where: str, table: pa.Table) -> None:
+    metadata = table.schema.metadata or {}
+    for key in ("generators", "objects", "checkpoint"):
+        if f"telltale.{key}".encode() not in metadata:
+            raise UserError(f"{where}: telltale.{key} is not in its metadata; is it a table of predictions?")
+    generators, objects = label_spaces(table)
+    _check_label_spaces(where, generators, objects)
+    names = ["sample_id", "key", "generator", "generator_pred", "object", "object_pred", "p_fake"]
+    expected = [*names, *map(probability_column, generators), "object_top5"]
+    if table.column_names != expected:
+        odd = sorted(set(table.column_names) ^ set(expected)) or ["their order"]
+        raise UserError(
+            f"{where}: its columns do not fit its label space of generators [{', '.join(generators)}] "
+            f"(differing: {', '.join(odd)}); write it again"
+        )
+    ids = table["sample_id"].to_numpy()
+    if len(np.unique(ids)) != len(ids):
+        raise UserError(f"{where}: a sample occurs more than once; write it again")
+    _check_probabilities(where, probabilities(table), ids)
+    p_fake = table["p_fake"].to_numpy()
+    if not ((p_fake >= 0) & (p_fake <= 1)).all():
+        raise UserError(f"{where}: p_fake holds a value outside [0, 1]; write it again")
+    spaces = (("generator", generators, 0), ("generator_pred", generators, 0), ("object", objects, 1))
+    for column, space, may_be_null in spaces:
+        unknown = (label_indices(table, column, space) < 0).sum() - may_be_null * table[column].null_count
+        if unknown:
+            raise UserError(
+                f"{where}: {unknown} rows of column {column} hold names outside of the label space "
+                f"[{', '.join(space[:10])}{', ...' if len(space) > 10 else ''}]; write it again"
+            )

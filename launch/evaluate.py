@@ -1,7 +1,10 @@
-"""Evaluate a checkpoint on a split: predictions.parquet, metrics.json and a table.
+r"""Evaluate a checkpoint on one split of a shard folder.
 
-    python launch/evaluate.py --checkpoint RUN/best.pt --data DIR --split test --output OUT
-    torchrun --nproc-per-node=8 launch/evaluate.py --checkpoint ...
+    python launch/evaluate.py --checkpoint runs/quickstart/best.pt --data data/quickstart --split test \
+        --output runs/quickstart/evaluation
+
+Writes predictions.parquet (one row per image) and metrics.json into the output folder and
+prints a table of errors. Runs under torchrun too, one process per GPU.
 """
 
 import sys
@@ -10,35 +13,38 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from engines.command import Parser, run_command  # noqa: E402
-from engines.evaluate import evaluate_checkpoint  # noqa: E402
-from engines.metrics import format_table  # noqa: E402
-from engines.process import die_with_launcher  # noqa: E402
+from engines.command import Parser, run_command
+from engines.evaluate import METRICS, PREDICTIONS, evaluate_checkpoint
+from engines.metrics import format_table
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    die_with_launcher()
-    parser = Parser(prog="evaluate.py", description="Evaluate a checkpoint on one split of a shard folder.")
+    parser = Parser(description="Evaluate a checkpoint on one split of a shard folder.")
     parser.add_argument("--checkpoint", required=True, help="RUN/best.pt or a file of RUN/checkpoints/")
     parser.add_argument("--data", required=True, help="folder written by launch/shard.py")
-    parser.add_argument("--split", default="test", help="train, val or test")
-    parser.add_argument("--output", required=True, help="folder of the results")
-    parser.add_argument("--batch", type=int, default=None, help="images per forward pass")
-    parser.add_argument("--verify", action="store_true", help="check every shard's SHA-256 first")
-    args = parser.parse_args(sys.argv[1:] if argv is None else argv)
-    metrics = evaluate_checkpoint(
-        checkpoint=args.checkpoint,
-        data=args.data,
-        split=args.split,
-        output=args.output,
-        batch=args.batch,
-        verify=args.verify,
+    parser.add_argument("--split", required=True, help="train, val or test")
+    parser.add_argument("--output", required=True, help="folder for predictions.parquet and metrics.json")
+    parser.add_argument(
+        "--batch", type=int, default=None, help="images per forward pass (default: 4 times the training's)"
     )
+    parser.add_argument("--verify", action="store_true", help="check the SHA-256 of every shard first")
+    options = parser.parse_args(argv)
+    if options.batch is not None and options.batch < 1:
+        parser.error(f"--batch is {options.batch}, expected at least 1")
+
+    from engines.process import die_with_launcher
+
+    die_with_launcher()
+    metrics = evaluate_checkpoint(**{key: options[key] for key in _KEYS})
     if metrics is not None:
+        print(f"{options.checkpoint} on {options.data}, {options.split} split")
         print(format_table(metrics))
-        print(f"\nresults: {args.output}/metrics.json, {args.output}/predictions.parquet")
+        folder = Path(options.output)
+        print(f"\nresults: {folder / METRICS}, {folder / PREDICTIONS}")
     return 0
 
+
+_KEYS = ("checkpoint", "data", "split", "output", "batch", "verify")
 
 if __name__ == "__main__":
     run_command(main)
