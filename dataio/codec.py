@@ -116,7 +116,16 @@ def open_image(source: bytes) -> Image.Image:
         raise Undecodable("not an image Pillow knows") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise Undecodable(f"decompression bomb ({error})") from None
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, AttributeError, MemoryError) as error:
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        EOFError,
+        IndexError,
+        TypeError,
+        AttributeError,
+        MemoryError,
+    ) as error:
         raise Undecodable(" ".join(str(error).split()) or type(error).__name__) from None
     return image
 
@@ -187,7 +196,9 @@ def encode(source: bytes, policy: CodecPolicy) -> Encoded:
         if policy.match_history and policy.history and kind in _LOSSLESS:
             image = Image.open(io.BytesIO(_jpeg(image, *draw_history(source, policy.history))))
         image = _shape(image, policy)
-    return Encoded(_jpeg(image, policy.quality, policy.subsampling), "jpg", image.width, image.height, warning)
+    return Encoded(
+        _jpeg(image, policy.quality, policy.subsampling), "jpg", image.width, image.height, warning
+    )
 
 
 def _shape(image: Image.Image, policy: CodecPolicy) -> Image.Image:
@@ -213,7 +224,7 @@ def _luminance_tables() -> dict[tuple[int, ...], int]:
 
 
 def jpeg_history(source: bytes) -> str | None:
-    """ "quality:subsampling" of a JPEG, from its header; None for anything else.
+    """Read "quality:subsampling" from a JPEG's header; None for anything else.
 
     Tables that no IJG quality has (cameras, Photoshop) count as the nearest by mean
     absolute difference of the luminance table.

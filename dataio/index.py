@@ -60,7 +60,11 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text())
     except FileNotFoundError:
-        hint = "sharding did not finish, run it again" if (path.parent / ".work").is_dir() else "is it a shard folder?"
+        hint = (
+            "sharding did not finish, run it again"
+            if (path.parent / ".work").is_dir()
+            else "is it a shard folder?"
+        )
         raise UserError(f"{path}: not found; {hint}") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); write the shards again") from None
@@ -68,7 +72,9 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     if found != MANIFEST_FORMAT:
         raise UserError(f"{path}: format is {found!r}, expected {MANIFEST_FORMAT!r}; is it a shard folder?")
     if manifest.get("version") != 1:
-        raise UserError(f"{path}: version {manifest.get('version')!r}, this telltale reads version 1; update it")
+        raise UserError(
+            f"{path}: version {manifest.get('version')!r}, this telltale reads version 1; update it"
+        )
     return manifest
 
 
@@ -114,7 +120,9 @@ class ShardSet:
             rows = rows[np.isin(rows["subset"], self._subset_numbers(subsets))]
         if len(rows) == 0:
             chosen = f" in subsets {', '.join(subsets)}" if subsets else ""
-            raise UserError(f"{folder}: the {split} split has no samples{chosen}; choose another --split or shard more")
+            raise UserError(
+                f"{folder}: the {split} split has no samples{chosen}; choose another --split or shard more"
+            )
         self.rows: NDArray[np.void] = rows
         self.shard_sizes = np.bincount(rows["shard"], minlength=len(self.shards)).astype(np.int64)
         self._maps: OrderedDict[int, mmap.mmap] = OrderedDict()
@@ -123,26 +131,34 @@ class ShardSet:
         known = self.manifest["subsets"]
         unknown = [name for name in subsets if name not in known]
         if unknown:
-            raise UserError(f"{self.folder}: no subset {unknown[0]!r}; there are {', '.join(known)} (data.subsets)")
+            raise UserError(
+                f"{self.folder}: no subset {unknown[0]!r}; there are {', '.join(known)} (data.subsets)"
+            )
         return [known.index(name) for name in subsets]
 
     def _check_files(self, entry: dict[str, Any], verify: bool) -> None:
         wanted = [(entry["index"]["file"], entry["index"]["bytes"], entry["index"]["sha256"])]
         for shard in self.shards:
             wanted.append((shard["file"], shard["bytes"], shard["sha256"]))
-            wanted.append((str(Path(shard["file"]).with_suffix(".idx")), shard["idx_bytes"], shard["idx_sha256"]))
+            wanted.append(
+                (str(Path(shard["file"]).with_suffix(".idx")), shard["idx_bytes"], shard["idx_sha256"])
+            )
         for name, size, digest in wanted:
             path = self.folder / name
             try:
                 found = os.stat(path).st_size
             except FileNotFoundError:
-                raise UserError(f"{path}: missing, but the manifest lists it; copy it again or re-shard") from None
+                raise UserError(
+                    f"{path}: missing, but the manifest lists it; copy it again or re-shard"
+                ) from None
             if found != size:
                 raise UserError(
                     f"{path}: {found} bytes, the manifest says {size}: truncated or changed; copy it again or re-shard"
                 )
             if verify and sha256_of(path) != digest:
-                raise UserError(f"{path}: its SHA-256 is not the manifest's: changed; copy it again or re-shard")
+                raise UserError(
+                    f"{path}: its SHA-256 is not the manifest's: changed; copy it again or re-shard"
+                )
 
     def _load_rows(self, entry: dict[str, Any]) -> NDArray[np.void]:
         path = self.folder / entry["index"]["file"]

@@ -99,7 +99,9 @@ class DataConfig:
         if min(self.std) <= 0:
             raise ValueError(f"data.std is {list(self.std)}, expected numbers above 0")
         if self.window_shards < 1 or self.prefetch < 1 or self.threads < 0:
-            raise ValueError("data.window_shards and data.prefetch must be at least 1, data.threads at least 0")
+            raise ValueError(
+                "data.window_shards and data.prefetch must be at least 1, data.threads at least 0"
+            )
         if not 0 <= self.hw_decoder_load <= 1:
             raise ValueError(f"data.hw_decoder_load is {self.hw_decoder_load}, expected a share in [0, 1]")
 
@@ -197,13 +199,17 @@ def training_work(
             yield order.work(step, start, start + micro_batch)
 
 
-def evaluation_work(shards: ShardSet, config: DataConfig, *, batch: int, rank: int, world: int) -> Iterator[Work]:
+def evaluation_work(
+    shards: ShardSet, config: DataConfig, *, batch: int, rank: int, world: int
+) -> Iterator[Work]:
     """A rank's share of every sample exactly once, in batches of at most `batch`."""
     begin, end = len(shards) * rank // world, len(shards) * (rank + 1) // world
     for start in range(begin, end, batch):
         ids = np.arange(start, min(start + batch, end), dtype=np.int64)
         rows = shards.rows[ids]
-        boxes = centre_boxes(config.eval_crop, rows["width"].astype(np.int64), rows["height"].astype(np.int64))
+        boxes = centre_boxes(
+            config.eval_crop, rows["width"].astype(np.int64), rows["height"].astype(np.int64)
+        )
         yield Work(ids, *boxes)
 
 
@@ -219,14 +225,17 @@ def _resamples(shards: ShardSet, config: DataConfig, train: bool) -> bool:
 
 
 def default_threads() -> int:
-    """This process's share of the machine's cores."""
+    """The cores of the machine that are this process's share."""
     return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def _build_pipeline(
     source: Iterator[Any], config: DataConfig, batch: int, device: torch.device, *, resample: bool, pad: bool
 ) -> Any:
-    from nvidia.dali import fn, pipeline_def, types
+    from nvidia.dali import fn, pipeline_def
+    from nvidia.dali import types as dali_types
+
+    types: Any = dali_types  # its members are made at run time, unseen by type checkers
 
     gpu = device.type == "cuda"
     decoder: dict[str, Any] = {"output_type": types.RGB, "adjust_orientation": False}
@@ -237,10 +246,11 @@ def _build_pipeline(
     @pipeline_def(
         batch_size=batch,
         num_threads=config.threads or default_threads(),
-        device_id=device.index if gpu else None,
+        device_id=device.index if gpu else None,  # type: ignore[arg-type]
         prefetch_queue_depth=config.prefetch,
     )
     def pipeline() -> Any:
+        image: Any
         encoded, start, shape, flip = fn.external_source(
             source=source,
             num_outputs=4,
@@ -259,7 +269,9 @@ def _build_pipeline(
                 encoded, start=start, shape=shape, axes=[0, 1], device=place, **decoder
             )
         if resample:
-            image = fn.resize(image, size=[config.size, config.size], interp_type=types.INTERP_LINEAR, antialias=True)
+            image = fn.resize(
+                image, size=[config.size, config.size], interp_type=types.INTERP_LINEAR, antialias=True
+            )
         return fn.crop_mirror_normalize(
             image,
             mirror=flip,
@@ -287,7 +299,14 @@ class Loader:
     """
 
     def __init__(
-        self, shards: ShardSet, config: DataConfig, work: Iterator[Work], *, batch: int, device: torch.device, train: bool
+        self,
+        shards: ShardSet,
+        config: DataConfig,
+        work: Iterator[Work],
+        *,
+        batch: int,
+        device: torch.device,
+        train: bool,
     ) -> None:
         self.shards, self.device = shards, device
         self._work = work
@@ -301,7 +320,9 @@ class Loader:
             pad=train and config.pad > 0,
         )
 
-    def _feed(self) -> Iterator[tuple[list[NDArray[np.uint8]], NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]]:
+    def _feed(
+        self,
+    ) -> Iterator[tuple[list[NDArray[np.uint8]], NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]]:
         for work in self._work:
             self._in_flight.append(work)
             encoded = [self.shards.read(int(i)) for i in work.ids]

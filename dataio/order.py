@@ -30,7 +30,7 @@ def hash64(*words: int | NDArray[np.uint64]) -> NDArray[np.uint64]:
     Returns:
         uint64 array of the words' broadcast shape, uniform over 64 bits.
     """
-    state = np.uint64(0)
+    state: NDArray[np.uint64] | np.uint64 = np.uint64(0)
     with np.errstate(over="ignore"):  # arithmetic modulo 2**64 is the point
         for word in words:
             state = state ^ (np.asarray(word).astype(np.uint64) + _GOLDEN)
@@ -41,7 +41,9 @@ def hash64(*words: int | NDArray[np.uint64]) -> NDArray[np.uint64]:
     return np.asarray(state)
 
 
-def uniform(seed: int, epoch: int, purpose: int, position: NDArray[np.int64], draw: int) -> NDArray[np.float64]:
+def uniform(
+    seed: int, epoch: int, purpose: int, position: NDArray[np.int64], draw: int
+) -> NDArray[np.float64]:
     """Uniform numbers in [0, 1), one per position; `draw` numbers the draws of a position."""
     bits = hash64(seed, epoch, purpose, position.astype(np.uint64), draw)
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53

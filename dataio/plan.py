@@ -85,14 +85,13 @@ def _history(layout: Layout, records: list[Record], seed: int) -> dict[str, int]
     return dict(sorted(counts.items())) or None
 
 
-def make_plan(
-    layout: Layout, work: Path, policy: CodecPolicy, settings: dict[str, Any], samples_per_shard: int, seed: int
-) -> Plan:
+def make_plan(layout: Layout, work: Path, policy: CodecPolicy, settings: dict[str, Any]) -> Plan:
     """List the sources, permute them inside their splits, cut them into shards; write it down.
 
     Raises:
         UserError: see `Layout.records`.
     """
+    seed, samples_per_shard = settings["seed"], settings["samples_per_shard"]
     records = list(layout.records())
     if policy.match_history:
         policy = replace(policy, history=_history(layout, records, seed))
@@ -106,7 +105,10 @@ def make_plan(
                 chunk = own[start : start + samples_per_shard]
                 tasks.append(ShardTask(split, number, key, len(chunk), offset))
                 for record in chunk:
-                    line = json.dumps([record.path, record.generator, record.object, record.subset]).encode() + b"\n"
+                    line = (
+                        json.dumps([record.path, record.generator, record.object, record.subset]).encode()
+                        + b"\n"
+                    )
                     digest.update(line)
                     offset += file.write(line)
                 key += len(chunk)
@@ -135,7 +137,9 @@ def read_plan(work: Path) -> Plan | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise UserError(f"{work / PLAN_HEAD}: cannot be read ({error}); remove {work.parent} and start again") from None
+        raise UserError(
+            f"{work / PLAN_HEAD}: cannot be read ({error}); remove {work.parent} and start again"
+        ) from None
     head["policy"] = CodecPolicy.from_dict(head["policy"])
     head["tasks"] = [ShardTask(**task) for task in head["tasks"]]
     for name in ("generators", "objects", "subsets"):

@@ -17,137 +17,30 @@ import os
 import shutil
 import signal
 import sys
-import tarfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from PIL import features
 from tqdm import tqdm
 
 from dataio.atomic import write_text, write_with
-from dataio.codec import CodecPolicy, Encoded, Undecodable, encode
+from dataio.codec import CodecPolicy
 from dataio.errors import UserError
 from dataio.index import MANIFEST_FORMAT, SAMPLE, read_manifest
-from dataio.plan import Plan, ShardTask, check_settings, make_plan, read_plan, read_task
+from dataio.plan import Plan, ShardTask, check_settings, make_plan, read_plan
 from dataio.records import SPLITS, Layout
+from dataio.shard import WORK, save_array, write_shard
 from dataio.source import Source
 
-WORK = ".work"
 REJECTED = "rejected.csv"
-_BLOCK = 512
 
 
 def default_workers() -> int:
     return len(os.sched_getaffinity(0))
-
-
-class _HashingFile:
-    """A file that is only appended to, hashed on the way."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file, self._digest, self.size = file, hashlib.sha256(), 0
-
-    def write(self, data: bytes) -> int:
-        self._digest.update(data)
-        self.size += len(data)
-        return self._file.write(data)
-
-    def tell(self) -> int:
-        return self.size
-
-    @property
-    def sha256(self) -> str:
-        return self._digest.hexdigest()
-
-
-def _member(name: str, size: int) -> tarfile.TarInfo:
-    info = tarfile.TarInfo(name)
-    info.size, info.mode = size, 0o644  # times and owners stay zero
-    return info
-
-
-def member_json(generator: str, label: int | None, objects: Sequence[str], plan_style: str, path: str, subset: str) -> bytes:
-    """The `<key>.json` of a sample: compact, keys sorted."""
-    value = label if label is None or plan_style == "index" else objects[label]
-    record: dict[str, Any] = {"generator": generator, "object": value, "source": path}
-    if subset:
-        record["subset"] = subset
-    return json.dumps(record, sort_keys=True, separators=(",", ":")).encode()
-
-
-def write_shard(output: Path, plan: Plan, task: ShardTask, source: Source) -> dict[str, Any]:
-    """Write one shard, its index and its sidecar; returns the sidecar's content."""
-    generators = {name: number for number, name in enumerate(plan.generators)}
-    subsets = {name: number for number, name in enumerate(plan.subsets)}
-    rows: list[tuple[int, ...]] = []
-    index: list[str] = []
-    rejected: list[list[str]] = []
-    warned: list[list[str]] = []
-    tar_path = output / f"{task.name}.tar"
-    hashed: list[_HashingFile] = []
-
-    def write(temporary: Path) -> None:
-        with open(temporary, "wb") as raw:
-            file = _HashingFile(raw)
-            hashed.append(file)
-            with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:  # type: ignore[call-overload]
-                lines = read_task(output / WORK, task)
-                for key, (path, generator, label, subset) in enumerate(lines, task.first_key):
-                    try:
-                        made = _encode_source(source, path, plan.policy)
-                    except Undecodable as error:
-                        rejected.append([path, str(error)])
-                        continue
-                    if made.warning:
-                        warned.append([path, made.warning])
-                    about = member_json(generator, label, plan.objects, plan.object_in_json, path, subset)
-                    parts = []
-                    offset = 0
-                    for extension, data in ((made.extension, made.data), ("json", about)):
-                        name = f"{key:09d}.{extension}"
-                        start = tar.offset + _BLOCK
-                        offset = offset or start
-                        parts.append(f"{extension} {start} {len(data)} {name}")
-                        tar.addfile(_member(name, len(data)), io.BytesIO(data))
-                    index.append(" ".join(parts))
-                    known = -1 if label is None else label
-                    where = (task.number, offset, len(made.data), made.width, made.height)
-                    rows.append((*where, generators[generator], subsets[subset], known, key))
-
-    write_with(tar_path, write)
-    idx = f"v1.2 {len(index)}\n" + "".join(f"{line}\n" for line in index)
-    write_text(tar_path.with_suffix(".idx"), idx)
-    table = np.array(rows, dtype=SAMPLE)
-    sidecar = output / WORK / f"{task.split}-{task.number:06d}"
-    write_with(sidecar.with_suffix(".npy"), lambda temporary: _save_array(temporary, table))
-    done = {
-        "samples": len(rows),
-        "bytes": hashed[0].size,
-        "sha256": hashed[0].sha256,
-        "idx_bytes": len(idx.encode()),
-        "idx_sha256": hashlib.sha256(idx.encode()).hexdigest(),
-        "rejected": rejected,
-        "warnings": warned,
-    }
-    write_text(sidecar.with_suffix(".json"), json.dumps(done))
-    return done
-
-
-def _save_array(path: Path, array: np.ndarray) -> None:
-    with open(path, "wb") as file:
-        np.save(file, array)
-
-
-def _encode_source(source: Source, path: str, policy: CodecPolicy) -> Encoded:
-    try:
-        data = source.read(path)
-    except (OSError, KeyError) as error:
-        raise Undecodable(f"cannot be read ({error})") from None
-    return encode(data, policy)
 
 
 # ---- workers ------------------------------------------------------------------------
@@ -169,7 +62,9 @@ def _work(task: ShardTask) -> ShardTask:
     return task
 
 
-def _run_tasks(output: Path, plan: Plan, source: Source, tasks: list[ShardTask], workers: int) -> Iterator[ShardTask]:
+def _run_tasks(
+    output: Path, plan: Plan, source: Source, tasks: list[ShardTask], workers: int
+) -> Iterator[ShardTask]:
     if workers == 1 or len(tasks) == 1:
         for task in tasks:
             write_shard(output, plan, task, source)
@@ -271,27 +166,29 @@ def write_shards(
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"--output {output}: another process is writing it; wait for it or stop it") from None
-        plan = _plan(layout, output, policy, settings, samples_per_shard, seed, created)
+            raise UserError(
+                f"--output {output}: another process is writing it; wait for it or stop it"
+            ) from None
+        plan = _plan(layout, output, policy, settings, created)
         try:
             _write_all(layout, output, plan, workers, quiet)
             manifest = _finish(layout, output, plan)
         except OSError as error:
-            raise UserError(f"--output {output}: {error.strerror or error}; mend that and run the same again") from None
+            raise UserError(
+                f"--output {output}: {error.strerror or error}; mend that and run the same again"
+            ) from None
     shutil.rmtree(output / WORK)
     return manifest
 
 
-def _plan(
-    layout: Layout, output: Path, policy: CodecPolicy, settings: dict[str, Any], per_shard: int, seed: int, created: bool
-) -> Plan:
+def _plan(layout: Layout, output: Path, policy: CodecPolicy, settings: dict[str, Any], created: bool) -> Plan:
     work = output / WORK
     plan = read_plan(work)
     if plan is not None:
         check_settings(output, plan.settings, {**settings, "source": layout.root})
         return plan
     try:
-        return make_plan(layout, work, policy, {**settings, "source": layout.root}, per_shard, seed)
+        return make_plan(layout, work, policy, {**settings, "source": layout.root})
     except UserError:
         # Nothing half-written: what was made for the plan goes with it.
         shutil.rmtree(work)
@@ -327,7 +224,8 @@ def _finish(layout: Layout, output: Path, plan: Plan) -> dict[str, Any]:
     rejected, warned = list(plan.skipped), []
     splits: dict[str, Any] = {}
     for split in SPLITS:
-        shards, tables = [], []
+        shards: list[dict[str, Any]] = []
+        tables = []
         for task in (t for t in plan.tasks if t.split == split):
             done = _sidecar(output, task)
             assert done is not None, f"{task.name} was just written"
@@ -345,7 +243,9 @@ def _finish(layout: Layout, output: Path, plan: Plan) -> dict[str, Any]:
         rows = np.concatenate(tables) if tables else np.zeros(0, SAMPLE)
         splits[split] = {**_describe(output, split, rows, plan.generators), "shards": shards}
     if not any(entry["samples"] for entry in splits.values()):
-        raise UserError(f"--source {layout.root}: every one of {plan.sources} images was rejected; see {output}/{WORK}")
+        raise UserError(
+            f"--source {layout.root}: every one of {plan.sources} images was rejected; see {output}/{WORK}"
+        )
     manifest = {
         "format": MANIFEST_FORMAT,
         "version": 1,
@@ -378,7 +278,7 @@ def _finish(layout: Layout, output: Path, plan: Plan) -> dict[str, Any]:
 def _describe(output: Path, split: str, rows: np.ndarray, generators: Sequence[str]) -> dict[str, Any]:
     """Write a split's index and describe it for the manifest."""
     path = output / split / "index.npy"
-    write_with(path, lambda temporary: _save_array(temporary, rows))
+    write_with(path, lambda temporary: save_array(temporary, rows))
     counts = Counter(rows["generator"].tolist())
     largest = {
         name: int(rows[column].max()) if len(rows) else 0
@@ -406,7 +306,9 @@ def summary(manifest: dict[str, Any]) -> str:
             lines.append(f"{name:24}" + "".join(f"{count:>10}" for count in counts))
     for title, key in (("all", "samples"), ("object known", "objects_known")):
         lines.append(f"{title:24}" + "".join(f"{manifest['splits'][split][key]:>10}" for split in SPLITS))
-    lines.append(f"{'shards':24}" + "".join(f"{len(manifest['splits'][split]['shards']):>10}" for split in SPLITS))
+    lines.append(
+        f"{'shards':24}" + "".join(f"{len(manifest['splits'][split]['shards']):>10}" for split in SPLITS)
+    )
     rejected, warned = manifest["rejected"], manifest["warnings"]
     lines.append(f"{len(rejected)} rejected, {len(warned)} kept with a warning")
     lines += [f"  rejected {entry['path']}: {entry['reason']}" for entry in rejected[:5]]

@@ -40,7 +40,9 @@ class Source:
         """Relative paths of all files, sorted within each folder; hidden ones left out."""
         if self.is_zip:
             names = sorted(name for name in self._archive().namelist() if not name.endswith("/"))
-            yield from (n for n in names if not any(part.startswith((".", "__MACOSX")) for part in n.split("/")))
+            yield from (
+                n for n in names if not any(part.startswith((".", "__MACOSX")) for part in n.split("/"))
+            )
         else:
             yield from self._walk("")
 

@@ -45,7 +45,11 @@ def verify_shards(folder: str | Path, *, workers: int = 1) -> tuple[int, list[st
                 faults.append(f"{split}/{path.name}: not in the manifest")
     all_keys = np.concatenate(keys) if keys else np.zeros(0, np.uint64)
     unique, counts = np.unique(all_keys, return_counts=True)
-    faults += [f"key {int(key):09d} stands {count} times" for key, count in zip(unique, counts, strict=True) if count > 1]
+    faults += [
+        f"key {int(key):09d} stands {count} times"
+        for key, count in zip(unique, counts, strict=True)
+        if count > 1
+    ]
     for found in _run(jobs, workers):
         faults += found
     return len(all_keys), faults
@@ -77,7 +81,9 @@ def _check_index(folder: Path, entry: dict[str, Any], faults: list[str]) -> np.n
         return None
     rows = np.load(folder / index["file"])
     if rows.dtype != SAMPLE or len(rows) != entry["samples"]:
-        faults.append(f"{index['file']}: {len(rows)} rows of {rows.dtype}, the manifest says {entry['samples']}")
+        faults.append(
+            f"{index['file']}: {len(rows)} rows of {rows.dtype}, the manifest says {entry['samples']}"
+        )
         return None
     return rows
 
@@ -104,9 +110,15 @@ def _check_shard(job: tuple[Path, dict[str, Any], bytes, dict[str, Any]]) -> lis
                 return [*faults, f"{name}: {len(members)} members, the index says {2 * len(rows)}"]
             lines = [f"v1.2 {len(rows)}"]
             for row, image, about in zip(rows, members[::2], members[1::2], strict=True):
-                faults += [f"{name} key {int(row['key']):09d}: {f}" for f in _check_sample(tar, row, image, about, spaces)]
+                faults += [
+                    f"{name} key {int(row['key']):09d}: {f}"
+                    for f in _check_sample(tar, row, image, about, spaces)
+                ]
                 lines.append(
-                    " ".join(f"{m.name.rpartition('.')[2]} {m.offset_data} {m.size} {m.name}" for m in (image, about))
+                    " ".join(
+                        f"{m.name.rpartition('.')[2]} {m.offset_data} {m.size} {m.name}"
+                        for m in (image, about)
+                    )
                 )
     except (tarfile.TarError, OSError, EOFError) as error:
         return [*faults, f"{name}: not a readable tar ({error})"]
@@ -141,5 +153,3 @@ def _check_sample(
             yield f"is {decoded.size[0]}x{decoded.size[1]}, the index says {row['width']}x{row['height']}"
     except Undecodable as error:
         yield f"not decodable ({error})"
-
-

@@ -25,7 +25,7 @@ class RunningStatistics:
     def __init__(self, model: nn.Module) -> None:
         self._norms = [m for m in model.modules() if isinstance(m, _NORMS) and m.track_running_stats]
         self._momentum = [0.1 if norm.momentum is None else norm.momentum for norm in self._norms]
-        buffers = [b for norm in self._norms for b in (norm.running_mean, norm.running_var)]
+        buffers = [b for norm in self._norms for b in (norm.running_mean, norm.running_var) if b is not None]
         parameter = next(model.parameters())
         if not buffers:
             self.flat = torch.zeros(0, device=parameter.device)

@@ -30,7 +30,10 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 def cpu_state(module: nn.Module) -> dict[str, torch.Tensor]:
     """A module's state as separate CPU tensors (running statistics are views of one)."""
-    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in module.state_dict().items()}
+    return {
+        name: tensor.detach().to("cpu", copy=True).contiguous()
+        for name, tensor in module.state_dict().items()
+    }
 
 
 def load(path: str | Path) -> dict[str, Any]:
@@ -53,7 +56,9 @@ def load(path: str | Path) -> dict[str, Any]:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: not a telltale checkpoint ({reason})") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise UserError(f"{path}: not a telltale checkpoint (no format mark); give a file written by launch/train.py")
+        raise UserError(
+            f"{path}: not a telltale checkpoint (no format mark); give a file written by launch/train.py"
+        )
     if state["version"] != VERSION:
         raise UserError(f"{path}: version {state['version']}, this telltale reads {VERSION}; update it")
     return state

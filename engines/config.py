@@ -205,7 +205,9 @@ def make_parser() -> Parser:
     parser.add_argument("--config", action="config", help="YAML file of the experiment, see configs/")
     parser.add_class_arguments(Config, nested_key=None)
     # Launchers (deepspeed, older torch) add this one; the environment says the same.
-    parser.add_argument("--local_rank", "--local-rank", type=int, default=None, help="ignored; accepted for launchers")
+    parser.add_argument(
+        "--local_rank", "--local-rank", type=int, default=None, help="ignored; accepted for launchers"
+    )
     return parser
 
 

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from dataio import atomic
 from dataio.errors import UserError
 from dataio.index import read_manifest
 from engines.command import is_main_process
@@ -76,15 +77,8 @@ def write_metrics(path: str | Path, metrics: dict[str, Any]) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    from dataio.atomic import write_with
-
-    text = json.dumps(metrics, indent=2, allow_nan=False) + "\n"
-
-    def write(temporary: Path) -> None:
-        temporary.write_text(text)
-
     try:
-        write_with(Path(path), write)
+        atomic.write_text(Path(path), json.dumps(metrics, indent=2, allow_nan=False) + "\n")
     except OSError as error:
         raise _unwritable(str(Path(path).parent), reason_of(error)) from None
 

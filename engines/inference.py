@@ -119,7 +119,7 @@ def _open(data: str, split: str, verify: bool, info: dict[str, Any], checkpoint:
 def _predict(
     model: DualHead, config: Config, shards: ShardSet, world: World, batch: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """This rank's slice: ids int64 [n], P(generator) float64 [n, G], object top-5 int64 [n, <= 5]."""
+    """Predict this rank's slice: ids int64 [n], P(generator) float64 [n, G], object top-5 int64 [n, <= 5]."""
     layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
     model = model.to(world.device, memory_format=layout)  # type: ignore[call-overload]
     precision = resolve_precision(config.train.precision, world.device)

@@ -75,7 +75,8 @@ class _Section:
             if missing:
                 self.null(key, f"no images of {' and '.join(missing)}")
             else:
-                self.values[key] = float(formula(fake, p_fake))
+                # The sum behind AP can round to a little above 1.
+                self.values[key] = min(1.0, float(formula(fake, p_fake)))
 
 
 def compute_metrics(table: pa.Table) -> dict[str, Any]:

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from dataio import atomic
 from dataio.errors import UserError
 
 TOP = 5
@@ -120,7 +121,9 @@ def build_table(arrays: PredictionArrays) -> pa.Table:
     for index, name in enumerate(generators):
         columns[probability_column(name)] = pa.array(p[:, index].astype(np.float32), pa.float32())
     offsets = pa.array(np.arange(count + 1, dtype=np.int32) * top, pa.int32())
-    columns["object_top5"] = pa.ListArray.from_arrays(offsets, _names(best.reshape(-1), objects))
+    # Parquet calls the items of a list "element"; so the table is the same when read back.
+    names = pa.list_(pa.field("element", pa.string()))
+    columns["object_top5"] = pa.ListArray.from_arrays(offsets, _names(best.reshape(-1), objects), type=names)
     values = {"generators": generators, "objects": objects, "checkpoint": a.checkpoint}
     metadata = {f"telltale.{key}": json.dumps(value) for key, value in values.items()}
     return pa.table(columns).replace_schema_metadata(metadata)
@@ -132,10 +135,8 @@ def write_predictions(path: str | Path, table: pa.Table) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    from dataio.atomic import write_with
-
     try:
-        write_with(Path(path), lambda temporary: pq.write_table(table, temporary))
+        atomic.write_with(Path(path), lambda temporary: pq.write_table(table, temporary))
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({reason_of(error)}); choose another --output") from None
 

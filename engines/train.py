@@ -13,8 +13,8 @@ from dataio.atomic import write_text, write_with
 from dataio.errors import UserError
 from dataio.index import ShardSet
 from engines import checkpoints
-from engines.config import Config, changed_keys, to_dict, to_yaml
 from engines.command import EXIT_RUN_AGAIN, EXIT_USER_ERROR
+from engines.config import Config, changed_keys, to_dict, to_yaml
 from engines.process import FolderLock, StopRequest, World, from_main, join, leave, together
 from engines.runlog import RunLog
 from engines.trainer import Trainer, data_fingerprint, resolve_precision
@@ -71,7 +71,9 @@ def ensure_shards(config: Config) -> None:
         return
     from dataio.quickstart import make_synthetic_shards
 
-    print(f"drawing {wanted.images} synthetic images of {wanted.size} px into {config.data.shards}", flush=True)
+    print(
+        f"drawing {wanted.images} synthetic images of {wanted.size} px into {config.data.shards}", flush=True
+    )
     make_synthetic_shards(config.data.shards, images=wanted.images, size=wanted.size, seed=wanted.seed)
 
 
@@ -110,7 +112,9 @@ def _find_state(config: Config, world: World, store: checkpoints.CheckpointFolde
     if config.resume != "auto":
         state = checkpoints.load(config.resume)
         if "optimizer" not in state:
-            raise UserError(f"--resume {config.resume}: has weights only; resume from a file in RUN/checkpoints/")
+            raise UserError(
+                f"--resume {config.resume}: has weights only; resume from a file in RUN/checkpoints/"
+            )
         return state
 
     def warn(text: str) -> None:
@@ -125,7 +129,11 @@ def _check_same_run(config: Config, world: World, state: dict[str, Any], train_s
     changes = changed_keys(state["config"], config)
     if changes:
         key, old, new = changes[0]
-        more = f" (and {len(changes) - 1} more: {', '.join(c[0] for c in changes[1:6])})" if len(changes) > 1 else ""
+        more = (
+            f" (and {len(changes) - 1} more: {', '.join(c[0] for c in changes[1:6])})"
+            if len(changes) > 1
+            else ""
+        )
         raise UserError(
             f"{key} is {new!r}, but this run was started with {old!r}{more}: that would change its result; "
             "use the old value or another --run.dir"
@@ -190,7 +198,7 @@ class _Run:
             print(text, flush=True)
 
     def to_the_end(self) -> tuple[int, str]:
-        plan, trainer = self.trainer.plan, self.trainer
+        trainer = self.trainer
         if self._finished() and (self.folder / "final.safetensors").is_file():
             self.say(f"{self.folder}: already finished at step {trainer.step}")
             return 0, "already finished"
@@ -317,7 +325,11 @@ _HEADER = {"format": checkpoints.FORMAT, "version": checkpoints.VERSION}
 
 def _errors(metrics: dict[str, Any]) -> str:
     names = (("generator", "gen"), ("real_fake", "real/fake"), ("object", "object"))
-    parts = [f"{short} {metrics[f'{name}_error']:.2%}" for name, short in names if metrics[f"{name}_error"] is not None]
+    parts = [
+        f"{short} {metrics[f'{name}_error']:.2%}"
+        for name, short in names
+        if metrics[f"{name}_error"] is not None
+    ]
     return "errors " + ", ".join(parts)
 
 

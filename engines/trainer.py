@@ -273,7 +273,9 @@ class Trainer:
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         # The all-reduced gradient is the same everywhere: one rank's NaN is seen by all.
-        bad = ~torch.isfinite(norm) if not self.scaler.is_enabled() else ~torch.isfinite(tally.sums[-2:]).all()
+        bad = (
+            ~torch.isfinite(norm) if not self.scaler.is_enabled() else ~torch.isfinite(tally.sums[-2:]).all()
+        )
         self._bad_step = torch.where(bad & (self._bad_step < 0), self.step, self._bad_step)
         if self.world.device.type == "cpu":
             self.check_finite()

@@ -1,6 +1,6 @@
-"""Turn a data set into WebDataset shards with a manifest, or verify such a folder.
+r"""Turn a data set into WebDataset shards with a manifest, or verify such a folder.
 
-    python launch/shard.py --layout genimage --source GenImage --output data/genimage \\
+    python launch/shard.py --layout genimage --source GenImage --output data/genimage \
         --val-labels LOC_val_solution.csv --workers 16
     python launch/shard.py verify data/genimage
 
@@ -13,13 +13,13 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from dataio.codec import PRESETS, preset_policy  # noqa: E402
-from dataio.errors import UserError  # noqa: E402
-from dataio.layouts import NAMES, open_layout  # noqa: E402
-from dataio.layouts.synthetic import write_synthetic  # noqa: E402
-from dataio.shards import default_workers, summary, write_shards  # noqa: E402
-from dataio.verify import verify_shards  # noqa: E402
-from engines.command import Parser, run_command  # noqa: E402
+from dataio.codec import PRESETS, preset_policy
+from dataio.errors import UserError
+from dataio.layouts import NAMES, open_layout
+from dataio.layouts.synthetic import write_synthetic
+from dataio.shards import default_workers, summary, write_shards
+from dataio.verify import verify_shards
+from engines.command import Parser, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,7 +51,9 @@ def _write(words: list[str]) -> int:
     add("--synthetic.size", type=int, default=64, help="synthetic: side, pixels")
     add("--synthetic.seed", type=int, default=0, help="synthetic: seed of the drawing")
     args = parser.parse_args(words)
-    policy = preset_policy(args.codec.preset or ("keep" if args.layout == "cifake" else "default"), args.codec.size)
+    policy = preset_policy(
+        args.codec.preset or ("keep" if args.layout == "cifake" else "default"), args.codec.size
+    )
     if args.layout == "synthetic":
         drawing = args.synthetic
         write_synthetic(args.source, images=drawing.images, size=drawing.size, seed=drawing.seed)
@@ -87,14 +89,18 @@ def _write(words: list[str]) -> int:
 
 
 def _verify(words: list[str]) -> int:
-    parser = Parser(prog="shard.py verify", description="Check every hash, index, key and image of a shard folder.")
+    parser = Parser(
+        prog="shard.py verify", description="Check every hash, index, key and image of a shard folder."
+    )
     parser.add_argument("folder", help="folder written by shard.py")
     parser.add_argument("--workers", type=int, default=default_workers(), help="processes")
     args = parser.parse_args(words)
     checked, faults = verify_shards(args.folder, workers=args.workers)
     if faults:
         shown = "; ".join(faults[:10])
-        raise UserError(f"{args.folder}: {len(faults)} faults among {checked} images: {shown}. Copy or shard it again")
+        raise UserError(
+            f"{args.folder}: {len(faults)} faults among {checked} images: {shown}. Copy or shard it again"
+        )
     print(f"{args.folder}: {checked} images, every hash, index, key and image in order")
     return 0
 

@@ -13,11 +13,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
 
-from dataio.errors import UserError  # noqa: E402
-from engines.command import EXIT_USER_ERROR, SharedError, is_main_process, run_command  # noqa: E402
-from engines.config import parse_config  # noqa: E402
-from engines.process import die_with_launcher  # noqa: E402
-from engines.train import guess_run_folder, run_training, write_exit  # noqa: E402
+from dataio.errors import UserError
+from engines.command import EXIT_USER_ERROR, SharedError, is_main_process, run_command
+from engines.config import parse_config
+from engines.process import die_with_launcher
+from engines.train import guess_run_folder, run_training, write_exit
 
 DEFAULT_CONFIG = ROOT / "configs" / "quickstart.yaml"
 

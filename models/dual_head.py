@@ -47,7 +47,7 @@ class TrimmedConv2d(nn.Conv2d):
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """float [N, C, H, W] to float [N, C', H', W'], as nn.Conv2d."""
+        """Float [N, C, H, W] to float [N, C', H', W'], as nn.Conv2d."""
         if self.kernel_size == (3, 3) and self.padding == (1, 1) and self.bias is None and self.groups == 1:
             size = tuple(input.shape[-2:])
             if size == (1, 1):
@@ -58,7 +58,7 @@ class TrimmedConv2d(nn.Conv2d):
 
 
 def build_backbone(name: str, stem: str) -> tuple[nn.Module, int]:
-    """torchvision's ResNet without its classifier, and the number of its features.
+    """Torchvision's ResNet without its classifier, and the number of its features.
 
     The state-dict names are torchvision's (without `fc`). The CIFAR stem follows He et
     al., "Deep residual learning for image recognition", section 4.2: 3x3, no pooling. The
@@ -99,7 +99,7 @@ def whiten_stem(model: "DualHead", images: torch.Tensor) -> None:
         model: its backbone's `conv1` is changed in place. images: float [N, 3, H, W],
             normalised as in training; a few thousand are plenty.
     """
-    weight = model.backbone.conv1.weight  # type: ignore[union-attr]
+    weight: torch.Tensor = model.backbone.conv1.weight  # type: ignore[union-attr, assignment]
     filters, side = weight.shape[0], weight.shape[-1]
     patches = F.unfold(images.float().contiguous(), side, stride=side)
     patches = patches.transpose(1, 2).reshape(-1, 3 * side * side).double()
@@ -111,7 +111,9 @@ def whiten_stem(model: "DualHead", images: torch.Tensor) -> None:
     mixtures = torch.Generator().manual_seed(0)
     parts = [directions, -directions][: max(1, min(2, filters // len(directions)))]
     left = filters - sum(map(len, parts))
-    parts.append(torch.randn(left, len(rows), generator=mixtures, dtype=torch.float64) @ rows / len(rows) ** 0.5)
+    parts.append(
+        torch.randn(left, len(rows), generator=mixtures, dtype=torch.float64) @ rows / len(rows) ** 0.5
+    )
     weight.copy_(torch.cat(parts).reshape(weight.shape))
 
 

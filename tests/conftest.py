@@ -18,5 +18,7 @@ def shared_data() -> Path:
     """The folder of real images that is not part of the repository."""
     path = Path(os.environ.get("TELLTALE_DATA", ROOT.parent / "shared" / "data"))
     if not (path / "genimage-mini").is_dir():
-        pytest.skip(f"real images not found at {path}: set TELLTALE_DATA to the folder that holds genimage-mini/")
+        pytest.skip(
+            f"real images not found at {path}: set TELLTALE_DATA to the folder that holds genimage-mini/"
+        )
     return path

@@ -29,8 +29,8 @@ class CifakeLayout:
 
     name = "cifake"
     object_in_json = "name"
-    generators = GENERATORS
-    objects = OBJECTS
+    generators: tuple[str, ...] = GENERATORS
+    objects: tuple[str, ...] = OBJECTS
 
     def __init__(
         self, source: str | Path, *, val_fraction: float = DEFAULT_VAL_FRACTION, skip_unknown: bool = False

@@ -109,7 +109,7 @@ class GenImageLayout:
 
     name = "genimage"
     object_in_json = "index"
-    generators = GENERATORS
+    generators: tuple[str, ...] = GENERATORS
 
     def __init__(
         self,
@@ -129,7 +129,9 @@ class GenImageLayout:
             raise UserError(f"--subsets: no generator {unknown[0]!r}; there are {', '.join(GENERATORS[1:])}")
         self._subsets = tuple(subsets)
         self._own = generator_of_folder(Path(source).resolve().name)
-        self._misfits = Misfits(source, "GenImage's names such as 033_sdv4_00134.png or n01440764_18.JPEG", skip_unknown)
+        self._misfits = Misfits(
+            source, "GenImage's names such as 033_sdv4_00134.png or n01440764_18.JPEG", skip_unknown
+        )
         self.skipped = self._misfits.skipped
         self.notes: list[str] = []
         self._val_objects = self._load_val_labels(val_labels)
@@ -138,7 +140,9 @@ class GenImageLayout:
         if path is None:
             here = self.source.path if not self.source.is_zip else self.source.path.parent
             names = ("LOC_val_solution.csv", "ILSVRC2012_validation_ground_truth.txt")
-            found = [folder / name for folder in (here, here.parent) for name in names if (folder / name).is_file()]
+            found = [
+                folder / name for folder in (here, here.parent) for name in names if (folder / name).is_file()
+            ]
             if not found:
                 self.notes.append(
                     "no --val-labels: the objects of ILSVRC2012_val_* photographs are unknown "
@@ -169,7 +173,11 @@ class GenImageLayout:
 
     def _record(self, path: str, name: str) -> Record | None:
         parts = path.split("/")[:-1]
-        if len(parts) < 2 or parts[-1].lower() not in ("ai", "nature") or parts[-2].lower() not in ("train", "val"):
+        if (
+            len(parts) < 2
+            or parts[-1].lower() not in ("ai", "nature")
+            or parts[-2].lower() not in ("train", "val")
+        ):
             self._misfits.add(path, "not in {train,val}/{ai,nature}/")
             return None
         kind, part = parts[-1].lower(), parts[-2].lower()

@@ -10,5 +10,5 @@ def share(name: str) -> float:
 
 
 def train_or_val(name: str, val_fraction: float) -> str:
-    """ "val" for about `val_fraction` of all names, else "train"."""
+    """Give "val" for about `val_fraction` of all names, else "train"."""
     return "val" if share(name) < val_fraction else "train"

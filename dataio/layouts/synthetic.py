@@ -163,7 +163,9 @@ def write_synthetic(folder: str | Path, *, images: int, size: int = 64, seed: in
     """
     folder = Path(folder)
     if images < 20 or size < 16:
-        raise UserError(f"--synthetic.images {images} --synthetic.size {size}: expected at least 20 images of 16 px")
+        raise UserError(
+            f"--synthetic.images {images} --synthetic.size {size}: expected at least 20 images of 16 px"
+        )
     parameters = {"version": 1, "images": images, "size": size, "seed": seed}
     if folder.exists():
         mark = folder / _MARK
@@ -190,16 +192,17 @@ def _write_all(folder: Path, images: int, size: int, seed: int) -> None:
     wnids = [wnid_of[index] for index in range(1000)]
     truth = ["ImageId,PredictionString"]
     for generator in GENERATORS:
-        for part in ("train", "val"):
-            for kind in ("ai", "nature"):
-                (folder / _FOLDERS[generator] / part / kind).mkdir(parents=True)
+        for part in ("train/ai", "train/nature", "val/ai", "val/nature"):
+            (folder / _FOLDERS[generator] / part).mkdir(parents=True)
     for number in range(images):
         data, generator, kind, is_fake = draw_image(number, size, seed)
         is_test = number // (2 * len(GENERATORS)) % TEST_SHARE == TEST_SHARE - 1
         name = _file_name(generator, kind, number, is_fake, is_test, wnids)
         if is_test and not is_fake:
             truth.append(f"{name.removesuffix('.JPEG')},{wnids[CLASSES[kind]]} 0 0 1 1")
-        place = folder / _FOLDERS[generator] / ("val" if is_test else "train") / ("ai" if is_fake else "nature")
+        place = (
+            folder / _FOLDERS[generator] / ("val" if is_test else "train") / ("ai" if is_fake else "nature")
+        )
         (place / name).write_bytes(data)
     (folder / "LOC_val_solution.csv").write_text("\n".join(truth) + "\n")
 

@@ -24,7 +24,7 @@ def test_a_step_mixes_in_the_mean_of_its_micro_batches():
         reference(image)
         means.append(reference[1].running_mean.clone())
         variances.append(reference[1].running_var.clone())
-    for repeat in range(2):
+    for _ in range(2):
         statistics.begin_step()
         for number, image in enumerate(images):
             statistics.begin_micro_batch(number)

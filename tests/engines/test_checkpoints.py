@@ -39,7 +39,7 @@ def test_a_damaged_newest_falls_back_to_the_one_before_and_says_so(folder, damag
     if damage == "flip":
         data[len(data) // 2] ^= 1
     path.write_bytes({"truncate": data[: len(data) // 2], "flip": data, "empty": b""}[damage])
-    said = []
+    said: list[str] = []
     assert folder.load_newest(said.append)["step"] == 20
     assert len(said) == 1 and "step_00000030.pt" in said[0] and "damaged" in said[0]
 

@@ -77,7 +77,7 @@ def test_metrics_are_replaced_as_strict_json(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--checkpoint", "best.pt"], ["--data"]),
+        (["--checkpoint", "best.pt"], ["data", "split", "output"]),
         (
             ["--checkpoint", "c", "--data", "d", "--split", "test", "--output", "o", "--batch", "0"],
             ["--batch", "0"],

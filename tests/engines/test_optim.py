@@ -1,6 +1,7 @@
 """The schedule, the parameter groups and the device-side mask of the update."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ def test_cosine_with_warmup_rises_to_the_peak_and_falls_to_the_end():
     found = rates(warmup=0.1, final=0.05)
     assert found[0] == pytest.approx(0.04) and found[9] == pytest.approx(0.4)
     assert found[-1] == pytest.approx(0.02)
-    assert all(a > b for a, b in zip(found[9:], found[10:], strict=False))
+    assert all(a > b for a, b in pairwise(found[9:]))
     assert found[54] == pytest.approx(0.4 * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi / 2))))
 
 
@@ -54,7 +55,7 @@ def test_found_inf_masks_the_update_on_the_device(name):
     before = [p.detach().clone() for p in net.parameters()]
     for parameter in net.parameters():
         parameter.grad = torch.full_like(parameter, torch.nan)
-    optimizer.found_inf, optimizer.grad_scale = torch.ones(()), None
+    vars(optimizer).update(found_inf=torch.ones(()), grad_scale=None)
     optimizer.step()
     for old, new in zip(before, net.parameters(), strict=True):
         assert torch.equal(old, new.detach())

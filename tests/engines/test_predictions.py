@@ -72,7 +72,7 @@ def test_types_are_the_documented_ones() -> None:
         "p_nature": "float",
         "p_adm": "float",
         "p_glide": "float",
-        "object_top5": "list<item: string>",
+        "object_top5": "list<element: string>",
     }
 
 

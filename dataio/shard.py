@@ -1,0 +1,127 @@
+"""Writing one shard: a plain WebDataset tar, DALI's index beside it, and its sidecar."""
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from dataio.atomic import write_text, write_with
+from dataio.codec import CodecPolicy, Encoded, Undecodable, encode
+from dataio.index import SAMPLE
+from dataio.plan import Plan, ShardTask, read_task
+from dataio.source import Source
+
+WORK = ".work"
+_BLOCK = 512
+
+
+class _HashingFile:
+    """A file that is only appended to, hashed on the way."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._digest, self.size = file, hashlib.sha256(), 0
+
+    def write(self, data: bytes) -> int:
+        self._digest.update(data)
+        self.size += len(data)
+        return self._file.write(data)
+
+    def tell(self) -> int:
+        return self.size
+
+    @property
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
+
+
+def _member(name: str, size: int) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = size, 0o644  # times and owners stay zero
+    return info
+
+
+def member_json(
+    generator: str, label: int | None, objects: Sequence[str], style: str, path: str, subset: str
+) -> bytes:
+    """The `<key>.json` of a sample: compact, keys sorted."""
+    value = label if label is None or style == "index" else objects[label]
+    record: dict[str, Any] = {"generator": generator, "object": value, "source": path}
+    if subset:
+        record["subset"] = subset
+    return json.dumps(record, sort_keys=True, separators=(",", ":")).encode()
+
+
+def write_shard(output: Path, plan: Plan, task: ShardTask, source: Source) -> dict[str, Any]:
+    """Write one shard, its index and its sidecar; returns the sidecar's content."""
+    generators = {name: number for number, name in enumerate(plan.generators)}
+    subsets = {name: number for number, name in enumerate(plan.subsets)}
+    rows: list[tuple[int, ...]] = []
+    index: list[str] = []
+    rejected: list[list[str]] = []
+    warned: list[list[str]] = []
+    tar_path = output / f"{task.name}.tar"
+    hashed: list[_HashingFile] = []
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "wb") as raw:
+            file = _HashingFile(raw)
+            hashed.append(file)
+            with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:  # type: ignore[call-overload]
+                lines = read_task(output / WORK, task)
+                for key, (path, generator, label, subset) in enumerate(lines, task.first_key):
+                    try:
+                        made = _encode_source(source, path, plan.policy)
+                    except Undecodable as error:
+                        rejected.append([path, str(error)])
+                        continue
+                    if made.warning:
+                        warned.append([path, made.warning])
+                    about = member_json(generator, label, plan.objects, plan.object_in_json, path, subset)
+                    parts = []
+                    offset = 0
+                    for extension, data in ((made.extension, made.data), ("json", about)):
+                        name = f"{key:09d}.{extension}"
+                        start = tar.offset + _BLOCK
+                        offset = offset or start
+                        parts.append(f"{extension} {start} {len(data)} {name}")
+                        tar.addfile(_member(name, len(data)), io.BytesIO(data))
+                    index.append(" ".join(parts))
+                    known = -1 if label is None else label
+                    where = (task.number, offset, len(made.data), made.width, made.height)
+                    rows.append((*where, generators[generator], subsets[subset], known, key))
+
+    write_with(tar_path, write)
+    idx = f"v1.2 {len(index)}\n" + "".join(f"{line}\n" for line in index)
+    write_text(tar_path.with_suffix(".idx"), idx)
+    table = np.array(rows, dtype=SAMPLE)
+    sidecar = output / WORK / f"{task.split}-{task.number:06d}"
+    write_with(sidecar.with_suffix(".npy"), lambda temporary: save_array(temporary, table))
+    done = {
+        "samples": len(rows),
+        "bytes": hashed[0].size,
+        "sha256": hashed[0].sha256,
+        "idx_bytes": len(idx.encode()),
+        "idx_sha256": hashlib.sha256(idx.encode()).hexdigest(),
+        "rejected": rejected,
+        "warnings": warned,
+    }
+    write_text(sidecar.with_suffix(".json"), json.dumps(done))
+    return done
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    with open(path, "wb") as file:
+        np.save(file, array)
+
+
+def _encode_source(source: Source, path: str, policy: CodecPolicy) -> Encoded:
+    try:
+        data = source.read(path)
+    except (OSError, KeyError) as error:
+        raise Undecodable(f"cannot be read ({error})") from None
+    return encode(data, policy)
