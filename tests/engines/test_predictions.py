@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -157,7 +158,8 @@ def test_label_indices_of_unknown_names_are_minus_one() -> None:
 def _with(arrays: PredictionArrays, name: str, position, value) -> PredictionArrays:
     changed = np.array(getattr(arrays, name))
     changed[position] = value
-    return replace(arrays, **{name: changed})
+    values: dict[str, Any] = {name: changed}
+    return replace(arrays, **values)
 
 
 @pytest.mark.parametrize(
