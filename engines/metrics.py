@@ -214,6 +214,8 @@ def format_table(metrics: dict[str, Any]) -> str:
     heads = ("images", "generator", "real/fake", "object", "AUROC", "AP")
     lines += ["", f"{'errors on':{width}}" + "".join(f"{head:>11}" for head in heads)]
     for name, values in metrics["per_generator"].items():
+        if values["n"] == 0:
+            continue
         errors = [_percent(values[f"{key}_error"]) for key in ("generator", "real_fake", "object")]
         cells = [str(values["n"]), *errors, _score(values["auroc"]), _score(values["ap"])]
         lines.append(f"{name:{width}}" + "".join(f"{cell:>11}" for cell in cells))

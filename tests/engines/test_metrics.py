@@ -291,6 +291,11 @@ def test_metrics_of_several_chunks_equal_those_of_one() -> None:
     assert compute_metrics(pieces) == compute_metrics(table)
 
 
+def test_table_leaves_out_generators_without_images() -> None:
+    text = format_table(metrics_of(make_arrays([0, 1], np.eye(9)[[0, 1]])))
+    assert [name for name in GENIMAGE if f"\n{name} " in text] == ["nature", "adm"]
+
+
 def test_table_for_the_terminal() -> None:
     arrays = random_arrays(200, 10)
     metrics = metrics_of(arrays)
