@@ -2,6 +2,7 @@
 
 import os
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,27 +14,35 @@ class Source:
 
     Can be sent to other processes: a zip is opened once in each of them.
 
+    Args:
+        path: the folder or zip. flag: what the user gave it with, for messages.
+
     Raises:
         UserError: the path does not exist, or is neither a folder nor a zip.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path, flag: str = "--source") -> None:
+        self.path, self.flag = Path(path), flag
         if not self.path.exists():
-            raise UserError(f"--source {path}: no such file or folder")
+            raise UserError(f"{flag} {path}: no such file or folder")
         self.is_zip = self.path.is_file()
         if self.is_zip and not zipfile.is_zipfile(self.path):
-            raise UserError(f"--source {path}: neither a folder nor a zip file")
+            raise UserError(f"{flag} {path}: neither a folder nor a zip file")
         self._zip: zipfile.ZipFile | None = None
         self._owner = 0
 
     def __getstate__(self) -> dict[str, object]:
-        return {"path": self.path, "is_zip": self.is_zip, "_zip": None, "_owner": 0}
+        return {"path": self.path, "flag": self.flag, "is_zip": self.is_zip, "_zip": None, "_owner": 0}
 
     def _archive(self) -> zipfile.ZipFile:
         # A file position shared with a forked parent would give garbage.
         if self._zip is None or self._owner != os.getpid():
-            self._zip, self._owner = zipfile.ZipFile(self.path), os.getpid()
+            try:
+                self._zip, self._owner = zipfile.ZipFile(self.path), os.getpid()
+            except (OSError, zipfile.BadZipFile) as error:
+                raise UserError(
+                    f"{self.flag} {self.path}: cannot be read as a zip ({error}); copy it again"
+                ) from None
         return self._zip
 
     def files(self) -> Iterator[str]:
@@ -59,8 +68,29 @@ class Source:
             else:
                 yield path
 
-    def read(self, path: str) -> bytes:
-        """The bytes of one file."""
+    def has(self, path: str) -> bool:
+        """Whether there is a file of this path, hidden or not."""
         if self.is_zip:
+            return not path.endswith("/") and path in self._archive().NameToInfo
+        return (self.path / path).is_file()
+
+    def read(self, path: str) -> bytes:
+        """Return the bytes of one file.
+
+        Raises:
+            OSError: it is missing or cannot be read, in a folder and in a zip alike.
+        """
+        if not self.is_zip:
+            return (self.path / path).read_bytes()
+        try:
             return self._archive().read(path)
-        return (self.path / path).read_bytes()
+        # RuntimeError: encrypted. NotImplementedError: a compression that Python lacks.
+        except (
+            KeyError,
+            EOFError,
+            zipfile.BadZipFile,
+            zlib.error,
+            RuntimeError,
+            NotImplementedError,
+        ) as error:
+            raise OSError(f"{path}: cannot be read from the zip ({error})") from error

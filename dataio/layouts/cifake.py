@@ -4,7 +4,6 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from dataio.errors import UserError
 from dataio.layouts.files import Misfits, is_litter
 from dataio.layouts.splits import train_or_val
 from dataio.records import Record
@@ -38,14 +37,14 @@ class CifakeLayout:
         self.source = Source(source)
         self.root = str(source)
         self.val_fraction = val_fraction
-        self._misfits = Misfits(source, "{train,test}/{REAL,FAKE}/0000 (2).jpg", skip_unknown)
+        self._misfits = Misfits(self.name, source, "{train,test}/{REAL,FAKE}/0000 (2).jpg", skip_unknown)
         self.skipped = self._misfits.skipped
         self.notes: list[str] = []
 
     def records(self) -> Iterator[Record]:
         """See `dataio.records.Layout.records`."""
         count = 0
-        self.skipped.clear()
+        self._misfits.clear()
         for path in self.source.files():
             parts = path.split("/")
             if is_litter(parts[-1]):
@@ -64,11 +63,7 @@ class CifakeLayout:
             unique = f"{folders[1]}/{match[1]} ({suffix})"
             split = "test" if folders[0] == "test" else train_or_val(unique, self.val_fraction)
             yield Record(path, GENERATORS[folders[1] == "fake"], suffix - 1, split)
-        self._misfits.check()
-        if count == 0:
-            raise UserError(
-                f"--source {self.root}: no images of the cifake layout; expected {{train,test}}/{{REAL,FAKE}}/*.jpg"
-            )
+        self._misfits.check(count)
 
     def read(self, path: str) -> bytes:
         return self.source.read(path)

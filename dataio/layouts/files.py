@@ -14,26 +14,47 @@ def is_litter(name: str) -> bool:
 
 
 class Misfits:
-    """Collects files that fit no pattern: an error listing the first ten, or a skip list."""
+    """Collects files that fit no pattern: an error listing the first ten, or a skip list.
 
-    def __init__(self, source: str | Path, expected: str, skip: bool) -> None:
-        self.source, self.expected, self.skip = source, expected, skip
+    Args:
+        layout: its name. source: what is read. expected: the pattern, for messages.
+        skip: collect in `skipped` instead of failing.
+    """
+
+    def __init__(self, layout: str, source: str | Path, expected: str, skip: bool) -> None:
+        self.layout, self.source, self.expected, self.skip = layout, source, expected, skip
         self.skipped: list[tuple[str, str]] = []
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything: the files are about to be listed again."""
+        self.skipped.clear()
         self._count = 0
         self._first: list[str] = []
 
     def add(self, path: str, reason: str) -> None:
-        if self.skip:
-            self.skipped.append((path, reason))
-            return
         self._count += 1
         if len(self._first) < 10:
             self._first.append(f"{path} ({reason})")
+        if self.skip:
+            self.skipped.append((path, reason))
 
-    def check(self) -> None:
-        """Raise a UserError if there were any and they are not to be skipped."""
-        if self._count:
+    def check(self, fitting: int) -> None:
+        """Raise a UserError if nothing fits, or if something does not and is not to be skipped.
+
+        Args:
+            fitting: how many files fit.
+        """
+        if fitting == 0:
+            found = f"{self._count} other files, first {self._first[0]}" if self._count else "empty"
             raise UserError(
-                f"--source {self.source}: {self._count} files fit no pattern of this layout, expected {self.expected}; "
-                f"first: {'; '.join(self._first)}. Remove them, or set them aside with --skip-unknown"
+                f"--source {self.source}: no images of the {self.layout} layout ({found}), "
+                f"expected {self.expected}; check --layout and --source"
+            )
+        if self._count and not self.skip:
+            fit = "1 file fits" if self._count == 1 else f"{self._count} files fit"
+            raise UserError(
+                f"--source {self.source}: {fit} no pattern of the {self.layout} layout, "
+                f"expected {self.expected}; first: {'; '.join(self._first)}. "
+                "Remove them, or set them aside with --skip-unknown"
             )

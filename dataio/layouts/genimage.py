@@ -71,6 +71,7 @@ _FAKE = re.compile(r"(?:(?:GLIDE|VQDM)_1000_200_\d+_)?(\d{1,3})_([a-z0-9]+)_(?:i
 _REAL_TRAIN = re.compile(r"(n\d{8})_\d+")
 _REAL_VAL = re.compile(r"ILSVRC2012_val_\d{8}")
 DEFAULT_VAL_FRACTION = 0.02
+_VAL_IMAGES = 50_000
 
 
 @lru_cache
@@ -128,34 +129,38 @@ class GenImageLayout:
         if unknown:
             raise UserError(f"--subsets: no generator {unknown[0]!r}; there are {', '.join(GENERATORS[1:])}")
         self._subsets = tuple(subsets)
+        self._left_out: set[str] = set()  # generators that are there and not in `subsets`
         self._own = generator_of_folder(Path(source).resolve().name)
         self._misfits = Misfits(
-            source, "GenImage's names such as 033_sdv4_00134.png or n01440764_18.JPEG", skip_unknown
+            self.name,
+            source,
+            "<generator>/[imagenet_*/]{train,val}/{ai,nature}/ with names such as "
+            "033_sdv4_00134.png or n01440764_18.JPEG",
+            skip_unknown,
         )
         self.skipped = self._misfits.skipped
         self.notes: list[str] = []
-        self._val_objects = self._load_val_labels(val_labels)
+        self._val_labels = val_labels or self._find_val_labels()
+        self._val_objects = read_val_labels(self._val_labels, self._wnids) if self._val_labels else {}
 
-    def _load_val_labels(self, path: str | Path | None) -> dict[str, int] | None:
-        if path is None:
-            here = self.source.path if not self.source.is_zip else self.source.path.parent
-            names = ("LOC_val_solution.csv", "ILSVRC2012_validation_ground_truth.txt")
-            found = [
-                folder / name for folder in (here, here.parent) for name in names if (folder / name).is_file()
-            ]
-            if not found:
-                self.notes.append(
-                    "no --val-labels: the objects of ILSVRC2012_val_* photographs are unknown "
-                    "(give LOC_val_solution.csv or ILSVRC2012_validation_ground_truth.txt)"
-                )
-                return None
-            path = found[0]
-        return read_val_labels(path, self._wnids)
+    def _find_val_labels(self) -> Path | None:
+        """Look for the ground truth in the source's folder and the one above."""
+        here = self.source.path.parent if self.source.is_zip else self.source.path
+        for folder in (here, here.parent):
+            for name in ("LOC_val_solution.csv", "ILSVRC2012_validation_ground_truth.txt"):
+                if (folder / name).is_file():
+                    return folder / name
+        self.notes.append(
+            "no --val-labels: the objects of ILSVRC2012_val_* photographs are unknown "
+            "(give LOC_val_solution.csv or ILSVRC2012_validation_ground_truth.txt)"
+        )
+        return None
 
     def records(self) -> Iterator[Record]:
-        """See `dataio.records.Layout.records`; the first call fills `skipped`."""
+        """See `dataio.records.Layout.records`."""
         count = 0
-        self.skipped.clear()
+        self._misfits.clear()
+        self._left_out.clear()
         for path in self.source.files():
             name = path.rsplit("/", 1)[-1]
             if is_litter(name):
@@ -164,12 +169,12 @@ class GenImageLayout:
             if record is not None:
                 count += 1
                 yield record
-        self._misfits.check()
-        if count == 0:
+        if count == 0 and self._left_out:
             raise UserError(
-                f"--source {self.root}: no images of the genimage layout; expected "
-                "<generator>/[imagenet_*/]{train,val}/{ai,nature}/ under it, generators such as ADM or wukong"
+                f"--subsets {' '.join(self._subsets)}: not in --source {self.root}, "
+                f"which has {', '.join(sorted(self._left_out))}"
             )
+        self._misfits.check(count)
 
     def _record(self, path: str, name: str) -> Record | None:
         parts = path.split("/")[:-1]
@@ -186,14 +191,18 @@ class GenImageLayout:
             self._misfits.add(path, "in no generator's folder")
             return None
         if self._subsets and generator not in self._subsets:
+            self._left_out.add(generator)
             return None
         stem, dot, suffix = name.rpartition(".")
         if f".{suffix.lower()}" not in IMAGE_SUFFIXES or not dot:
             self._misfits.add(path, "not an image's name")
             return None
-        known, label = self._object(kind, generator, stem)
-        if not known:
+        fits, label = self._object(kind, generator, stem)
+        if not fits:
             self._misfits.add(path, f"not a name of {generator if kind == 'ai' else 'ImageNet'}")
+            return None
+        if label is None and self._val_labels:
+            self._misfits.add(path, f"not listed in {self._val_labels}")
             return None
         split = "test" if part == "val" else train_or_val(stem, self.val_fraction)
         return Record(path, generator if kind == "ai" else "nature", label, split, subset=generator)
@@ -207,9 +216,7 @@ class GenImageLayout:
         if match := _REAL_TRAIN.fullmatch(stem):
             return match[1] in self._wnids, self._wnids.get(match[1])
         if _REAL_VAL.fullmatch(stem):
-            if self._val_objects is None:
-                return True, None
-            return stem in self._val_objects, self._val_objects.get(stem)
+            return True, self._val_objects.get(stem)
         return False, None
 
     def read(self, path: str) -> bytes:
@@ -229,28 +236,41 @@ def read_val_labels(path: str | Path, wnids: dict[str, int]) -> dict[str, int]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--val-labels {path}: cannot be read ({error})") from None
     if lines and lines[0].replace(" ", "").lower().startswith("imageid,predictionstring"):
-        labels = {}
-        for number, line in enumerate(lines[1:], 2):
-            image, _, prediction = line.partition(",")
-            wnid = prediction.split(" ", 1)[0]
-            if wnid not in wnids:
-                raise UserError(f"--val-labels {path}: line {number} has {wnid!r}, expected an ImageNet wnid")
-            labels[image] = wnids[wnid]
-        return labels
+        return _read_kaggle(path, lines, wnids)
     if lines and all(line.strip().isdigit() for line in lines):
-        mapping_path = path.with_name("ILSVRC2012_mapping.txt")
-        try:
-            pairs = [line.split() for line in mapping_path.read_text().splitlines() if line.strip()]
-            mapping = {int(pair[0]): wnids[pair[1]] for pair in pairs}
-            return {f"ILSVRC2012_val_{n:08d}": mapping[int(line)] for n, line in enumerate(lines, 1)}
-        except FileNotFoundError:
-            raise UserError(
-                f"--val-labels {path}: holds the devkit's own ids; put ILSVRC2012_mapping.txt "
-                '("<ILSVRC2012_ID> <WNID>" a line) beside it'
-            ) from None
-        except (KeyError, ValueError, IndexError) as error:
-            raise UserError(f"{mapping_path}: does not map every id to a wnid ({error})") from None
+        return _read_devkit(path, lines, wnids)
     raise UserError(
         f"--val-labels {path}: neither Kaggle's LOC_val_solution.csv (ImageId,PredictionString) "
         "nor the devkit's ILSVRC2012_validation_ground_truth.txt (one id a line)"
     )
+
+
+def _read_kaggle(path: Path, lines: list[str], wnids: dict[str, int]) -> dict[str, int]:
+    labels = {}
+    for number, line in enumerate(lines[1:], 2):
+        image, _, prediction = line.partition(",")
+        wnid = prediction.split(" ", 1)[0]
+        if wnid not in wnids:
+            raise UserError(f"--val-labels {path}: line {number} has {wnid!r}, expected an ImageNet wnid")
+        labels[image] = wnids[wnid]
+    return labels
+
+
+def _read_devkit(path: Path, lines: list[str], wnids: dict[str, int]) -> dict[str, int]:
+    if len(lines) != _VAL_IMAGES:  # the line's number is the image's: one lost shifts the rest
+        raise UserError(f"--val-labels {path}: {len(lines)} lines, expected {_VAL_IMAGES}; copy it again")
+    mapping_path = path.with_name("ILSVRC2012_mapping.txt")
+    try:
+        pairs = [line.split() for line in mapping_path.read_text().splitlines() if line.strip()]
+        # The devkit numbers synsets too that are no classes; no image has them.
+        mapping = {int(pair[0]): wnids[pair[1]] for pair in pairs if pair[1] in wnids}
+        return {f"ILSVRC2012_val_{n:08d}": mapping[int(line)] for n, line in enumerate(lines, 1)}
+    except FileNotFoundError:
+        raise UserError(
+            f"--val-labels {path}: holds the devkit's own ids; put ILSVRC2012_mapping.txt "
+            '("<ILSVRC2012_ID> <WNID>" a line) beside it'
+        ) from None
+    except (OSError, KeyError, ValueError, IndexError) as error:
+        raise UserError(
+            f"{mapping_path}: does not give each id of {path.name} one of the 1,000 classes' wnids ({error})"
+        ) from None

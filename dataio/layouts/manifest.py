@@ -45,31 +45,44 @@ class ManifestLayout:
         split_from_path: bool = False,
     ) -> None:
         self.path = Path(source)
+        if self.path.is_dir():
+            raise UserError(
+                f"--source {source}: is a folder, expected a CSV file (--root names the images' folder)"
+            )
         if not self.path.is_file():
             raise UserError(f"--source {source}: no such CSV file")
-        self.source = Source(root if root is not None else self.path.parent)
+        if not split_from_path and val_fraction + DEFAULT_TEST_FRACTION >= 1:
+            raise UserError(
+                f"--val-fraction {val_fraction}: and {DEFAULT_TEST_FRACTION} for test leave nothing to train on"
+            )
+        self.source = Source(root if root is not None else self.path.parent, "--root")
         self.root = str(self.source.path)
         self.val_fraction, self.skip, self.split_from_path = val_fraction, skip_unknown, split_from_path
         self.notes: list[str] = []
         self.skipped: list[tuple[str, str]] = []
         self._rows = self._read_rows()
-        generators = {row["generator"] for row in self._rows}
+        generators = {row["generator"] for _, row in self._rows}
         self.generators = ("nature", *sorted(generators - {"nature"}))
-        self.objects = tuple(sorted({row["object"] for row in self._rows} - {""}))
+        self.objects = tuple(sorted({row["object"] for _, row in self._rows} - {""}))
         if "nature" not in generators:
             self.notes.append(f'{source}: no row has generator "nature", so there are no photographs')
 
-    def _read_rows(self) -> list[dict[str, str]]:
+    def _read_rows(self) -> list[tuple[int, dict[str, str]]]:
+        """Return (line, fields by column) of each row, checked; paths in their shortest form."""
         try:
             with open(self.path, encoding="utf-8-sig", newline="") as file:
                 reader = csv.DictReader(file)
-                missing = [name for name in _REQUIRED if name not in (reader.fieldnames or ())]
+                reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+                missing = [name for name in _REQUIRED if name not in reader.fieldnames]
                 if missing:
                     raise UserError(
                         f"--source {self.path}: no column {missing[0]!r}; expected path, generator, object "
-                        f"[, split, group], found {', '.join(reader.fieldnames or ['nothing'])}"
+                        f"[, split, group], found {', '.join(reader.fieldnames) or 'nothing'}"
                     )
-                rows = [{k: (v or "").strip() for k, v in row.items() if k} for row in reader]
+                # The reader's own count: blank lines give no row, quoted newlines none of their own.
+                rows = [
+                    (reader.line_num, {k: (v or "").strip() for k, v in row.items() if k}) for row in reader
+                ]
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise UserError(f"--source {self.path}: cannot be read as CSV ({error})") from None
         if not rows:
@@ -77,12 +90,13 @@ class ManifestLayout:
         self._check_rows(rows)
         return rows
 
-    def _check_rows(self, rows: list[dict[str, str]]) -> None:
+    def _check_rows(self, rows: list[tuple[int, dict[str, str]]]) -> None:
         seen: dict[str, int] = {}
-        for line, row in enumerate(rows, 2):
-            where, path = f"--source {self.path}: line {line}", row["path"]
-            if not path or PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
-                raise UserError(f"{where}: path is {path!r}, expected one below the root without '..'")
+        for line, row in rows:
+            where, parsed = f"--source {self.path}: line {line}", PurePosixPath(row["path"])
+            if not parsed.parts or parsed.is_absolute() or ".." in parsed.parts:
+                raise UserError(f"{where}: path is {row['path']!r}, expected one below the root without '..'")
+            path = row["path"] = str(parsed)  # "./a//b" and "a/b" are one file
             if path in seen:
                 raise UserError(f"{where}: path {path!r} stands in line {seen[path]} already")
             seen[path] = line
@@ -110,12 +124,11 @@ class ManifestLayout:
     def records(self) -> Iterator[Record]:
         """See `dataio.records.Layout.records`."""
         index = {name: number for number, name in enumerate(self.objects)}
-        present = set(self.source.files())
         missing: list[str] = []
         of_group: dict[str, str] = {}
         self.skipped.clear()
-        for line, row in enumerate(self._rows, 2):
-            if row["path"] not in present:
+        for line, row in self._rows:
+            if not self.source.has(row["path"]):
                 if self.skip:
                     self.skipped.append((row["path"], "no such file"))
                 else:
@@ -130,7 +143,7 @@ class ManifestLayout:
             yield Record(row["path"], row["generator"], index.get(row["object"]), split, group=group)
         if missing:
             raise UserError(
-                f"--source {self.path}: {len(missing)} files are not under {self.root}; first: "
+                f"--source {self.path}: of its files, {len(missing)} are not under {self.root}; first: "
                 f"{', '.join(missing[:10])}. Give --root, or set them aside with --skip-unknown"
             )
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dataio.atomic import sync_folder, write_text
 from dataio.errors import UserError
 from dataio.layouts.genimage import GenImageLayout, imagenet_classes
 
@@ -167,23 +168,42 @@ def write_synthetic(folder: str | Path, *, images: int, size: int = 64, seed: in
             f"--synthetic.images {images} --synthetic.size {size}: expected at least 20 images of 16 px"
         )
     parameters = {"version": 1, "images": images, "size": size, "seed": seed}
-    if folder.exists():
-        mark = folder / _MARK
-        found = json.loads(mark.read_text()) if mark.is_file() else "no synthetic set"
-        if found == parameters:
-            return False
-        raise UserError(f"{folder}: holds {found}, wanted {parameters}; remove it or choose another folder")
+    if _is_there(folder, parameters):
+        return False
     part = folder.with_name(f".{folder.name}.part-{os.getpid()}")
     try:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         _write_all(part, images, size, seed)
-        (part / _MARK).write_text(json.dumps(parameters) + "\n")
+        write_text(part / _MARK, json.dumps(parameters) + "\n")
         os.rename(part, folder)
+        sync_folder(folder.parent)
     except OSError as error:
+        if _is_there(folder, parameters):  # another process was faster
+            return False
         raise UserError(f"{folder}: cannot be written ({error.strerror})") from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
+    return True
+
+
+def _is_there(folder: Path, wanted: dict[str, int]) -> bool:
+    """Whether `folder` is the set of these parameters; False where it is absent or empty.
+
+    Raises:
+        UserError: it is something else.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return False
+    try:
+        found = json.loads((folder / _MARK).read_text())
+        differing = [
+            f"{name} {found[name]}, not {wanted[name]}" for name in wanted if found[name] != wanted[name]
+        ]
+    except (OSError, ValueError, KeyError, TypeError):
+        differing = ["no synthetic set"]
+    if differing:
+        raise UserError(f"{folder}: holds {', '.join(differing)}; remove it or choose another folder")
     return True
 
 
