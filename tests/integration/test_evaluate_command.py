@@ -1,0 +1,112 @@
+"""launch/evaluate.py on real shards and a network of random weights, by one and by three processes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dataio.index import read_manifest
+from dataio.quickstart import make_synthetic_shards
+from engines import checkpoints
+from engines.config import from_dict
+from engines.metrics import compute_metrics
+from engines.predictions import probabilities, read_predictions
+from models.dual_head import DualHead
+
+IMAGES = 70
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with shards in data/ and a checkpoint, best.pt, of their label spaces."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    make_synthetic_shards(folder / "data", images=IMAGES, size=32, seed=0)
+    manifest = read_manifest(folder / "data")
+    _write_checkpoint(folder / "best.pt", manifest, manifest["generators"])
+    _write_checkpoint(folder / "other.pt", manifest, ["nature", "adm"])
+    return folder
+
+
+def _write_checkpoint(path: Path, manifest: dict, generators: list[str]) -> None:
+    config = {"data": {"size": 32, "eval_crop": 1.0}, "model": {"backbone": "resnet18", "stem": "cifar"}}
+    torch.manual_seed(0)
+    model = DualHead(from_dict(config).model, generators, manifest["objects"])
+    state = {
+        "format": checkpoints.FORMAT,
+        "version": checkpoints.VERSION,
+        "step": 5,
+        "model": checkpoints.cpu_state(model),
+        "labels": {"generators": list(generators), "objects": manifest["objects"]},
+        "codec": manifest["codec"],
+        "layout": manifest["layout"],
+        "config": config,
+    }
+    checkpoints.save(path, state)
+
+
+def _evaluate(root: Path, work: Path, *flags: str, processes: int = 1) -> subprocess.CompletedProcess:
+    start = [sys.executable]
+    if processes > 1:
+        start += ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--master-port=0"]
+    command = [*start, str(root / "launch" / "evaluate.py"), "--data", "data", *flags]
+    # Bits depend on the number of threads, which torchrun would set to 1 for several processes.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, timeout=240)
+
+
+def test_every_image_once_by_any_number_of_processes(work: Path, repo_root: Path) -> None:
+    entry = read_manifest(work / "data")["splits"]["train"]
+    count = entry["samples"]
+    tables = []
+    # Neither number of processes nor batch size divides the split.
+    for processes, batch in ((1, 9), (3, 5)):
+        assert count % batch and (processes == 1 or count % processes)
+        flags = ["--checkpoint", "best.pt", "--split", "train", "--output", f"out{processes}"]
+        done = _evaluate(repo_root, work, *flags, "--batch", str(batch), "--verify", processes=processes)
+        assert done.returncode == 0, done.stderr
+        assert f"{count} images" in done.stdout and f"out{processes}/metrics.json" in done.stdout
+        folder = work / f"out{processes}"
+        assert sorted(file.name for file in folder.iterdir()) == ["metrics.json", "predictions.parquet"]
+        table = read_predictions(folder / "predictions.parquet")
+        assert table["sample_id"].to_pylist() == list(range(count))
+        assert json.loads((folder / "metrics.json").read_text()) == compute_metrics(table)
+        tables.append(table)
+    one, three = tables
+    for column in ("key", "generator", "object"):
+        assert one[column].equals(three[column])
+    np.testing.assert_allclose(probabilities(one), probabilities(three), atol=1e-5)
+    names, counts = np.unique(one["generator"].to_pylist(), return_counts=True)
+    expected = {name: n for name, n in entry["generators"].items() if n}
+    assert dict(zip(names.tolist(), counts.tolist(), strict=True)) == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--checkpoint", "missing.pt", "--split", "test"], ["missing.pt"]),
+        (["--checkpoint", "best.pt", "--split", "tset"], ["'tset'", "train, val, test"]),
+        (["--checkpoint", "other.pt", "--split", "test"], ["label space of generators", "[nature, adm]"]),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(work: Path, repo_root: Path, flags, words) -> None:
+    before = sorted(work.iterdir())
+    done = _evaluate(repo_root, work, *flags, "--output", "bad")
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    for word in words:
+        assert word in done.stderr
+    assert sorted(work.iterdir()) == before
+
+
+def test_unwritable_output_under_torchrun_ends_at_once(work: Path, repo_root: Path) -> None:
+    flags = ["--checkpoint", "best.pt", "--split", "test", "--output", "best.pt/evaluation"]
+    done = _evaluate(repo_root, work, *flags, processes=2)
+    # torchrun turns the code into 1 and adds a report of its own.
+    assert done.returncode == 1
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and "--output best.pt/evaluation: cannot be written" in errors[0]
