@@ -52,7 +52,7 @@ def _write_checkpoint(path: Path, manifest: dict, generators: list[str]) -> None
 def _evaluate(root: Path, work: Path, *flags: str, processes: int = 1) -> subprocess.CompletedProcess:
     start = [sys.executable]
     if processes > 1:
-        start += ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--master-port=0"]
+        start += ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
     command = [*start, str(root / "launch" / "evaluate.py"), "--data", "data", *flags]
     # Bits depend on the number of threads, which torchrun would set to 1 for several processes.
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
