@@ -4,10 +4,9 @@ import contextlib
 import hashlib
 import time
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -15,8 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dataio.errors import UserError
 from dataio.index import ShardSet
-from dataio.loader import Batch, Loader, TrainingOrder, Work, evaluation_work, training_work
-from dataio.order import centre_boxes
+from dataio.loader import Batch, Loader, TrainingOrder, evaluation_work, training_work
 from engines.batchnorm import RunningStatistics
 from engines.config import Config, to_dict
 from engines.optim import build_optimizer, learning_rate
@@ -102,6 +100,9 @@ class Trainer:
         self._meters = torch.zeros(len(FIELDS) + 1, dtype=torch.float64, device=world.device)
         # The first step whose gradient was not finite, -1 while there is none.
         self._bad_step = torch.full((), -1, dtype=torch.int64, device=world.device)
+        # A GPU's host must not wait in every step: there the update is masked instead, and
+        # the bad step reported at the next log.
+        self.checks_every_step = world.device.type == "cpu"
         self._loader: Loader | None = None
 
     def _share_of_micro_batches(self) -> int:
@@ -141,19 +142,14 @@ class Trainer:
         return model.to(self.world.device, memory_format=layout)  # type: ignore[call-overload]
 
     def _first_images(self, count: int = 2048) -> torch.Tensor:
-        """Centre crops of the run's first images, float [N, 3, size, size]; the same on every rank."""
+        """The run's first images, cropped as in training, float [N, 3, size, size]; the same on every rank."""
         batch = self.config.train.micro_batch
-        view = replace(self.config.data, crop="centre", eval_crop=1.0)
-        steps = range(min(self.order.steps_per_epoch, -(-count // self.config.train.global_batch)))
-        ids = np.concatenate([self.order.step_ids(step) for step in steps])
-        rows = self.train_set.rows[ids]
-        boxes, flips = centre_boxes(1.0, rows["width"].astype(np.int64), rows["height"].astype(np.int64))
-        work = (
-            Work(ids[at : at + batch], boxes[at : at + batch], flips[at : at + batch])
-            for at in range(0, len(ids), batch)
+        steps = min(self.order.steps_per_epoch, -(-count // self.config.train.global_batch))
+        work = training_work(self.order, micro_batch=batch, rank=0, world=1, first_step=0, last_step=steps)
+        loader = Loader(
+            self.train_set, self.config.data, work, batch=batch, device=self.world.device, train=True
         )
-        loader = Loader(self.train_set, view, work, batch=batch, device=self.world.device, train=False)
-        return torch.cat([b.image.cpu() for b in loader])
+        return torch.cat([loaded.image.cpu() for loaded in loader])
 
     def _wrap(self) -> nn.Module:
         wrapped: nn.Module = self.model
@@ -277,7 +273,7 @@ class Trainer:
             ~torch.isfinite(norm) if not self.scaler.is_enabled() else ~torch.isfinite(tally.sums[-2:]).all()
         )
         self._bad_step = torch.where(bad & (self._bad_step < 0), self.step, self._bad_step)
-        if self.world.device.type == "cpu":
+        if self.checks_every_step:
             self.check_finite()
         if self.config.optim.clip:
             torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.config.optim.clip, norm)

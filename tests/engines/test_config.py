@@ -1,0 +1,87 @@
+"""Configurations: precedence, errors in one line, and a frozen list of keys."""
+
+from pathlib import Path
+
+import pytest
+
+from dataio.errors import UserError
+from engines.config import FREE_KEYS, Config, changed_keys, flatten, from_dict, parse_config, to_dict, to_yaml
+
+KEYS = Path(__file__).parent.parent / "assets" / "config_keys.txt"
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "experiment.yaml"
+    path.write_text("optim: {lr: 0.3}\ndata: {size: 64, scale: [0.2, 0.9]}\n")
+    return path
+
+
+def test_the_keys_are_frozen():
+    # Adding or removing an option is a decision: change the list in the same commit.
+    assert sorted(flatten(to_dict(Config()))) == KEYS.read_text().split()
+    assert set(KEYS.read_text().split()) >= FREE_KEYS
+
+
+def test_flags_win_over_the_file_wherever_config_stands(file):
+    for argv in (["--optim.lr", "0.5", "--config", str(file)], [f"--config={file}", "--optim.lr=0.5"]):
+        config = parse_config(argv, "unused.yaml")
+        assert (config.optim.lr, config.data.size, config.data.scale) == (0.5, 64, (0.2, 0.9))
+
+
+@pytest.mark.parametrize(
+    "name", ["quickstart", "resnet18_cifake", "resnet50_genimage", "resnet50_genimage_sd14"]
+)
+def test_shipped_configurations_parse_and_survive_a_round_trip(repo_root, name, tmp_path):
+    config = parse_config([], repo_root / "configs" / f"{name}.yaml")
+    assert from_dict(to_dict(config)) == config
+    (tmp_path / "saved.yaml").write_text(to_yaml(config))
+    assert parse_config([], tmp_path / "saved.yaml") == config
+    assert (repo_root / "configs" / f"{name}.yaml").read_text().startswith("# ")
+
+
+def test_launchers_local_rank_is_accepted(file):
+    assert parse_config(["--local_rank=1"], file) == parse_config(["--local-rank", "0"], file)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--optim.l", "0.5"], r"--optim\.l"),
+        (["--optim.rate", "0.5"], r"--optim\.rate"),
+        (["--optim.lr", "-1"], r"optim\.lr is -1\.0, expected a number above 0"),
+        (["--optim.lr", "fast"], r'"optim\.lr".*fast'),
+        (["--data.crop", "big"], r"data\.crop"),
+        (["--data.pad", "4"], r"data\.pad is 4, expected 0, or more with data\.crop random"),
+        (
+            ["--train.global_batch", "100"],
+            r"train\.global_batch is 100, expected a multiple of train\.micro_batch, 64",
+        ),
+        (["--config", "nowhere.yaml"], r"nowhere\.yaml: no such file"),
+        (["--config"], r"--config: expected a YAML file"),
+    ],
+)
+def test_mistakes_are_one_line_that_names_the_key(file, argv, message):
+    with pytest.raises(UserError, match=message) as caught:
+        parse_config(argv, file)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["optim: {rate: 1}", "optim: [", "data: {size: 1}", "nothing: 3"])
+def test_mistakes_in_a_file_name_the_file(tmp_path, text):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=str(path)) as caught:
+        parse_config([], path)
+    assert "\n" not in str(caught.value)
+
+
+def test_only_keys_that_change_the_result_count_as_changed(file):
+    stored = to_dict(parse_config([], file))
+    assert (
+        changed_keys(
+            stored, parse_config(["--log.every", "3", "--run.dir", "x", "--checkpoint.keep", "9"], file)
+        )
+        == []
+    )
+    assert changed_keys(stored, parse_config(["--optim.lr", "1"], file)) == [("optim.lr", 0.3, 1.0)]

@@ -1,0 +1,40 @@
+"""Commands as a user starts them."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.support import environment
+
+
+@pytest.fixture(scope="session")
+def torchrun(repo_root: Path) -> Callable[..., list[str]]:
+    """The command line of a torchrun with this many processes on its own port."""
+
+    def command(processes: int, script: str, *words: str) -> list[str]:
+        return [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={processes}",
+            str(repo_root / script),
+            *words,
+        ]
+
+    return command
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a command to its end in an empty folder, capturing what it prints."""
+
+    def call(command: list[str], timeout: float = 240) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=timeout
+        )
+
+    return call

@@ -1,0 +1,142 @@
+"""One rank of the exactness tests: train, then continue from several steps, compare bits.
+
+Started by torchrun from test_exactness.py; writes what it saw to OUTPUT/world_<n>.pt.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent.parent)
+
+import torch
+import torch.distributed as dist
+
+from dataio.errors import UserError
+from dataio.index import ShardSet
+from engines.checkpoints import cpu_state
+from engines.config import parse_config
+from engines.process import World, join, leave
+from engines.trainer import Trainer
+
+ROOT = Path(sys.path[0])
+
+
+def snapshot(trainer: Trainer) -> dict[str, Any]:
+    state = {"model": cpu_state(trainer.model), **trainer.state()}
+    buffers = {key: value for key, value in state["optimizer"]["state"].items()}
+    state["optimizer"] = {
+        "param_groups": state["optimizer"]["param_groups"],
+        "state": {k: {n: t.clone() for n, t in v.items()} for k, v in buffers.items()},
+    }
+    state["meters"] = state["meters"].clone()
+    return state
+
+
+def differences(a: Any, b: Any, name: str = "") -> list[str]:
+    """Names of the leaves that are not bit for bit the same."""
+    if isinstance(a, torch.Tensor):
+        return [] if torch.equal(a, b) else [name]
+    if isinstance(a, dict):
+        missing = [f"{name}.{key}" for key in a.keys() ^ b.keys()]
+        return missing + [
+            d for key in a.keys() & b.keys() for d in differences(a[key], b[key], f"{name}.{key}")
+        ]
+    if isinstance(a, list):
+        return [
+            d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in differences(x, y, f"{name}[{i}]")
+        ]
+    return [] if a == b else [name]
+
+
+def record_step(trainer: Trainer, seen: dict[str, Any]) -> None:
+    """One step, remembering this rank's sample ids, pixels and (once) the gradient."""
+    next_batch, ids, pixels = trainer._next_batch, [], []
+
+    def watched() -> Any:
+        batch = next_batch()
+        ids.append(batch.sample_id.clone())
+        pixels.append(batch.image.double().sum((1, 2, 3)))
+        return batch
+
+    def keep_gradient(optimizer: Any, args: Any, kwargs: Any) -> None:
+        if "gradient" not in seen:
+            seen["gradient"] = torch.cat(
+                [p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None]
+            )
+
+    trainer._next_batch = watched  # type: ignore[method-assign]
+    hook = trainer.optimizer.register_step_pre_hook(keep_gradient)
+    trainer.train_step()
+    hook.remove()
+    trainer._next_batch = next_batch  # type: ignore[method-assign]
+    for name, mine in (("ids", torch.cat(ids)), ("pixels", torch.cat(pixels))):
+        parts = [torch.zeros_like(mine) for _ in range(trainer.world.size)]
+        if trainer.world.distributed:
+            dist.all_gather(parts, mine)
+        else:
+            parts = [mine]
+        seen.setdefault(name, []).append(torch.cat(parts))
+
+
+def poison_last_rank(trainer: Trainer, seen: dict[str, Any]) -> None:
+    """Give one rank a NaN image; note what every rank says and what the weights became."""
+    next_batch = trainer._next_batch
+
+    def poisoned() -> Any:
+        batch = next_batch()
+        if trainer.world.rank == trainer.world.size - 1:
+            batch.image[0, 0, 0, 0] = torch.nan
+        return batch
+
+    trainer._next_batch = poisoned  # type: ignore[method-assign]
+    before = [p.detach().clone() for p in trainer.model.parameters()]
+    message = "no error"
+    try:
+        trainer.train_step()
+    except UserError as error:
+        message = str(error)
+    messages: list[Any] = [message]
+    if trainer.world.distributed:
+        messages = [None] * trainer.world.size
+        dist.all_gather_object(messages, message)
+    seen["nan_messages"] = messages
+    seen["nan_changed"] = differences(before, [p.detach() for p in trainer.model.parameters()])
+
+
+def main() -> None:
+    output, resume_from, flags = Path(sys.argv[1]), [int(k) for k in sys.argv[2].split(",")], sys.argv[3:]
+    world: World = join()
+    config = parse_config(flags, ROOT / "configs" / "quickstart.yaml")
+    sets = ShardSet(config.data.shards, "train"), ShardSet(config.data.shards, "val")
+    trainer = Trainer(config, world, *sets)
+    seen: dict[str, Any] = {"steps_per_epoch": trainer.plan.steps_per_epoch, "losses": []}
+    states = {}
+    while trainer.step < trainer.plan.total_steps:
+        record_step(trainer, seen)
+        seen["losses"].append(trainer.take_meters()["loss"])
+        states[trainer.step] = snapshot(trainer)
+    seen["validation"] = trainer.validate()
+    final = snapshot(trainer)
+    seen["differences"] = {}
+    for step in resume_from:
+        again = Trainer(config, world, *sets)
+        again.load_state(states[step])
+        while again.step < again.plan.total_steps:
+            again.train_step()
+            again.take_meters()
+        seen["differences"][step] = differences(final, snapshot(again))
+    poison_last_rank(Trainer(config, world, *sets), seen)
+    seen["statistics"] = trainer.statistics.flat.clone()
+    seen["all_ranks_agree"] = True
+    if world.distributed:
+        found: list[Any] = [None] * world.size
+        dist.all_gather_object(found, seen["differences"])
+        seen["all_ranks_agree"] = all(f == seen["differences"] for f in found)
+    if world.is_main:
+        torch.save(seen, output / f"world_{world.size}.pt")
+    leave(world)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""launch/train.py as a user runs it: killed, stopped, repeated, and given bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import alive, descendants, environment, flags, wait_until
+
+KILLED_AT = 5
+
+
+def train(tiny_shards, folder, **changes):
+    return flags(data__shards=tiny_shards, run__dir=folder, checkpoint__every=3, **changes)
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without timings; a line still being written is left out."""
+    try:
+        text = (folder / "metrics.jsonl").read_text()
+    except FileNotFoundError:
+        return []
+    records = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    return [{key: value for key, value in record.items() if key != "perf"} for record in records]
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "exit.json").read_text())
+
+
+def start_and_wait(command: list[str], folder: Path, step: int) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen(
+        command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    wait_until(lambda: any(line["step"] >= step for line in lines(folder)), 120, f"step {step}")
+    return process
+
+
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
+def undisturbed(request, tiny_shards, torchrun, tmp_path_factory):
+    """A run that nobody disturbed, for each number of processes."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    command = torchrun(request.param, "launch/train.py", *train(tiny_shards, folder))
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    return request.param, folder, done.stdout
+
+
+def assert_same(folder: Path, reference: Path) -> None:
+    assert (folder / "final.safetensors").read_bytes() == (reference / "final.safetensors").read_bytes()
+    assert lines(folder) == lines(reference)
+    assert outcome(folder)["code"] == 0
+
+
+def test_a_run_leaves_what_the_interface_promises(undisturbed):
+    _, folder, output = undisturbed
+    assert outcome(folder) == {"code": 0, "message": "finished 10 steps"}
+    assert {"config.yaml", "metrics.jsonl", "checkpoints", "best.pt", "final.safetensors"} <= set(
+        os.listdir(folder)
+    )
+    assert sorted(os.listdir(folder / "checkpoints")) == ["step_00000009.pt", "step_00000010.pt"]
+    steps = [line["step"] for line in lines(folder) if line["kind"] == "train"]
+    assert steps == list(range(1, 11))
+    assert [line["step"] for line in lines(folder) if line["kind"] == "val"] == [7, 10]
+    assert "the last" in output and "images of each epoch dropped" in output
+
+
+@pytest.mark.parametrize("victim", ["everything", "launcher", "one rank"])
+def test_killed_in_mid_epoch_and_run_again_gives_the_same_bits(
+    undisturbed, victim, tiny_shards, torchrun, tmp_path
+):
+    processes, reference, _ = undisturbed
+    folder = tmp_path / "run"
+    command = torchrun(processes, "launch/train.py", *train(tiny_shards, folder))
+    launcher = start_and_wait(command, folder, KILLED_AT)
+    workers = [
+        pid
+        for pid in descendants(launcher.pid)
+        if b"launch/train.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
+    assert len(workers) == processes
+    victims = {"everything": [launcher.pid, *workers], "launcher": [launcher.pid], "one rank": workers[-1:]}
+    for pid in victims[victim]:
+        os.kill(pid, signal.SIGKILL)
+    launcher.wait(timeout=60)
+    # No orphan may race the rerun.
+    wait_until(lambda: not any(map(alive, workers)), 10, "the workers' end")
+    assert not (folder / "final.safetensors").exists()
+    again = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=250)
+    assert again.returncode == 0, again.stdout + again.stderr[-3000:]
+    assert "continuing after step" in again.stdout
+    assert_same(folder, reference)
+
+
+@pytest.mark.parametrize("how", ["file", "signal"])
+def test_asked_to_stop_it_saves_at_a_common_step_and_continues(
+    undisturbed, how, tiny_shards, torchrun, tmp_path
+):
+    processes, reference, _ = undisturbed
+    folder = tmp_path / "run"
+    command = torchrun(processes, "launch/train.py", *train(tiny_shards, folder, checkpoint__every=100))
+    launcher = start_and_wait(command, folder, 2)
+    if how == "file":
+        (folder / "stop").touch()
+    else:
+        workers = [
+            p
+            for p in descendants(launcher.pid)
+            if b"launch/train.py" in Path(f"/proc/{p}/cmdline").read_bytes()
+        ]
+        os.kill(workers[-1], signal.SIGUSR1)
+    launcher.wait(timeout=60)
+    assert outcome(folder)["code"] == 75 and "run the same command to continue" in outcome(folder)["message"]
+    assert not (folder / "stop").exists()
+    saved = sorted(os.listdir(folder / "checkpoints"))
+    assert len(saved) == 1 and 2 <= int(saved[0][5:13]) < 10
+    again = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=250)
+    assert again.returncode == 0, again.stdout + again.stderr[-3000:]
+    assert_same(folder, reference)
+
+
+def test_a_finished_run_says_so_and_a_changed_one_is_refused(undisturbed, tiny_shards, run, repo_root):
+    _, folder, _ = undisturbed
+    weights = (folder / "final.safetensors").read_bytes()
+    command = [sys.executable, str(repo_root / "launch" / "train.py")]
+    # One process continues what several began.
+    again = run([*command, *train(tiny_shards, folder)])
+    assert again.returncode == 0 and "already finished at step 10" in again.stdout
+    changed = run([*command, *train(tiny_shards, folder, optim__lr=0.5)])
+    assert changed.returncode == 2
+    assert changed.stderr.splitlines()[-1].startswith(
+        "error: optim.lr is 0.5, but this run was started with 0.005"
+    )
+    assert "Traceback" not in changed.stderr
+    assert outcome(folder)["code"] == 2
+    assert (folder / "final.safetensors").read_bytes() == weights
+
+
+def test_two_runs_on_one_folder_never_mix(tiny_shards, repo_root, tmp_path):
+    command = [sys.executable, str(repo_root / "launch" / "train.py"), *train(tiny_shards, tmp_path / "run")]
+    first = start_and_wait(command, tmp_path / "run", 1)
+    os.kill(first.pid, signal.SIGSTOP)
+    second = subprocess.Popen(
+        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    time.sleep(12)
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    assert second.poll() is None  # it waits for the lock
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    output, errors = second.communicate(timeout=120)
+    assert second.returncode == 0, output + errors
+    assert [line["step"] for line in lines(tmp_path / "run") if line["kind"] == "train"] == list(range(1, 11))
+
+
+def test_weights_and_biases_offline_is_second_to_the_local_log(tiny_shards, repo_root, run, tmp_path):
+    command = [sys.executable, str(repo_root / "launch" / "train.py")]
+    done = run([*command, *train(tiny_shards, tmp_path / "run", log__wandb="offline", train__steps=2)])
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "run" / "wandb").glob("offline-run-*"))
+    assert [line["step"] for line in lines(tmp_path / "run")] == [1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--optim.rate", "1"], "--optim.rate"),
+        (["--data.shards", "nowhere"], "nowhere: no such folder of shards"),
+        (["--train.micro_batch", "5"], "expected a multiple of train.micro_batch, 5"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2(tiny_shards, repo_root, run, tmp_path, words, message):
+    base = [sys.executable, str(repo_root / "launch" / "train.py"), *train(tiny_shards, tmp_path / "run")]
+    done = run([*base, *words])
+    assert done.returncode == 2
+    assert message in done.stderr.splitlines()[-1] and done.stderr.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.rglob("*.pt")) and not list(tmp_path.rglob("metrics.jsonl"))
+
+
+def test_under_torchrun_a_users_error_is_in_exit_json(tiny_shards, torchrun, run, tmp_path):
+    done = run(torchrun(3, "launch/train.py", *train(tiny_shards, tmp_path / "run")))
+    assert done.returncode == 1  # torchrun's own
+    found = outcome(tmp_path / "run")
+    assert found["code"] == 2
+    assert found["message"].startswith("3 processes cannot share train.global_batch 16")
+    assert done.stderr.count("error: 3 processes cannot share") == 1

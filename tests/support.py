@@ -1,0 +1,68 @@
+"""What several test files share: a tiny configuration, clean environments, processes."""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+TINY = {
+    "data.size": 24,
+    "data.crop": "random",
+    "data.pad": 2,
+    "data.eval_crop": 0.75,
+    "data.window_shards": 2,
+    "model.backbone": "resnet18",
+    "model.stem": "pooled",
+    "optim.lr": 0.005,
+    "train.epochs": 1.5,
+    "train.global_batch": 16,
+    "train.micro_batch": 4,
+    "log.wandb": "off",
+    "log.every": 1,
+}
+
+
+def flags(**changes: object) -> list[str]:
+    """TINY with changes (dots written as double underscores), as command-line flags."""
+    settings = {**TINY, **{key.replace("__", "."): value for key, value in changes.items()}}
+    return [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+
+
+def environment() -> dict[str, str]:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("TORCHELASTIC", "OMP_NUM"))}
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "WANDB_API_KEY"):
+        clean.pop(name, None)
+    return clean
+
+
+def descendants(pid: int) -> list[int]:
+    """Process ids of all children, grandchildren and so on."""
+    children: dict[int, list[int]] = {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:
+                continue
+            children.setdefault(parent, []).append(int(folder.name))
+    found, todo = [], [pid]
+    while todo:
+        own = children.get(todo.pop(), [])
+        found += own
+        todo += own
+    return found
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs (a zombie does not)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds} s in vain for {what}"
+        time.sleep(0.02)
