@@ -10,11 +10,12 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 
 .DELETE_ON_ERROR:
-.PHONY: help venv quickstart test lint clean
+.PHONY: help venv quickstart test test-slow lint clean
 
 help:
 	@echo "make quickstart  install, draw a small data set, shard it, train, evaluate (results in $(RUN)/)"
-	@echo "make test        install and run the tests"
+	@echo "make test        install and run the tests (at most 15 minutes on two cores)"
+	@echo "make test-slow   run the longer tests, which CI runs too"
 	@echo "make lint        ruff and mypy"
 	@echo "make venv        install only, into $(VENV)/"
 	@echo "make clean       remove caches; $(VENV)/, data/ and runs/ stay"
@@ -38,7 +39,10 @@ quickstart: $(STAMP)
 	@$(BIN)/python launch/evaluate.py --checkpoint $(RUN)/best.pt --data data/quickstart --split test --output $(RUN)/evaluation
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -246,7 +246,7 @@ def _build_pipeline(
     @pipeline_def(
         batch_size=batch,
         num_threads=config.threads or default_threads(),
-        device_id=device.index if gpu else None,  # type: ignore[arg-type]
+        device_id=device.index if gpu else None,
         prefetch_queue_depth=config.prefetch,
     )
     def pipeline() -> Any:

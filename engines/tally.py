@@ -50,7 +50,8 @@ class Tally:
         p_fake = 1 - generator_logits.float().softmax(1)[:, 0]
         self.sums += torch.stack(
             [
-                torch.tensor(float(len(generator)), dtype=torch.float64, device=self.sums.device),
+                # Filled on the device: a copy from the host would make a GPU's step wait.
+                torch.full((), float(len(generator)), dtype=torch.float64, device=self.sums.device),
                 known.sum().double(),
                 generator_wrong.sum().double(),
                 ((p_fake >= 0.5) != (generator > 0)).sum().double(),

@@ -42,6 +42,12 @@ def start_and_wait(command: list[str], folder: Path, step: int) -> subprocess.Po
     return process
 
 
+def workers_of(launcher: subprocess.Popen[bytes]) -> list[int]:
+    """The training processes below a torchrun."""
+    pids = descendants(launcher.pid)
+    return [pid for pid in pids if b"launch/train.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
 @pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
 def undisturbed(request, tiny_shards, torchrun, tmp_path_factory):
     """A run that nobody disturbed, for each number of processes."""
@@ -79,11 +85,7 @@ def test_killed_in_mid_epoch_and_run_again_gives_the_same_bits(
     folder = tmp_path / "run"
     command = torchrun(processes, "launch/train.py", *train(tiny_shards, folder))
     launcher = start_and_wait(command, folder, KILLED_AT)
-    workers = [
-        pid
-        for pid in descendants(launcher.pid)
-        if b"launch/train.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    ]
+    workers = workers_of(launcher)
     assert len(workers) == processes
     victims = {"everything": [launcher.pid, *workers], "launcher": [launcher.pid], "one rank": workers[-1:]}
     for pid in victims[victim]:
@@ -109,12 +111,7 @@ def test_asked_to_stop_it_saves_at_a_common_step_and_continues(
     if how == "file":
         (folder / "stop").touch()
     else:
-        workers = [
-            p
-            for p in descendants(launcher.pid)
-            if b"launch/train.py" in Path(f"/proc/{p}/cmdline").read_bytes()
-        ]
-        os.kill(workers[-1], signal.SIGUSR1)
+        os.kill(workers_of(launcher)[-1], signal.SIGUSR1)
     launcher.wait(timeout=60)
     assert outcome(folder)["code"] == 75 and "run the same command to continue" in outcome(folder)["message"]
     assert not (folder / "stop").exists()

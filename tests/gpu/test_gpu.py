@@ -1,0 +1,88 @@
+"""What needs a GPU: decoding there, and that training there follows the CPU's."""
+
+import numpy as np
+import pytest
+import torch
+
+from dataio.errors import UserError
+from dataio.index import ShardSet
+from dataio.loader import DataConfig, Loader, evaluation_work
+from engines.config import parse_config
+from engines.process import World
+from engines.trainer import Trainer
+from tests.support import flags
+
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs a CUDA GPU: run `pytest tests/gpu` on a machine with one"
+)
+
+
+def world(device: str) -> World:
+    return World(rank=0, size=1, local_rank=0, device=torch.device(device), distributed=False)
+
+
+def images(shards: ShardSet, device: str, config: DataConfig) -> torch.Tensor:
+    work = evaluation_work(shards, config, batch=16, rank=0, world=1)
+    loader = Loader(shards, config, work, batch=16, device=torch.device(device), train=False)
+    return torch.cat([batch.image.cpu() for batch in loader])
+
+
+def test_decoding_on_the_gpu_stays_within_a_grey_level_of_the_cpu(tiny_shards):
+    shards = ShardSet(tiny_shards, "train")
+    config = DataConfig(size=24, eval_crop=0.75, deterministic=True)
+    difference = (images(shards, "cuda:0", config) - images(shards, "cpu", config)).abs()
+    grey_level = 1 / 255 / np.mean(config.std)
+    assert difference.mean() < 0.5 * grey_level
+    assert difference.max() < 6 * grey_level
+
+
+def test_deterministic_decoding_repeats_its_bits(tiny_shards):
+    shards, config = ShardSet(tiny_shards, "train"), DataConfig(size=24, deterministic=True)
+    assert torch.equal(images(shards, "cuda:0", config), images(shards, "cuda:0", config))
+
+
+@pytest.fixture
+def build(tiny_shards, repo_root):
+    def make(device, **changes):
+        config = parse_config(flags(data__shards=tiny_shards, **changes), repo_root / "configs" / "quickstart.yaml")
+        return Trainer(config, world(device), ShardSet(tiny_shards, "train"), ShardSet(tiny_shards, "val"))
+
+    return make
+
+
+def losses(trainer: Trainer, steps: int) -> list[float]:
+    found = []
+    for _ in range(steps):
+        trainer.train_step()
+        found.append(trainer.take_meters()["loss"])
+    return found
+
+
+def test_training_in_fp32_follows_the_cpu(build):
+    changes = {"train__precision": "fp32", "train__steps": 8}
+    assert losses(build("cuda:0", **changes), 8) == pytest.approx(losses(build("cpu", **changes), 8), rel=0.02)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_mixed_precision_learns(build, precision):
+    changes = {"train__steps": 20, "train__micro_batch": 16, "optim__lr": 0.02, "loss__object": 0}
+    found = losses(build("cuda:0", train__precision=precision, **changes), 20)
+    assert sum(found[-4:]) < 0.9 * sum(found[:4])
+
+
+def test_a_bad_update_is_masked_on_the_device_and_reported_at_the_next_log(build):
+    trainer = build("cuda:0")
+    trainer.train_step()
+    before = [p.detach().clone() for p in trainer.model.parameters()]
+    batch = trainer._next_batch()
+    batch.image.fill_(torch.nan)
+    trainer._next_batch = lambda: batch
+    trainer.train_step()
+    assert all(torch.equal(a, b.detach()) for a, b in zip(before, trainer.model.parameters(), strict=True))
+    with pytest.raises(UserError, match="step 2: the loss or its gradient is not finite"):
+        trainer.take_meters()
+
+
+def test_validation_agrees_with_the_cpu(build):
+    found, expected = build("cuda:0", train__precision="fp32").validate(), build("cpu").validate()
+    assert found["loss"] == pytest.approx(expected["loss"], rel=0.02)
