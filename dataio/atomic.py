@@ -10,6 +10,7 @@ def write_with(path: Path, write: Callable[[Path], None]) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         write(temporary)
+        os.chmod(temporary, 0o644)  # some writers (safetensors) make private files
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
