@@ -44,7 +44,9 @@ def test_deterministic_decoding_repeats_its_bits(tiny_shards):
 @pytest.fixture
 def build(tiny_shards, repo_root):
     def make(device, **changes):
-        config = parse_config(flags(data__shards=tiny_shards, **changes), repo_root / "configs" / "quickstart.yaml")
+        config = parse_config(
+            flags(data__shards=tiny_shards, **changes), repo_root / "configs" / "quickstart.yaml"
+        )
         return Trainer(config, world(device), ShardSet(tiny_shards, "train"), ShardSet(tiny_shards, "val"))
 
     return make
@@ -60,7 +62,9 @@ def losses(trainer: Trainer, steps: int) -> list[float]:
 
 def test_training_in_fp32_follows_the_cpu(build):
     changes = {"train__precision": "fp32", "train__steps": 8}
-    assert losses(build("cuda:0", **changes), 8) == pytest.approx(losses(build("cpu", **changes), 8), rel=0.02)
+    assert losses(build("cuda:0", **changes), 8) == pytest.approx(
+        losses(build("cpu", **changes), 8), rel=0.02
+    )
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
