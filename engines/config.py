@@ -256,7 +256,7 @@ def _instantiate(parser: Parser, parsed: Namespace, path: Path) -> Config:
     for key in ("config", "local_rank"):
         parsed.pop(key, None)
     try:
-        built = parser.instantiate_classes(parsed)
+        built = parser.instantiate(parsed)
         return Config(**dict(vars(built)))
     except ValueError as error:
         raise UserError(f"{' '.join(str(error).split())} (from {path} and the flags)") from None
