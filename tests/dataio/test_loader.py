@@ -73,7 +73,8 @@ def test_training_crops_are_the_boxes_of_the_order_flipped_and_padded(tiny_shard
             expected = padded[y : y + h, x : x + w]
             flipped += int(part.flips[row])
             expected = expected[:, ::-1] if part.flips[row] else expected
-            np.testing.assert_allclose(batch.image[row].permute(1, 2, 0), expected, atol=0.01)
+            # The padding is the mean colour in whole grey levels.
+            np.testing.assert_allclose(batch.image[row].permute(1, 2, 0), expected, atol=0.02)
     assert 0 < flipped < 16
 
 

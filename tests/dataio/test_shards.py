@@ -183,12 +183,13 @@ def test_dali_reads_them_with_our_index(shards):
 
     @pipeline_def(batch_size=5, num_threads=1, device_id=None)
     def pipeline():
-        return fn.readers.webdataset(
+        images, records = fn.readers.webdataset(
             paths=tars,
             index_paths=[t.replace(".tar", ".idx") for t in tars],
             ext=["jpg", "json"],
             name="reader",
         )
+        return images, records
 
     built = pipeline()
     built.build()

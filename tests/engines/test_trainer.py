@@ -82,11 +82,10 @@ def test_clipping_bounds_the_step(build):
 
 
 def test_loss_weights_and_unknown_objects(build):
-    trainer = build(loss__object=0)
+    trainer = build(loss__object=0, optim__weight_decay=0)
     trainer.train_step()
     assert trainer.model.object_head.weight.grad is None  # cleared after the update
     head = trainer.model.object_head.weight.detach().clone()
-    trainer.optimizer.param_groups[0]["weight_decay"] = 0
     trainer.train_step()
     assert torch.equal(head, trainer.model.object_head.weight.detach())
 

@@ -116,7 +116,8 @@ def main() -> None:
         record_step(trainer, seen)
         seen["losses"].append(trainer.take_meters()["loss"])
         states[trainer.step] = snapshot(trainer)
-    seen["validation"] = trainer.validate()
+        seen.setdefault("first_statistics", trainer.statistics.flat.clone())
+    seen["validation"] = trainer.validate()  # must leave no trace in what follows
     final = snapshot(trainer)
     seen["differences"] = {}
     for step in resume_from:
@@ -127,7 +128,6 @@ def main() -> None:
             again.take_meters()
         seen["differences"][step] = differences(final, snapshot(again))
     poison_last_rank(Trainer(config, world, *sets), seen)
-    seen["statistics"] = trainer.statistics.flat.clone()
     seen["all_ranks_agree"] = True
     if world.distributed:
         found: list[Any] = [None] * world.size

@@ -19,7 +19,7 @@ KILLED_AT = 5
 
 
 def train(tiny_shards, folder, **changes):
-    return flags(data__shards=tiny_shards, run__dir=folder, checkpoint__every=3, **changes)
+    return flags(**{"data__shards": tiny_shards, "run__dir": folder, "checkpoint__every": 3, **changes})
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -173,7 +173,7 @@ def test_weights_and_biases_offline_is_second_to_the_local_log(tiny_shards, repo
     ("words", "message"),
     [
         (["--optim.rate", "1"], "--optim.rate"),
-        (["--data.shards", "nowhere"], "nowhere: no such folder of shards"),
+        (["--data.shards", "nowhere", "--data.synthetic.images", "0"], "nowhere: no such folder of shards"),
         (["--train.micro_batch", "5"], "expected a multiple of train.micro_batch, 5"),
     ],
 )
