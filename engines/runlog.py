@@ -41,7 +41,8 @@ class RunLog:
         if not enabled:
             return
         self._file = open(folder / "metrics.jsonl", "ab")  # noqa: SIM115 (open for the whole run)
-        self._file.truncate(offset)
+        # Resuming another run's checkpoint in a new folder must not pad the file with zeros.
+        self._file.truncate(min(offset, self._file.tell()))
         self._start_wandb(folder, config, settings)
 
     def _start_wandb(self, folder: Path, config: LogConfig, settings: dict[str, Any]) -> None:

@@ -317,7 +317,8 @@ class _Run:
         path = self.folder / "final.safetensors"
         write_with(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
         best = self.best
-        self.say(f"finished: {path}; best.pt is step {best['step']} ({best['metric']} {best['score']:.4f})")
+        why = f"{best['metric']} {best['score']:.4f}" if self.trainer.val_set else "the last"
+        self.say(f"finished: {path}; best.pt is step {best['step']} ({why})")
 
 
 _HEADER = {"format": checkpoints.FORMAT, "version": checkpoints.VERSION}
