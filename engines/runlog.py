@@ -102,7 +102,7 @@ class RunLog:
         self._file.close()
         if self._wandb is not None:
             with self._never_stopping("closing Weights & Biases"):
-                self._wandb.finish(exit_code=exit_code, quiet=True)
+                self._wandb.finish(exit_code=exit_code)
 
 
 def _has_netrc_key() -> bool:

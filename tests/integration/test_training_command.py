@@ -165,6 +165,7 @@ def test_weights_and_biases_offline_is_second_to_the_local_log(tiny_shards, repo
     command = [sys.executable, str(repo_root / "launch" / "train.py")]
     done = run([*command, *train(tiny_shards, tmp_path / "run", log__wandb="offline", train__steps=2)])
     assert done.returncode == 0, done.stderr
+    assert "warning" not in done.stderr
     assert list((tmp_path / "run" / "wandb").glob("offline-run-*"))
     assert [line["step"] for line in lines(tmp_path / "run")] == [1, 2, 2]
 
