@@ -5,7 +5,7 @@ import json
 import mmap
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,18 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
 
 def label_spaces(manifest: dict[str, Any]) -> LabelSpaces:
     return LabelSpaces(tuple(manifest["generators"]), tuple(manifest["objects"]))
+
+
+def label_mismatch(theirs: Mapping[str, Sequence[str]], ours: LabelSpaces) -> str:
+    """What differs between a checkpoint's label spaces and ours, printing both; "" if nothing."""
+    for name, own in (("generators", ours.generators), ("objects", ours.objects)):
+        if tuple(theirs[name]) != own:
+            return f"label space of {name} is {_brief(theirs[name])}, that of the shards is {_brief(own)}"
+    return ""
+
+
+def _brief(names: Sequence[str]) -> str:
+    return f"[{', '.join(names[:10])}{', ...' if len(names) > 10 else ''}] ({len(names)})"
 
 
 def sha256_of(path: str | Path) -> str:

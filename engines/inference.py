@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from dataio.errors import UserError
-from dataio.index import ShardSet
+from dataio.index import ShardSet, label_mismatch
 from dataio.loader import Loader, evaluation_work
 from engines import checkpoints
 from engines.config import Config, from_dict
@@ -37,21 +37,6 @@ def load_model(path: str | Path) -> tuple[DualHead, Config, dict[str, Any]]:
     return model.eval(), config, info
 
 
-def check_labels(info: dict[str, Any], shards: ShardSet, checkpoint: str) -> None:
-    """Raise a UserError that prints both, where label spaces differ."""
-    for name, ours in (("generators", shards.labels.generators), ("objects", shards.labels.objects)):
-        theirs = tuple(info["labels"][name])
-        if theirs != ours:
-            raise UserError(
-                f"{checkpoint}: its label space of {name} is {_brief(theirs)}, that of {shards.folder} is "
-                f"{_brief(ours)}; evaluate on shards of the same label space"
-            )
-
-
-def _brief(names: tuple[str, ...]) -> str:
-    return f"[{', '.join(names[:10])}{', ...' if len(names) > 10 else ''}] ({len(names)})"
-
-
 def predict_split(
     checkpoint: str,
     data: str,
@@ -73,7 +58,7 @@ def predict_split(
         the predictions on rank 0, None on the others.
 
     Raises:
-        UserError: on every rank alike, see `load_model`, `check_labels` and `ShardSet`.
+        UserError: on every rank alike, see `load_model` and `ShardSet`; label spaces that differ.
     """
     world = join()
     try:
@@ -111,7 +96,9 @@ def predict_split(
 
 def _open(data: str, split: str, verify: bool, info: dict[str, Any], checkpoint: str) -> ShardSet:
     shards = ShardSet(data, split, verify=verify)
-    check_labels(info, shards, checkpoint)
+    mismatch = label_mismatch(info["labels"], shards.labels)
+    if mismatch:
+        raise UserError(f"{checkpoint}: its {mismatch} ({data}); evaluate on shards of the same label space")
     return shards
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from dataio.atomic import write_text, write_with
 from dataio.errors import UserError
-from dataio.index import ShardSet
+from dataio.index import ShardSet, label_mismatch
 from engines import checkpoints
 from engines.command import EXIT_RUN_AGAIN, EXIT_USER_ERROR
 from engines.config import Config, changed_keys, to_dict, to_yaml
@@ -138,14 +138,12 @@ def _check_same_run(config: Config, world: World, state: dict[str, Any], train_s
             f"{key} is {new!r}, but this run was started with {old!r}{more}: that would change its result; "
             "use the old value or another --run.dir"
         )
-    labels = train_set.labels
-    for name, ours in (("generators", labels.generators), ("objects", labels.objects)):
-        theirs = tuple(state["labels"][name])
-        if theirs != ours:
-            raise UserError(
-                f"the checkpoint's label space of {name} is {_brief(theirs)}, that of {train_set.folder} is "
-                f"{_brief(ours)}; use the shards the run was started with or another --run.dir"
-            )
+    mismatch = label_mismatch(state["labels"], train_set.labels)
+    if mismatch:
+        raise UserError(
+            f"the checkpoint's {mismatch} ({train_set.folder}); use the shards the run was started with or "
+            "another --run.dir"
+        )
     if state["data"] != data_fingerprint(train_set):
         raise UserError(
             f"data.shards {train_set.folder}: its training shards are not those the run was started with; "
@@ -157,10 +155,6 @@ def _check_same_run(config: Config, world: World, state: dict[str, Any], train_s
             f"train.precision is {precision} on this machine, the run was started with {state['precision']}; "
             f"add --train.precision {state['precision']}"
         )
-
-
-def _brief(names: tuple[str, ...]) -> str:
-    return f"[{', '.join(names[:10])}{', ...' if len(names) > 10 else ''}] ({len(names)})"
 
 
 class _Run:

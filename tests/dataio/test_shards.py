@@ -88,6 +88,10 @@ def got_further(process: subprocess.Popen[bytes], folder: Path, shards: int) -> 
     return process.poll() is not None or len(list(folder.glob(".work/*-*.json"))) >= shards
 
 
+def none_alive(pids: list[int]) -> bool:
+    return not any(map(alive, pids))
+
+
 def test_killed_at_any_moment_and_run_again_it_ends_with_the_same_bytes(source, repo_root, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     slow = command(source, killed, repo_root, "--workers", "2")
@@ -102,7 +106,8 @@ def test_killed_at_any_moment_and_run_again_it_ends_with_the_same_bytes(source, 
         children = descendants(process.pid)
         process.kill()
         process.wait()
-        wait_until(lambda pids=children: not any(map(alive, pids)), 10, "the workers' end")
+        gone = functools.partial(none_alive, children)
+        wait_until(gone, 10, "the workers' end")
     done = subprocess.run(slow, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert contents(killed) == contents(whole)
@@ -149,7 +154,9 @@ def keys(folder: Path) -> dict[str, str]:
         with tarfile.open(path) as tar:
             for member in tar:
                 if member.name.endswith(".json"):
-                    found[member.name] = json.loads(tar.extractfile(member).read())["source"]
+                    text = tar.extractfile(member)
+                    assert text is not None
+                    found[member.name] = json.loads(text.read())["source"]
     return found
 
 
@@ -183,7 +190,7 @@ def test_dali_reads_them_with_our_index(shards):
 
     @pipeline_def(batch_size=5, num_threads=1, device_id=None)
     def pipeline():
-        images, records = fn.readers.webdataset(
+        images, records = fn.readers.webdataset(  # type: ignore[misc]
             paths=tars,
             index_paths=[t.replace(".tar", ".idx") for t in tars],
             ext=["jpg", "json"],
