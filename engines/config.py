@@ -47,7 +47,7 @@ class OptimConfig:
     warmup: float = 0.05
     """Share of the steps in which the rate rises linearly to its peak."""
     final: float = 0.0
-    """Share of the peak rate at the last step."""
+    """Share of the peak rate at the end of the schedule."""
     clip: float = 0.0
     """Largest norm of the gradient; 0 does not clip."""
 

@@ -39,6 +39,7 @@ def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
         return config.lr * (step + 1) / warmup
     if config.schedule == "constant":
         return config.lr
-    done = (step - warmup + 1) / max(1, total_steps - warmup)
+    # The last step is not at the very end, or a run of one step would learn nothing.
+    done = (step - warmup) / (total_steps - warmup)
     share = 1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
     return config.lr * (config.final + (1 - config.final) * share)
