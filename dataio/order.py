@@ -22,6 +22,8 @@ _MIX_2 = np.uint64(0x94D049BB133111EB)
 PURPOSE_SHARDS = 1
 PURPOSE_SAMPLES = 2
 PURPOSE_CROP = 3
+PURPOSE_MIX = 4
+PURPOSE_FORWARD = 5
 
 
 def hash64(*words: int | NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -15,6 +15,7 @@ from jsonargparse import Namespace
 from dataio.errors import UserError
 from dataio.loader import DataConfig
 from engines.command import Parser
+from engines.mixing import MixConfig
 from models.dual_head import ModelConfig
 
 
@@ -38,16 +39,28 @@ class OptimConfig:
     """Peak learning rate."""
     momentum: float = 0.9
     """SGD's momentum."""
+    nesterov: bool = True
+    """SGD looks ahead along its momentum (Nesterov)."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's."""
     weight_decay: float = 5e-5
     """On weights only; norms and biases have none."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """How the rate falls from its peak to lr * final after the warm-up."""
+    decay_norms: bool = False
+    """Decay norms and biases too."""
+    schedule: Literal["cosine", "linear", "constant", "plateau"] = "cosine"
+    """After the warm-up the rate falls to lr * final, stays, or is cut where validation no longer improves."""
     warmup: float = 0.05
     """Share of the steps in which the rate rises linearly to its peak."""
     final: float = 0.0
     """Share of the peak rate at the end of the schedule."""
+    plateau_factor: float = 0.1
+    """plateau: the rate is multiplied by this."""
+    plateau_patience: int = 3
+    """plateau: after more than so many validations without improvement of checkpoint.best's metric."""
+    plateau_threshold: float = 0.01
+    """plateau: the least relative improvement that counts."""
+    frozen_lr: float = 0.0
+    """Constant rate of the heads during train.frozen_epochs; 0 takes lr."""
     clip: float = 0.0
     """Largest norm of the gradient; 0 does not clip."""
 
@@ -60,6 +73,16 @@ class OptimConfig:
             raise ValueError("optim.weight_decay and optim.clip must be 0 or more")
         if not 0 <= self.warmup < 1 or not 0 <= self.final <= 1:
             raise ValueError("optim.warmup must be in [0, 1) and optim.final in [0, 1]")
+        if (
+            not 0 < self.plateau_factor < 1
+            or not 0 <= self.plateau_threshold < 1
+            or self.plateau_patience < 0
+        ):
+            raise ValueError(
+                "optim.plateau_factor must be in (0, 1), plateau_threshold in [0, 1), plateau_patience 0 or more"
+            )
+        if self.frozen_lr < 0:
+            raise ValueError(f"optim.frozen_lr is {self.frozen_lr}, expected 0 or more")
 
 
 @dataclass(kw_only=True)
@@ -72,6 +95,8 @@ class LossConfig:
     """Weight of the object head; images of unknown object do not count in it."""
     label_smoothing: float = 0.0
     """Of both heads."""
+    class_weights: Literal["none", "inverse", "inverse_sqrt"] = "none"
+    """Weigh the generator head's classes by one over their count (or its root), with mean 1 over the images."""
 
     def __post_init__(self) -> None:
         if self.generator < 0 or self.object < 0 or self.generator + self.object == 0:
@@ -92,6 +117,16 @@ class TrainConfig:
     """Images per step over all processes; the result depends on it, not on their number."""
     micro_batch: int = 64
     """Images per forward pass; batch norm sees this many, on any number of processes."""
+    frozen_epochs: float = 0.0
+    """Epochs at the start in which only the heads learn, the backbone as in evaluation; -1: the whole run."""
+    ema: float = 0.0
+    """Decay per step of an average of the weights, which is then what is validated and kept as best; 0: none."""
+    early_stop: int = 0
+    """Stop after so many validations without improvement of checkpoint.best's metric; 0: never."""
+    early_stop_after: float = 0.0
+    """Early stopping does not look at validations within this many epochs."""
+    early_stop_threshold: float = 0.0
+    """Early stopping: the least relative improvement that counts."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto is bf16 on a GPU and fp32 on a CPU; fp16 scales its loss."""
     compile: bool = False
@@ -117,6 +152,16 @@ class TrainConfig:
             )
         if self.threads < 1 or self.validate_every < 0:
             raise ValueError("train.threads must be at least 1 and train.validate_every at least 0")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"train.ema is {self.ema}, expected a decay in [0, 1)")
+        if min(self.early_stop, self.early_stop_after) < 0 or (
+            self.frozen_epochs < 0 and self.frozen_epochs != -1
+        ):
+            raise ValueError(
+                "train.early_stop and early_stop_after must be 0 or more, train.frozen_epochs too, or -1"
+            )
+        if not 0 <= self.early_stop_threshold < 1:
+            raise ValueError(f"train.early_stop_threshold is {self.early_stop_threshold}, expected [0, 1)")
 
 
 @dataclass(kw_only=True)
@@ -145,10 +190,14 @@ class LogConfig:
     """Weights & Biases: auto is online where a key is configured, else offline."""
     project: str = "telltale"
     """Weights & Biases project."""
+    images: int = 0
+    """Pictures per panel (inputs, hardest mistakes, confusion matrix, curves) in RUN/images and W&B; 0: no panels."""
 
     def __post_init__(self) -> None:
         if self.every < 1:
             raise ValueError(f"log.every is {self.every}, expected at least 1")
+        if self.images < 0:
+            raise ValueError(f"log.images is {self.images}, expected 0 or more")
 
 
 @dataclass(kw_only=True)
@@ -165,6 +214,8 @@ class Config:
     """The optimiser and its schedule."""
     loss: LossConfig = field(default_factory=LossConfig)
     """What is minimised."""
+    mix: MixConfig = field(default_factory=MixConfig)
+    """Mixing pairs of training images."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """The loop."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -194,6 +245,7 @@ FREE_KEYS = frozenset(
         "checkpoint.every",
         "checkpoint.keep",
         "log.every",
+        "log.images",
         "log.wandb",
         "log.project",
     ]

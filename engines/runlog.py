@@ -88,6 +88,14 @@ class RunLog:
                 values.update({f"perf/{k}": v for k, v in (perf or {}).items()})
                 self._wandb.log(values, step=record["step"])
 
+    def picture(self, name: str, path: Path, step: int) -> None:
+        """Send a picture that lies at `path` to Weights & Biases."""
+        if self._enabled and self._wandb is not None:
+            with self._never_stopping("sending a picture to Weights & Biases"):
+                import wandb
+
+                self._wandb.log({f"images/{name}": wandb.Image(str(path))}, step=step)
+
     def committed_offset(self) -> int:
         """Bytes of metrics.jsonl, safely on disk."""
         if not self._enabled:

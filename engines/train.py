@@ -15,6 +15,7 @@ from dataio.index import ShardSet, label_mismatch
 from engines import checkpoints
 from engines.command import EXIT_RUN_AGAIN, EXIT_USER_ERROR
 from engines.config import Config, changed_keys, to_dict, to_yaml
+from engines.panels import Panels
 from engines.process import FolderLock, StopRequest, World, from_main, join, leave, together
 from engines.runlog import RunLog
 from engines.trainer import Trainer, data_fingerprint, resolve_precision
@@ -181,11 +182,13 @@ class _Run:
             wandb_id="" if state is None else state["wandb_id"],
             enabled=world.is_main and not self._finished(),
         )
+        shows = config.log.images > 0 and world.is_main and not self._finished()
+        self.panels = Panels(folder, config, trainer.train_set.labels, self.log) if shows else None
         self._clock = time.perf_counter()
         self._logged_step = trainer.step
 
     def _finished(self) -> bool:
-        return self.trainer.step >= self.trainer.plan.total_steps
+        return self.trainer.step >= self.trainer.plan.total_steps or self.trainer.stalled
 
     def say(self, text: str) -> None:
         if self.world.is_main:
@@ -225,26 +228,39 @@ class _Run:
     def _loop(self) -> tuple[int, str]:
         plan, trainer = self.trainer.plan, self.trainer
         saved = self.resumed_from
-        while trainer.step < plan.total_steps:
+        if self.panels is not None and self.resumed_from is None:
+            self.panels.inputs(trainer.first_batch(), trainer.step)
+        while not self._finished():
             trainer.train_step()
             step = trainer.step
             if step % self.config.log.every == 0 or step == plan.total_steps:
                 self._log_training()
             if plan.validates_after(step):
                 self._validate()
+            stalled = trainer.stalled
             # On a GPU the host runs ahead; asking every step would hold it back.
             asked = (step % 10 == 0 or self.world.device.type == "cpu") and self.stop.agreed()
-            if plan.saves_after(step) or asked:
+            if plan.saves_after(step) or asked or stalled:
                 self._save()
                 saved = step
+            if stalled:
+                return self._finish(f"stopped early after {step} of at most {plan.total_steps} steps")
             if asked and step < plan.total_steps:
                 self.stop.clear_file()
                 self.say(f"stopped after step {step} ({self.stop.reason}); run the same command to continue")
                 return EXIT_RUN_AGAIN, f"stopped after step {step}; run the same command to continue"
         if saved != trainer.step:
             self._save()
+        return self._finish(f"finished {trainer.step} steps")
+
+    def _finish(self, message: str) -> tuple[int, str]:
+        if self.trainer.stalled:
+            waited, metric = self.config.train.early_stop, self.config.checkpoint.best
+            self.say(f"{message}: {waited} validations without improvement of {metric}")
         self._export()
-        return 0, f"finished {trainer.step} steps"
+        if self.panels is not None:
+            self.panels.curves()
+        return 0, message
 
     def _log_training(self) -> None:
         trainer, now = self.trainer, time.perf_counter()
@@ -268,22 +284,27 @@ class _Run:
     def _validate(self) -> None:
         trainer, begin = self.trainer, time.perf_counter()
         trainer.check_finite()
-        metrics: dict[str, float | None] = trainer.validate() if trainer.val_set else {}
+        found = trainer.validate() if trainer.val_set else None
+        metrics = found.metrics if found else {}
         score = metrics.get(self.config.checkpoint.best)
         if score is None:
             # joint and object error need known objects; the loss always exists.
-            score = metrics.get("loss", -float(trainer.step))
+            score = metrics.get("loss") or -float(trainer.step)
         if not self.best or score < self.best["score"]:
             self.best = {"score": score, "step": trainer.step, "metric": self.config.checkpoint.best}
             if self.world.is_main:
-                weights = trainer.weights_file(checkpoints.cpu_state(trainer.model))
+                weights = trainer.weights_file(checkpoints.cpu_state(trainer.judged))
                 checkpoints.save(self.folder / "best.pt", {**_HEADER, **weights, "metrics": metrics})
-        seconds = time.perf_counter() - begin
-        self._clock += seconds  # validation is not training time
-        if metrics:
-            self.log.write({"kind": "val", "step": trainer.step, **metrics}, {"seconds": seconds})
+        said = trainer.watch(score)
+        if found:
+            self.log.write({"kind": "val", "step": trainer.step, **metrics}, {"seconds": _since(begin)})
             mark = " (best)" if self.best["step"] == trainer.step else ""
             self.say(f"step {trainer.step} validation loss {metrics['loss']:.4f} {_errors(metrics)}{mark}")
+            if said:
+                self.say(said)
+            if self.panels is not None:
+                self.panels.validation(found, trainer.step)
+        self._clock += _since(begin)  # validation is not training time
 
     def _save(self) -> None:
         trainer = self.trainer
@@ -305,7 +326,7 @@ class _Run:
     def _export(self) -> None:
         if not self.world.is_main:
             return
-        state = self.trainer.weights_file(checkpoints.cpu_state(self.trainer.model))
+        state = self.trainer.weights_file(checkpoints.cpu_state(self.trainer.judged))
         tensors = state.pop("model")
         metadata = {key: json.dumps(value) for key, value in {**_HEADER, **state}.items()}
         path = self.folder / "final.safetensors"
@@ -316,6 +337,10 @@ class _Run:
 
 
 _HEADER = {"format": checkpoints.FORMAT, "version": checkpoints.VERSION}
+
+
+def _since(begin: float) -> float:
+    return time.perf_counter() - begin
 
 
 def _errors(metrics: dict[str, Any]) -> str:

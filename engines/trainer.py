@@ -3,44 +3,50 @@
 import contextlib
 import hashlib
 import time
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dataio.errors import UserError
 from dataio.index import ShardSet
-from dataio.loader import Batch, Loader, TrainingOrder, evaluation_work, training_work
+from dataio.loader import Batch, Loader, TrainingOrder, training_work
+from dataio.order import PURPOSE_FORWARD, hash64
 from engines.batchnorm import RunningStatistics
+from engines.build import build_model, class_weights, make_deterministic, wrap
+from engines.checkpoints import cpu_state
 from engines.config import Config, to_dict
-from engines.optim import build_optimizer, learning_rate
+from engines.ema import WeightAverage
+from engines.mixing import mix
+from engines.optim import Patience, build_optimizer, learning_rate
 from engines.process import World
 from engines.tally import FIELDS, Tally
-from models.dual_head import DualHead, WeightsError, dual_head_loss, whiten_stem
-from models.weights import load_weights
+from engines.validation import Validation, validate
+from models.dual_head import DualHead, dual_head_loss
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The run in steps: how many, per epoch, and every how many to validate and save."""
+    """The run in steps: how many, per epoch, how many frozen, every how many to validate and save."""
 
     total_steps: int
     steps_per_epoch: int
+    frozen_steps: int
     validate_every: int
     save_every: int
 
     @classmethod
     def of(cls, config: Config, steps_per_epoch: int) -> "Plan":
+        frozen = config.train.frozen_epochs
         total = config.train.steps or max(1, round(config.train.epochs * steps_per_epoch))
         return cls(
             total,
             steps_per_epoch,
+            min(total, round(frozen * steps_per_epoch)) if frozen >= 0 else total,
             config.train.validate_every or steps_per_epoch,
             config.checkpoint.every or steps_per_epoch,
         )
@@ -88,14 +94,20 @@ class Trainer:
         self.order = TrainingOrder(train_set, config.data, config.run.seed, config.train.global_batch)
         self.plan = Plan.of(config, self.order.steps_per_epoch)
         self.precision = resolve_precision(config.train.precision, world.device)
-        self.notes: list[str] = []
-        self._make_deterministic()
-        self.model = self._build_model()
+        make_deterministic(config)
+        self._check_watched()
+        self.model, self.notes = build_model(config, train_set, self.order, world.device)
         self.statistics = RunningStatistics(self.model)
-        self.forward = self._wrap()
+        self.average = WeightAverage(self.model, config.train.ema) if config.train.ema else None
+        self.step = 0
+        self._prepare_forward()
+        self._class_weights = class_weights(config, train_set, world.device)
+        # Each watches checkpoint.best's metric; the schedule's counts start anew with each cut.
+        self.plateau = Patience(config.optim.plateau_threshold)
+        self.patience = Patience(config.train.early_stop_threshold)
+        self.cuts = 0
         self.optimizer = build_optimizer(self.model, config.optim)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.precision == "fp16")
-        self.step = 0
         self.data_wait = 0.0
         self._meters = torch.zeros(len(FIELDS) + 1, dtype=torch.float64, device=world.device)
         # The first step whose gradient was not finite, -1 while there is none.
@@ -116,74 +128,40 @@ class Trainer:
             )
         return total // self.world.size
 
-    def _make_deterministic(self) -> None:
-        # torchrun sets OMP_NUM_THREADS only for several processes, and the number of
-        # threads changes the last bits: so it comes from the configuration, always.
-        torch.set_num_threads(self.config.train.threads)
-        if self.config.train.deterministic:
-            torch.use_deterministic_algorithms(True)
-            torch.backends.cudnn.benchmark = False
-        else:
-            torch.backends.cudnn.benchmark = True
-
-    def _build_model(self) -> DualHead:
-        config, labels = self.config, self.train_set.labels
-        torch.manual_seed(config.run.seed)
-        model = DualHead(config.model, labels.generators, labels.objects)
-        if config.model.weights:
-            try:
-                report = load_weights(model, config.model.weights, config.model.backbone)
-            except WeightsError as error:
-                raise UserError(str(error)) from None
-            self.notes.append(f"{config.model.weights}: {report}")
-        layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
-        if config.model.whiten:
-            whiten_stem(model, self._first_images())
-        return model.to(self.world.device, memory_format=layout)  # type: ignore[call-overload]
-
-    def _first_images(self, count: int = 2048) -> torch.Tensor:
-        """The run's first images, cropped as in training, float [N, 3, size, size]; the same on every rank."""
-        batch = self.config.train.micro_batch
-        steps = min(self.order.steps_per_epoch, -(-count // self.config.train.global_batch))
-        work = training_work(self.order, micro_batch=batch, rank=0, world=1, first_step=0, last_step=steps)
-        loader = Loader(
-            self.train_set, self.config.data, work, batch=batch, device=self.world.device, train=True
-        )
-        return torch.cat([loaded.image.cpu() for loaded in loader])
-
-    def _wrap(self) -> nn.Module:
-        wrapped: nn.Module = self.model
-        if self.world.distributed and self.world.size > 1:
-            with warnings.catch_warnings():
-                # Newer versions rename broadcast_buffers; the old name works on all we support.
-                warnings.simplefilter("ignore", FutureWarning)
-                wrapped = DistributedDataParallel(
-                    self.model,
-                    device_ids=[self.world.device.index] if self.world.device.type == "cuda" else None,
-                    broadcast_buffers=False,  # the running statistics are averaged, once per step
-                    gradient_as_bucket_view=True,
+    def _check_watched(self) -> None:
+        for key, given in (
+            ("optim.schedule plateau", self.config.optim.schedule == "plateau"),
+            ("train.early_stop", self.config.train.early_stop > 0),
+        ):
+            if given and self.val_set is None:
+                raise UserError(
+                    f"{key}: watches validation, and {self.train_set.folder} has no val split; "
+                    "shard with --val-fraction above 0, or choose another schedule"
                 )
-            self._settle_buckets(wrapped)
-        return torch.compile(wrapped) if self.config.train.compile else wrapped  # type: ignore[return-value]
 
-    def _settle_buckets(self, wrapped: nn.Module) -> None:
-        """Let DDP rebuild its buckets before the first step instead of after it.
+    @property
+    def frozen(self) -> bool:
+        """Whether only the heads learn in the step to come."""
+        return self.step < self.plan.frozen_steps
 
-        DDP regroups its buckets once it has seen one backward pass. A resumed run would
-        do so one step later than the undisturbed one, reduce in another order, and differ
-        in the last bits on 4 ranks. Two passes of zero loss settle it beforehand.
-        """
-        self.statistics.begin_step()
-        shape = (self.config.train.micro_batch, 3, self.config.data.size, self.config.data.size)
-        image = torch.zeros(shape, device=self.world.device).contiguous(memory_format=torch.channels_last)
-        for _ in range(2):
-            generator_logits, object_logits = wrapped(image)
-            (generator_logits.sum() * 0 + object_logits.sum() * 0).backward()
-        self.model.zero_grad(set_to_none=True)
-        self.statistics.restore()
-        for name, buffer in self.model.named_buffers():
-            if name.endswith("num_batches_tracked"):
-                buffer.zero_()
+    def _prepare_forward(self) -> None:
+        """Freeze or thaw the backbone, and wrap the model for it: DDP must know what has gradients."""
+        self.model.backbone.requires_grad_(not self.frozen)
+        self._set_training_mode()
+        self.forward = wrap(self.model, self.config, self.world, self.statistics, self.config.data.size)
+
+    def _thaw(self) -> None:
+        """From here on the backbone learns too."""
+        self._prepare_forward()
+        if self.config.optim.name == "sgd" and self.config.optim.momentum:
+            for parameter in self.model.parameters():
+                # The fused update wants momentum for all of a group or for none; zero is none.
+                self.optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
+
+    def _set_training_mode(self) -> None:
+        self.model.train()
+        if self.frozen:  # its running statistics stay, too
+            self.model.backbone.eval()
 
     # ---- one step -------------------------------------------------------------------
 
@@ -207,6 +185,15 @@ class Trainer:
             )
         return self._loader
 
+    def first_batch(self) -> Batch:
+        """The first training images of the next step, as the network will see them (before mixing)."""
+        size = min(self.config.train.micro_batch, max(1, self.config.log.images))
+        work = iter([self.order.work(self.step, 0, size)])
+        loader = Loader(
+            self.train_set, self.config.data, work, batch=size, device=self.world.device, train=True
+        )
+        return next(loader)
+
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.precision == "fp32":
             return contextlib.nullcontext()
@@ -226,23 +213,31 @@ class Trainer:
                 `check_finite` on a GPU, with the update masked until then).
         """
         config, world = self.config, self.world
-        self.model.train()
+        if self.step == self.plan.frozen_steps > 0:
+            self._thaw()
+        self._set_training_mode()
         known_objects = max(1, self.order.known_objects(self.step))
         tally = Tally.empty(world.device)
         self.statistics.begin_step()
         for number in range(self.micro_batches):
             batch = self._next_batch()
             self.statistics.begin_micro_batch(number)
-            last = number == self.micro_batches - 1
-            with self._gradient_sync(last):
+            place = world.rank * self.micro_batches + number
+            # Dropout and the like draw from torch's generator: the same for this micro-batch
+            # on any number of processes, and after a resume.
+            torch.manual_seed(int(hash64(config.run.seed, self.step, PURPOSE_FORWARD, place)) >> 1)
+            image, own = mix(config.mix, batch.image, seed=config.run.seed, step=self.step, micro_batch=place)
+            with self._gradient_sync(number == self.micro_batches - 1):
                 with self._autocast():
-                    generator_logits, object_logits = self.forward(batch.image)
+                    generator_logits, object_logits = self.forward(image)
                 by_generator, by_object = dual_head_loss(
                     generator_logits,
                     object_logits,
                     batch.generator,
                     batch.object,
                     label_smoothing=config.loss.label_smoothing,
+                    generator_weights=self._class_weights,
+                    own_share=own,
                 )
                 loss = (
                     config.loss.generator * by_generator / config.train.global_batch
@@ -254,6 +249,8 @@ class Trainer:
                 tally.add(generator_logits, object_logits, batch.generator, batch.object)
         self._update(tally)
         self.step += 1
+        if self.average is not None:
+            self.average.update(self.step)
 
     def _gradient_sync(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         if last or not isinstance(self.forward, DistributedDataParallel):
@@ -261,7 +258,13 @@ class Trainer:
         return self.forward.no_sync()
 
     def _update(self, tally: Tally) -> None:
-        rate = learning_rate(self.config.optim, self.step, self.plan.total_steps)
+        rate = learning_rate(
+            self.config.optim,
+            self.step,
+            self.plan.total_steps,
+            frozen_steps=self.plan.frozen_steps,
+            cuts=self.cuts,
+        )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self._share_statistics(tally)
@@ -324,24 +327,41 @@ class Trainer:
 
     # ---- validation -----------------------------------------------------------------
 
-    @torch.no_grad()
-    def validate(self) -> dict[str, float | None]:
-        """Errors and loss on the validation split, every image exactly once."""
+    @property
+    def judged(self) -> DualHead:
+        """The network that is validated and kept as best: the averaged one where there is one."""
+        if self.average is not None:
+            assert isinstance(self.average.module, DualHead)
+            return self.average.module
+        return self.model
+
+    def validate(self) -> Validation:
+        """Errors and loss of the judged weights on the validation split."""
         assert self.val_set is not None
-        self.model.eval()
-        tally = Tally.empty(self.world.device)
-        size = self.config.train.micro_batch
-        work = evaluation_work(
-            self.val_set, self.config.data, batch=size, rank=self.world.rank, world=self.world.size
-        )
-        for batch in Loader(
-            self.val_set, self.config.data, work, batch=size, device=self.world.device, train=False
-        ):
-            with self._autocast():
-                generator_logits, object_logits = self.model(batch.image)
-            tally.add(generator_logits, object_logits, batch.generator, batch.object)
-        weights = (self.config.loss.generator, self.config.loss.object)
-        return tally.reduce(self.world).metrics(weights)
+        with self._autocast():
+            return validate(self.judged, self.val_set, self.config, self.world)
+
+    def watch(self, score: float) -> str:
+        """Let schedule and early stopping see a validation's score (lower is better).
+
+        Returns:
+            what follows for the user to read, "" for nothing; `stalled` says whether to stop.
+        """
+        config = self.config
+        said = ""
+        if config.optim.schedule == "plateau":
+            self.plateau.see(score)
+            if self.plateau.waited > config.optim.plateau_patience:
+                self.plateau.waited, self.cuts = 0, self.cuts + 1
+                said = f"no improvement: the learning rate is multiplied by {config.optim.plateau_factor}"
+        if self.step > config.train.early_stop_after * self.plan.steps_per_epoch:
+            self.patience.see(score)
+        return said
+
+    @property
+    def stalled(self) -> bool:
+        """Whether early stopping has waited long enough."""
+        return 0 < self.config.train.early_stop <= self.patience.waited
 
     # ---- state ----------------------------------------------------------------------
 
@@ -352,6 +372,10 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "meters": self._meters.cpu(),
+            "cuts": self.cuts,
+            "plateau": vars(self.plateau).copy(),
+            "patience": vars(self.patience).copy(),
+            **({"ema": cpu_state(self.average.module)} if self.average is not None else {}),
             "data": data_fingerprint(self.train_set),
             "precision": self.precision,
         }
@@ -363,7 +387,15 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         self._meters.copy_(state["meters"])
         self.step = state["step"]
+        # Checkpoints of the first version have none of these.
+        self.cuts = state.get("cuts", 0)
+        vars(self.plateau).update(state.get("plateau", {}))
+        vars(self.patience).update(state.get("patience", {}))
+        if self.average is not None:
+            self.average.module.load_state_dict(state["ema"])
         self._loader = None
+        if self.plan.frozen_steps:
+            self._prepare_forward()
 
     def weights_file(self, model_state: dict[str, torch.Tensor]) -> dict[str, Any]:
         """The part of a checkpoint that evaluation and prediction need."""

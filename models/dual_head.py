@@ -153,6 +153,8 @@ def dual_head_loss(
     object: torch.Tensor,
     *,
     label_smoothing: float = 0.0,
+    generator_weights: torch.Tensor | None = None,
+    own_share: float = 1.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Summed cross-entropies of both heads, to be divided by the global counts of labels.
 
@@ -160,14 +162,30 @@ def dual_head_loss(
         generator_logits, object_logits: float [N, classes]; computed on in float32.
         generator: int64 [N]. object: int64 [N], -1 where unknown (contributes nothing).
         label_smoothing: in [0, 1); Szegedy et al., "Rethinking the inception architecture".
+        generator_weights: float32 [classes] of the generator head's classes; None for 1 each.
+        own_share: of each image's own label; the rest is the label of the image before it
+            (`roll(1)`), as `engines.mixing.mix` blends them. The sum of the shares of known
+            labels is their count all the same.
 
     Returns:
         two float32 scalars: the generator head's sum and the object head's sum.
     """
-    by_generator = F.cross_entropy(
-        generator_logits.float(), generator, reduction="sum", label_smoothing=label_smoothing
-    )
-    by_object = F.cross_entropy(
-        object_logits.float(), object, reduction="sum", ignore_index=-1, label_smoothing=label_smoothing
-    )
-    return by_generator, by_object
+
+    def cross_entropies(generator: torch.Tensor, object: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        by_generator = F.cross_entropy(
+            generator_logits.float(),
+            generator,
+            weight=generator_weights,
+            reduction="sum",
+            label_smoothing=label_smoothing,
+        )
+        by_object = F.cross_entropy(
+            object_logits.float(), object, reduction="sum", ignore_index=-1, label_smoothing=label_smoothing
+        )
+        return by_generator, by_object
+
+    own = cross_entropies(generator, object)
+    if own_share == 1:
+        return own
+    others = cross_entropies(generator.roll(1), object.roll(1))
+    return torch.lerp(others[0], own[0], own_share), torch.lerp(others[1], own[1], own_share)
