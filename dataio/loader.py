@@ -21,6 +21,7 @@ from PIL import Image
 from dataio.errors import UserError
 from dataio.index import ShardSet
 from dataio.order import EpochOrder, centre_boxes, train_boxes
+from dataio.sampling import BalancedOrder
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -50,6 +51,8 @@ class DataConfig:
     """Folder written by launch/shard.py."""
     subsets: list[str] = field(default_factory=list)
     """Train and validate on these parts only (GenImage's generator folders); empty means all."""
+    sampling: Literal["natural", "balanced", "square_root"] = "natural"
+    """How often each generator's images are drawn: as they are, equally, or by the root of their number."""
     size: int = 224
     """Side of the network's square input, pixels."""
     crop: Literal["random", "random_resized", "centre"] = "random_resized"
@@ -150,6 +153,11 @@ class TrainingOrder:
                 f"train.global_batch of {global_batch}; lower it"
             )
         self._order: EpochOrder | None = None
+        self._balanced = (
+            BalancedOrder(shards, seed, config.window_shards, config.sampling)
+            if config.sampling != "natural"
+            else None
+        )
 
     @property
     def dropped(self) -> int:
@@ -158,6 +166,8 @@ class TrainingOrder:
 
     def step_ids(self, step: int) -> NDArray[np.int64]:
         """Sample ids of a step's global batch, int64 [global_batch]; steps count from 0."""
+        if self._balanced is not None:
+            return self._balanced.ids(step * self.global_batch, (step + 1) * self.global_batch)
         epoch, within = divmod(step, self.steps_per_epoch)
         if self._order is None or self._order.epoch != epoch:
             self._order = EpochOrder(self.shards.shard_sizes, self.seed, epoch, self.config.window_shards)

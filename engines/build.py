@@ -10,11 +10,12 @@ from torch.nn.parallel import DistributedDataParallel
 from dataio.errors import UserError
 from dataio.index import ShardSet
 from dataio.loader import Loader, TrainingOrder, training_work
+from dataio.sampling import class_counts
 from engines.batchnorm import RunningStatistics
 from engines.config import Config
 from engines.process import World
-from models.dual_head import DualHead, WeightsError, whiten_stem
-from models.weights import load_weights
+from models.dual_head import DualHead, WeightsError, probe_size, whiten_stem
+from models.weights import WeightReport, load_weights
 
 
 def make_deterministic(config: Config) -> None:
@@ -31,25 +32,32 @@ def make_deterministic(config: Config) -> None:
 
 def build_model(
     config: Config, shards: ShardSet, order: TrainingOrder, device: torch.device
-) -> tuple[DualHead, list[str]]:
-    """The network at its start, on the device, and notes on its weights for the user.
+) -> tuple[DualHead, WeightReport | None]:
+    """The network at its start, on the device, and what became of its initial weights' file.
 
     Raises:
         UserError: weights that cannot be read or do not fit.
     """
-    notes: list[str] = []
+    report = None
     torch.manual_seed(config.run.seed)
-    model = DualHead(config.model, shards.labels.generators, shards.labels.objects)
+    size = config.data.size
+    try:
+        model = DualHead(config.model, shards.labels.generators, shards.labels.objects, image_size=size)
+        probe_size(model, size)
+    except ValueError as error:
+        raise UserError(str(error)) from None
     if config.model.weights:
         try:
             report = load_weights(model, config.model.weights, config.model.backbone)
         except WeightsError as error:
             raise UserError(str(error)) from None
-        notes.append(f"{config.model.weights}: {report}")
     layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
     if config.model.whiten:
-        whiten_stem(model, _first_images(config, shards, order, device))
-    return model.to(device, memory_format=layout), notes  # type: ignore[call-overload]
+        try:
+            whiten_stem(model, _first_images(config, shards, order, device))
+        except ValueError as error:
+            raise UserError(str(error)) from None
+    return model.to(device, memory_format=layout), report  # type: ignore[call-overload]
 
 
 def _first_images(
@@ -68,7 +76,7 @@ def class_weights(config: Config, shards: ShardSet, device: torch.device) -> tor
     rule = config.loss.class_weights
     if rule == "none":
         return None
-    counts = np.bincount(shards.rows["generator"], minlength=len(shards.labels.generators)).astype(np.float64)
+    counts = class_counts(shards).astype(np.float64)
     weights = np.where(counts > 0, 1 / np.maximum(counts, 1) ** (1.0 if rule == "inverse" else 0.5), 0.0)
     weights *= counts.sum() / (weights * counts).sum()
     return torch.tensor(weights, dtype=torch.float32, device=device)

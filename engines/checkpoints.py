@@ -5,6 +5,7 @@ so a name `step_00000123.pt` always stands for a complete file, whatever killed 
 What a disk did to it later is found by the CRC-32 of every record in the container.
 """
 
+import json
 import os
 import re
 import zipfile
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from dataio.atomic import write_with
@@ -47,6 +49,8 @@ def load(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: is a folder, expected a checkpoint file such as {path / 'best.pt'}")
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint file")
+    if path.suffix == ".safetensors":
+        return _load_safetensors(path)
     damage = find_damage(path)
     if damage:
         raise UserError(f"{path}: {damage}; use another checkpoint")
@@ -62,6 +66,21 @@ def load(path: str | Path) -> dict[str, Any]:
     if state["version"] != VERSION:
         raise UserError(f"{path}: version {state['version']}, this telltale reads {VERSION}; update it")
     return state
+
+
+def _load_safetensors(path: Path) -> dict[str, Any]:
+    """A run's final.safetensors, whose metadata holds what a checkpoint has beside its tensors."""
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        state = {key: json.loads(value) for key, value in metadata.items() if key != "format"}
+        return {**state, "model": tensors, "labels": state["labels"], "config": state["config"]}
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{path}: not a telltale checkpoint ({reason}); give a file written by launch/train.py"
+        ) from None
 
 
 def find_damage(path: Path) -> str:

@@ -116,7 +116,7 @@ class TrainConfig:
     global_batch: int = 256
     """Images per step over all processes; the result depends on it, not on their number."""
     micro_batch: int = 64
-    """Images per forward pass; batch norm sees this many, on any number of processes."""
+    """Images per forward pass; batch norm sees this many, on any number of processes. 0: global_batch."""
     frozen_epochs: float = 0.0
     """Epochs at the start in which only the heads learn, the backbone as in evaluation; -1: the whole run."""
     ema: float = 0.0
@@ -143,8 +143,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.steps < 0 or (self.steps == 0 and self.epochs <= 0):
             raise ValueError("train.epochs must be above 0, or train.steps at least 1")
+        self.micro_batch = self.micro_batch or self.global_batch
         if self.micro_batch < 1 or self.global_batch < 1:
-            raise ValueError("train.global_batch and train.micro_batch must be at least 1")
+            raise ValueError("train.global_batch must be at least 1 and train.micro_batch 0 or more")
         if self.global_batch % self.micro_batch:
             raise ValueError(
                 f"train.global_batch is {self.global_batch}, expected a multiple of train.micro_batch, "
@@ -224,6 +225,13 @@ class Config:
     """What is written while the run goes."""
     resume: str = "auto"
     """auto continues the newest complete checkpoint; none starts anew in an empty folder; or a file."""
+
+    def __post_init__(self) -> None:
+        if self.data.sampling != "natural" and self.loss.class_weights != "none":
+            raise ValueError(
+                f"data.sampling {self.data.sampling} and loss.class_weights {self.loss.class_weights} both "
+                "level the generators; use one of them"
+            )
 
 
 # Keys that may change between a run and its continuation without changing its result

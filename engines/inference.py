@@ -12,6 +12,7 @@ from dataio.index import ShardSet, label_mismatch
 from dataio.loader import Loader, evaluation_work
 from engines import checkpoints
 from engines.config import Config, from_dict
+from engines.export import read_export
 from engines.predictions import PredictionArrays
 from engines.process import World, join, leave, together
 from engines.trainer import PRECISIONS, resolve_precision
@@ -21,6 +22,9 @@ from models.dual_head import DualHead
 def load_model(path: str | Path) -> tuple[DualHead, Config, dict[str, Any]]:
     """Build the network a checkpoint holds, in evaluation mode on the CPU.
 
+    Args:
+        path: best.pt, a file of RUN/checkpoints, final.safetensors, or the folder of an export.
+
     Returns:
         the model, the configuration it was trained with, and the checkpoint's other plain
         values (step, labels, codec, layout).
@@ -28,11 +32,12 @@ def load_model(path: str | Path) -> tuple[DualHead, Config, dict[str, Any]]:
     Raises:
         UserError: missing, damaged, or not a telltale checkpoint.
     """
-    state = checkpoints.load(path)
+    state = read_export(path) if Path(path).is_dir() else checkpoints.load(path)
     config = from_dict(state["config"])
     labels = state["labels"]
-    model = DualHead(config.model, labels["generators"], labels["objects"])
-    model.load_state_dict(state["model"])
+    model = DualHead(config.model, labels["generators"], labels["objects"], image_size=config.data.size)
+    # What the run would be judged by: RUN/checkpoints hold the raw weights beside the average.
+    model.load_state_dict(state.get("ema", state["model"]))
     info = {key: state[key] for key in ("step", "labels", "codec", "layout")}
     return model.eval(), config, info
 

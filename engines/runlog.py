@@ -119,3 +119,10 @@ def _has_netrc_key() -> bool:
     with contextlib.suppress(OSError, netrc.NetrcParseError):
         return netrc.netrc().authenticators("api.wandb.ai") is not None
     return False
+
+
+def sweep_run_folder(folder: str) -> str:
+    """Where a run started by a W&B agent goes: one folder below the configuration's for each."""
+    if os.environ.get("WANDB_SWEEP_ID") and os.environ.get("WANDB_RUN_ID"):
+        return str(Path(folder) / os.environ["WANDB_RUN_ID"])
+    return folder

@@ -19,6 +19,7 @@ from engines.panels import Panels
 from engines.process import FolderLock, StopRequest, World, from_main, join, leave, together
 from engines.runlog import RunLog
 from engines.trainer import Trainer, data_fingerprint, resolve_precision
+from models.flops import peak_flops
 
 
 def run_training(config: Config) -> int:
@@ -186,6 +187,11 @@ class _Run:
         self.panels = Panels(folder, config, trainer.train_set.labels, self.log) if shows else None
         self._clock = time.perf_counter()
         self._logged_step = trainer.step
+        self._peak = (
+            peak_flops(torch.cuda.get_device_name(world.device), trainer.precision)
+            if world.device.type == "cuda"
+            else None
+        )
 
     def _finished(self) -> bool:
         return self.trainer.step >= self.trainer.plan.total_steps or self.trainer.stalled
@@ -218,8 +224,10 @@ class _Run:
             f"{trainer.order.dropped} images of each epoch dropped), {self.world.size} x {self.world.device.type}, "
             f"{trainer.precision}"
         )
-        for note in trainer.notes:
-            self.say(note)
+        if trainer.weight_report is not None:
+            self.say(f"{config.model.weights}: {trainer.weight_report}; all names are in weights.txt")
+            if self.world.is_main:
+                write_text(self.folder / "weights.txt", trainer.weight_report.to_text())
         if not trainer.val_set:
             self.say("no validation images: best.pt will be the last step's weights")
         if self.resumed_from is not None:
@@ -267,18 +275,25 @@ class _Run:
         steps, seconds = trainer.step - self._logged_step, now - self._clock
         metrics = trainer.take_meters()
         epoch = trainer.step / trainer.plan.steps_per_epoch
+        rate = steps * self.config.train.global_batch / seconds
+        flops = rate * trainer.flops_per_image
         perf = {
-            "images_per_second": steps * self.config.train.global_batch / seconds,
+            "images_per_second": rate,
+            "tflops": flops / 1e12,  # over all processes
             "data_wait_share": trainer.data_wait / seconds,
             "seconds": seconds,
             "memory_gib": _peak_memory_gib(self.world.device),
         }
+        mfu = ""
+        if self._peak:
+            perf["mfu"] = flops / (self._peak * self.world.size)
+            mfu = f", MFU {perf['mfu']:.1%}"
         self._clock, self._logged_step, trainer.data_wait = now, trainer.step, 0.0
         self.log.write({"kind": "train", "step": trainer.step, "epoch": round(epoch, 6), **metrics}, perf)
         self.say(
             f"step {trainer.step}/{trainer.plan.total_steps} epoch {epoch:.2f} loss {metrics['loss']:.4f} "
             f"{_errors(metrics)} lr {metrics['lr']:.4g} norm {metrics['grad_norm']:.3g} | "
-            f"{perf['images_per_second']:.0f} img/s, wait {perf['data_wait_share']:.1%}, {perf['memory_gib']:.1f} GiB"
+            f"{rate:.0f} img/s, wait {perf['data_wait_share']:.1%}, {perf['memory_gib']:.1f} GiB{mfu}"
         )
 
     def _validate(self) -> None:

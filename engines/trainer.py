@@ -25,6 +25,7 @@ from engines.process import World
 from engines.tally import FIELDS, Tally
 from engines.validation import Validation, validate
 from models.dual_head import DualHead, dual_head_loss
+from models.flops import training_flops
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -96,7 +97,9 @@ class Trainer:
         self.precision = resolve_precision(config.train.precision, world.device)
         make_deterministic(config)
         self._check_watched()
-        self.model, self.notes = build_model(config, train_set, self.order, world.device)
+        self.model, self.weight_report = build_model(config, train_set, self.order, world.device)
+        # Before DDP's hooks are on the parameters.
+        self.flops_per_image = training_flops(self.model, config.data.size)
         self.statistics = RunningStatistics(self.model)
         self.average = WeightAverage(self.model, config.train.ema) if config.train.ema else None
         self.step = 0

@@ -44,6 +44,7 @@ def _write(words: list[str]) -> int:
     add("--root", default=None, help="manifest: where its paths start (folder or zip)")
     add("--split-from-path", action="store_true", help="manifest: splits are the paths' first folders")
     add("--val-fraction", type=float, default=None, help="share of train that becomes val")
+    add("--halve-test", action="store_true", help="val is half of the official test, as in the reference")
     add("--subsets", nargs="*", default=[], help="genimage: only these generators' folders")
     add("--skip-unknown", action="store_true", help="set files that fit no pattern aside in rejected.csv")
     add("--seed", type=int, default=0, help="of the permutation")
@@ -66,6 +67,7 @@ def _write(words: list[str]) -> int:
         skip_unknown=args.skip_unknown,
         subsets=args.subsets,
         split_from_path=args.split_from_path,
+        halve_test=args.halve_test,
     )
     for note in layout.notes:
         print(f"note: {note}", file=sys.stderr)
@@ -81,6 +83,7 @@ def _write(words: list[str]) -> int:
             "subsets": args.subsets,
             "skip_unknown": args.skip_unknown,
             "split_from_path": args.split_from_path,
+            "halve_test": args.halve_test or None,  # absent from older folders
         },
     )
     print(summary(manifest))

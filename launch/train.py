@@ -17,6 +17,7 @@ from dataio.errors import UserError
 from engines.command import EXIT_USER_ERROR, SharedError, is_main_process, run_command
 from engines.config import parse_config
 from engines.process import die_with_launcher
+from engines.runlog import sweep_run_folder
 from engines.train import guess_run_folder, run_training, write_exit
 
 DEFAULT_CONFIG = ROOT / "configs" / "quickstart.yaml"
@@ -29,6 +30,7 @@ def main() -> int:
     except UserError as error:
         _report_unparsed(error)
         raise SharedError(str(error)) from None
+    config.run.dir = sweep_run_folder(config.run.dir)
     return run_training(config)
 
 

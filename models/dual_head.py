@@ -1,4 +1,4 @@
-"""A ResNet with two heads: which generator made the image, and which object it shows.
+"""A backbone with two heads: which generator made the image, and which object it shows.
 
 Real or fake has no head of its own: it is the marginal P(fake) = 1 - P(nature) of the
 generator head, so that the two answers can never contradict each other.
@@ -10,8 +10,9 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import nn
+
+from models.backbones import build_backbone, check_backbone
 
 
 class WeightsError(ValueError):
@@ -22,66 +23,40 @@ class WeightsError(ValueError):
 class ModelConfig:
     """The network."""
 
-    backbone: Literal["resnet18", "resnet34", "resnet50"] = "resnet50"
-    """torchvision's ResNet."""
+    backbone: str = "resnet50"
+    """torchvision's resnet*, convnext_*, swin_*; cifarnet or cifarnet_narrow for 32 px; or timm:NAME."""
     stem: Literal["imagenet", "cifar", "pooled"] = "imagenet"
     """imagenet: 7x7 stride 2, pooled by 2; cifar: 3x3, no pooling, 16 times the work; pooled: 3x3, pooled by 4."""
     whiten: bool = False
     """Start the first convolution from scratch as a whitening of the training images' patches."""
     head_hidden: int = 0
     """Width of each head's hidden layer; 0 makes the heads linear."""
+    object_hidden: int = 0
+    """Width of the object head's, where it differs; 0 takes head_hidden."""
+    head_dropout: float = 0.0
+    """Share of a hidden layer's outputs dropped in training."""
+    stochastic_depth: float = 0.0
+    """Share of the last residual branches dropped in training (ConvNeXt, Swin, timm's)."""
     weights: str = ""
     """Initial weights: a file, or a torchvision name such as IMAGENET1K_V2; empty starts from scratch."""
 
     def __post_init__(self) -> None:
-        if self.head_hidden < 0:
-            raise ValueError(f"model.head_hidden is {self.head_hidden}, expected 0 or more")
+        if min(self.head_hidden, self.object_hidden) < 0:
+            raise ValueError("model.head_hidden and model.object_hidden must be 0 or more")
+        if not 0 <= self.head_dropout < 1 or not 0 <= self.stochastic_depth < 1:
+            raise ValueError("model.head_dropout and model.stochastic_depth must be in [0, 1)")
+        if self.head_dropout and not self.head_hidden + self.object_hidden:
+            raise ValueError("model.head_dropout needs a hidden layer; set model.head_hidden")
+        check_backbone(self.backbone, self.stem)
 
 
-class TrimmedConv2d(nn.Conv2d):
-    """A 3x3 convolution that skips the taps which only ever meet zero padding.
-
-    A 32 px image reaches a ResNet's last stage as a single pixel, where 8 of the 9 taps
-    multiply padding. Leaving them out gives the same output and the same gradients (theirs
-    are zero) for a ninth of the work. Names and shapes of the parameters do not change.
-    """
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Float [N, C, H, W] to float [N, C', H', W'], as nn.Conv2d."""
-        if self.kernel_size == (3, 3) and self.padding == (1, 1) and self.bias is None and self.groups == 1:
-            size = tuple(input.shape[-2:])
-            if size == (1, 1):
-                return F.conv2d(input, self.weight[:, :, 1:2, 1:2])
-            if size == (2, 2) and self.stride == (2, 2):
-                return F.conv2d(input, self.weight[:, :, 1:, 1:])
-        return super().forward(input)
-
-
-def build_backbone(name: str, stem: str) -> tuple[nn.Module, int]:
-    """Torchvision's ResNet without its classifier, and the number of its features.
-
-    The state-dict names are torchvision's (without `fc`). The CIFAR stem follows He et
-    al., "Deep residual learning for image recognition", section 4.2: 3x3, no pooling. The
-    pooled stem sees every pixel at stride 1, where a generator's traces are, and then
-    pools by 4, so that the rest costs what it costs behind the ImageNet stem.
-    """
-    net = getattr(torchvision.models, name)(weights=None)
-    features = net.fc.in_features
-    net.fc = nn.Identity()
-    if stem != "imagenet":
-        net.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
-        nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
-        net.maxpool = nn.Identity() if stem == "cifar" else nn.MaxPool2d(4)
-    for module in net.modules():
-        if type(module) is nn.Conv2d:
-            module.__class__ = TrimmedConv2d
-    return net, features
-
-
-def _head(features: int, hidden: int, classes: int) -> nn.Module:
+def _head(features: int, hidden: int, classes: int, dropout: float) -> nn.Module:
     if hidden == 0:
         return nn.Linear(features, classes)
-    return nn.Sequential(nn.Linear(features, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, classes))
+    layers: list[nn.Module] = [nn.Linear(features, hidden), nn.ReLU(inplace=True)]
+    if dropout:
+        layers.append(nn.Dropout(dropout))
+    return nn.Sequential(*layers, nn.Linear(hidden, classes))
 
 
 @torch.no_grad()
@@ -96,10 +71,20 @@ def whiten_stem(model: "DualHead", images: torch.Tensor) -> None:
     seconds on a single GPU", section 3.2.
 
     Args:
-        model: its backbone's `conv1` is changed in place. images: float [N, 3, H, W],
+        model: its backbone's `conv1` is changed in place; a bias is set to zero. images: float [N, 3, H, W],
             normalised as in training; a few thousand are plenty.
+
+    Raises:
+        ValueError: the backbone has no such convolution of RGB.
     """
-    weight: torch.Tensor = model.backbone.conv1.weight  # type: ignore[union-attr, assignment]
+    conv = getattr(model.backbone, "conv1", None)
+    if not isinstance(conv, nn.Conv2d) or conv.in_channels != 3 or conv.groups != 1:
+        raise ValueError(
+            "model.whiten needs a backbone whose first layer is one convolution, such as a ResNet"
+        )
+    weight = conv.weight
+    if conv.bias is not None:
+        conv.bias.zero_()
     filters, side = weight.shape[0], weight.shape[-1]
     patches = F.unfold(images.float().contiguous(), side, stride=side)
     patches = patches.transpose(1, 2).reshape(-1, 3 * side * side).double()
@@ -123,15 +108,30 @@ class DualHead(nn.Module):
     Args:
         config: the architecture; `config.weights` is not loaded here (see `load_weights`).
         generators, objects: label spaces; index 0 of `generators` is "nature".
+        image_size: side of the input, pixels; only some of timm's networks need it.
+
+    Raises:
+        ValueError: see `build_backbone`; one line for the user.
     """
 
-    def __init__(self, config: ModelConfig, generators: Sequence[str], objects: Sequence[str]) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        generators: Sequence[str],
+        objects: Sequence[str],
+        *,
+        image_size: int | None = None,
+    ) -> None:
         super().__init__()
         self.generators, self.objects = tuple(generators), tuple(objects)
-        self.backbone, features = build_backbone(config.backbone, config.stem)
-        self.generator_head = _head(features, config.head_hidden, len(self.generators))
+        self.backbone, features = build_backbone(
+            config.backbone, config.stem, stochastic_depth=config.stochastic_depth, image_size=image_size
+        )
+        hidden, dropout = config.head_hidden, config.head_dropout
+        self.generator_head = _head(features, hidden, len(self.generators), dropout)
         # A head of no classes would have no gradient; one dummy class keeps the shapes.
-        self.object_head = _head(features, config.head_hidden, max(1, len(self.objects)))
+        classes = max(1, len(self.objects))
+        self.object_head = _head(features, config.object_hidden or hidden, classes, dropout)
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits of both heads.
@@ -144,6 +144,22 @@ class DualHead(nn.Module):
         """
         features = self.backbone(image)
         return self.generator_head(features), self.object_head(features)
+
+
+@torch.no_grad()
+def probe_size(model: DualHead, size: int) -> None:
+    """Raise a ValueError if the backbone does not take images of `size` pixels.
+
+    Some of the libraries' networks are made for one size, or for multiples of a number.
+    """
+    training = model.training
+    try:
+        model.eval()(torch.zeros(1, 3, size, size))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"data.size {size}: the backbone takes no images of this size ({reason})") from None
+    finally:
+        model.train(training)
 
 
 def dual_head_loss(

@@ -20,6 +20,7 @@ def open_layout(
     skip_unknown: bool = False,
     subsets: Sequence[str] = (),
     split_from_path: bool = False,
+    halve_test: bool = False,
 ) -> Layout:
     """Open a data set.
 
@@ -31,6 +32,7 @@ def open_layout(
         skip_unknown: set files aside that fit no pattern.
         subsets: genimage's generator folders to take; empty takes all.
         split_from_path: a manifest's splits are its paths' first folders.
+        halve_test: val is half of the official test, train stays whole (not for a manifest).
 
     Raises:
         UserError: no such layout, an option it does not have, or see the layout.
@@ -43,14 +45,20 @@ def open_layout(
         ("--subsets", bool(subsets), is_genimage),
         ("--root", root is not None, name == "manifest"),
         ("--split-from-path", split_from_path, name == "manifest"),
+        ("--halve-test", halve_test, name != "manifest"),
     ):
         if given and not fits:
             raise UserError(f"{flag}: the {name} layout has no use for it; remove it")
     if val_fraction is not None and not 0 <= val_fraction < 1:
         raise UserError(f"--val-fraction {val_fraction}: expected a share in [0, 1)")
+    if halve_test and val_fraction is not None:
+        raise UserError("--halve-test: leaves train whole, so --val-fraction has no use; remove one of them")
     if name == "cifake":
         return cifake.CifakeLayout(
-            source, val_fraction=_or(val_fraction, cifake.DEFAULT_VAL_FRACTION), skip_unknown=skip_unknown
+            source,
+            val_fraction=_or(val_fraction, cifake.DEFAULT_VAL_FRACTION),
+            skip_unknown=skip_unknown,
+            halve_test=halve_test,
         )
     if name == "manifest":
         return manifest.ManifestLayout(
@@ -68,6 +76,7 @@ def open_layout(
         val_fraction=_or(val_fraction, default),
         skip_unknown=skip_unknown,
         subsets=subsets,
+        halve_test=halve_test,
     )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dataio.layouts.files import Misfits, is_litter
-from dataio.layouts.splits import train_or_val
+from dataio.layouts.splits import split_of
 from dataio.records import Record
 from dataio.source import Source
 
@@ -22,7 +22,7 @@ class CifakeLayout:
     Args:
         source: the folder that has train/ and test/, or the zip (one folder level around
             them is fine).
-        val_fraction: share of train that becomes val.
+        val_fraction: share of train that becomes val. halve_test: see `split_of`.
         skip_unknown: list files that fit no pattern in `skipped` instead of failing.
     """
 
@@ -32,11 +32,16 @@ class CifakeLayout:
     objects: tuple[str, ...] = OBJECTS
 
     def __init__(
-        self, source: str | Path, *, val_fraction: float = DEFAULT_VAL_FRACTION, skip_unknown: bool = False
+        self,
+        source: str | Path,
+        *,
+        val_fraction: float = DEFAULT_VAL_FRACTION,
+        skip_unknown: bool = False,
+        halve_test: bool = False,
     ) -> None:
         self.source = Source(source)
         self.root = str(source)
-        self.val_fraction = val_fraction
+        self.val_fraction, self.halve_test = val_fraction, halve_test
         self._misfits = Misfits(self.name, source, "{train,test}/{REAL,FAKE}/0000 (2).jpg", skip_unknown)
         self.skipped = self._misfits.skipped
         self.notes: list[str] = []
@@ -61,7 +66,7 @@ class CifakeLayout:
             count += 1
             # REAL and FAKE use the same names: the folder is part of what is hashed.
             unique = f"{folders[1]}/{match[1]} ({suffix})"
-            split = "test" if folders[0] == "test" else train_or_val(unique, self.val_fraction)
+            split = split_of(unique, folders[0] == "test", self.val_fraction, self.halve_test)
             yield Record(path, GENERATORS[folders[1] == "fake"], suffix - 1, split)
         self._misfits.check(count)
 

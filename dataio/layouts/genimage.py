@@ -14,7 +14,7 @@ from pathlib import Path
 
 from dataio.errors import UserError
 from dataio.layouts.files import IMAGE_SUFFIXES, Misfits, is_litter
-from dataio.layouts.splits import train_or_val
+from dataio.layouts.splits import split_of
 from dataio.records import Record
 from dataio.source import Source
 
@@ -101,6 +101,7 @@ class GenImageLayout:
             ILSVRC2012_validation_ground_truth.txt; found beside the source where it is
             named so; without it the objects of validation photographs are unknown.
         val_fraction: share of the official train that becomes val; official val is test.
+        halve_test: see `split_of`.
         skip_unknown: list files that fit no pattern in `skipped` instead of failing.
         subsets: generators to take the folders of; empty takes all.
 
@@ -120,10 +121,11 @@ class GenImageLayout:
         val_fraction: float = DEFAULT_VAL_FRACTION,
         skip_unknown: bool = False,
         subsets: Sequence[str] = (),
+        halve_test: bool = False,
     ) -> None:
         self.source = Source(source)
         self.root = str(source)
-        self.val_fraction = val_fraction
+        self.val_fraction, self.halve_test = val_fraction, halve_test
         self._wnids, self.objects = imagenet_classes()
         unknown = [name for name in subsets if name not in GENERATORS[1:]]
         if unknown:
@@ -204,7 +206,7 @@ class GenImageLayout:
         if label is None and self._val_labels:
             self._misfits.add(path, f"not listed in {self._val_labels}")
             return None
-        split = "test" if part == "val" else train_or_val(stem, self.val_fraction)
+        split = split_of(stem, part == "val", self.val_fraction, self.halve_test)
         return Record(path, generator if kind == "ai" else "nature", label, split, subset=generator)
 
     def _object(self, kind: str, generator: str, stem: str) -> tuple[bool, int | None]:

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from dataio.errors import UserError
 from dataio.layouts import open_layout
 from dataio.layouts.genimage import GENERATORS, imagenet_classes
+from dataio.layouts.synthetic import write_synthetic
 from dataio.records import Layout, Record
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -293,3 +295,27 @@ def test_a_damaged_member_of_a_zip_is_an_os_error_like_a_damaged_file(tmp_path):
     (tmp_path / "c.zip").write_bytes(data)
     with pytest.raises(OSError, match=r"0000\.jpg"):
         open_layout("cifake", tmp_path / "c.zip").read("test/REAL/0000.jpg")
+
+
+def test_halving_the_test_leaves_train_whole(shared_data):
+    source = shared_data / "cifake-mini.zip"
+    plain, halved = (
+        {r.path: r.split for r in open_layout("cifake", source, halve_test=halve).records()}
+        for halve in (False, True)
+    )
+    for path, split in plain.items():
+        assert (split == "test") == (halved[path] != "train")
+    count = list(halved.values()).count
+    assert abs(count("val") - count("test")) < 300 and count("val") + count("test") == 10_000
+    with pytest.raises(UserError, match="--val-fraction has no use"):
+        open_layout("cifake", source, halve_test=True, val_fraction=0.1)
+    with pytest.raises(UserError, match="--halve-test: the manifest layout has no use for it"):
+        open_layout("manifest", shared_data / "cifake-mini-generators.csv", halve_test=True)
+
+
+def test_halving_works_on_genimages_layout_too(tmp_path):
+    write_synthetic(tmp_path / "s", images=120, size=16)
+    splits = [r.split for r in open_layout("synthetic", tmp_path / "s", halve_test=True).records()]
+    whole = [r.split for r in open_layout("synthetic", tmp_path / "s", val_fraction=0.0).records()]
+    assert splits.count("val") > 0 and splits.count("test") > 0
+    assert splits.count("train") == whole.count("train")

@@ -85,6 +85,21 @@ def test_every_image_once_by_any_number_of_processes(work: Path, repo_root: Path
     assert dict(zip(names.tolist(), counts.tolist(), strict=True)) == expected
 
 
+def test_an_export_predicts_what_its_checkpoint_does_bit_for_bit(work: Path, repo_root: Path) -> None:
+    command = [sys.executable, str(repo_root / "launch" / "export.py"), "--checkpoint", "best.pt"]
+    done = subprocess.run([*command, "--output", "exported"], cwd=work, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert sorted(p.name for p in (work / "exported").iterdir()) == ["config.json", "model.safetensors"]
+    tables = []
+    for checkpoint in ("best.pt", "exported"):
+        flags = ["--checkpoint", checkpoint, "--split", "val", "--output", f"out_{checkpoint}"]
+        done = _evaluate(repo_root, work, *flags)
+        assert done.returncode == 0, done.stderr
+        tables.append(read_predictions(work / f"out_{checkpoint}" / "predictions.parquet"))
+    assert np.array_equal(probabilities(tables[0]), probabilities(tables[1]))
+    assert len(tables[0]) > 0
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [

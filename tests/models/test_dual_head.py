@@ -1,12 +1,15 @@
 """The network: names, stems, the trimmed convolution, the loss, loading weights."""
 
 import pytest
+import timm
 import torch
 import torchvision
+from safetensors.torch import save_file
 from torch import nn
 
-from models.dual_head import DualHead, ModelConfig, TrimmedConv2d, WeightsError, dual_head_loss, whiten_stem
-from models.weights import load_weights
+from models.backbones import TrimmedConv2d
+from models.dual_head import DualHead, ModelConfig, WeightsError, dual_head_loss, whiten_stem
+from models.weights import WeightReport, load_weights
 
 GENERATORS, OBJECTS = ("nature", "adm", "glide"), ("cat", "dog")
 
@@ -117,3 +120,50 @@ def test_unusable_weights_are_named(tmp_path, content, message):
         torch.save(content, path)
     with pytest.raises(WeightsError, match=message):
         load_weights(build(), str(path), "resnet18")
+
+
+@pytest.mark.parametrize("wrapping", ["plain", "state_dict", "model", "safetensors"])
+def test_other_programs_files_load_out_of_their_wrapping(tmp_path, wrapping):
+    torch.manual_seed(5)
+    source = torchvision.models.resnet18().state_dict()
+    prefixed = {f"module.{name}": tensor for name, tensor in source.items()}
+    path = tmp_path / "weights.pth"
+    if wrapping == "safetensors":
+        path = tmp_path / "weights.safetensors"
+        save_file(prefixed, path)
+    else:
+        torch.save(prefixed if wrapping == "plain" else {wrapping: prefixed, "epoch": 3}, path)
+    model = build()
+    report = load_weights(model, str(path), "resnet18")
+    assert torch.equal(model.backbone.state_dict()["conv1.weight"], source["conv1.weight"])
+    assert sorted(report.dropped) == ["backbone.fc.bias", "backbone.fc.weight"]
+    text = report.to_text()
+    assert f"{len(source) - 2} loaded\n" in text and "  backbone.layer4.1.bn2.running_var\n" in text
+    assert "2 dropped from the file\n  backbone.fc" in text
+
+
+def test_timms_files_load_and_its_names_are_not_downloaded_blindly(tmp_path):
+    config = ModelConfig(backbone="timm:resnet18")
+    model = DualHead(config, GENERATORS, OBJECTS)
+    source = timm.create_model("resnet18", pretrained=False).state_dict()
+    torch.save(source, tmp_path / "timm.pth")
+    report = load_weights(model, str(tmp_path / "timm.pth"), "timm:resnet18")
+    assert (
+        torch.equal(model.backbone.state_dict()["conv1.weight"], source["conv1.weight"])
+        and len(report.dropped) == 2
+    )
+    with pytest.raises(WeightsError, match="give one, or `pretrained` to download"):
+        load_weights(model, "IMAGENET1K_V1", "timm:resnet18")
+
+
+def test_a_file_without_tensors_is_said():
+    with pytest.raises(
+        WeightsError, match=r"neither a file nor torchvision weights of cifarnet \(which has none"
+    ):
+        load_weights(DualHead(ModelConfig(backbone="cifarnet"), GENERATORS, OBJECTS), "V1", "cifarnet")
+
+
+def test_a_long_report_stays_a_line():
+    report = WeightReport(matched=["a"], dropped=[f"block{n}" for n in range(100)])
+    assert "block7 and 92 more" in str(report) and "\n" not in str(report)
+    assert "  block99\n" in report.to_text()

@@ -1,0 +1,71 @@
+r"""Train and evaluate every combination of a sweep file on this machine, and print one table.
+
+    python launch/grid.py configs/reference/cifake_grid.yaml --output runs/reference_cifake \
+        --data.shards data/cifake --train.epochs 2
+
+The file is in Weights & Biases' sweep format (method: grid), so `wandb sweep` takes it too;
+this command needs no account. Flags it does not know go to launch/train.py in every run.
+Killed and started again, it skips what is finished.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from dataio.errors import UserError
+from engines.command import Parser, run_command
+from engines.grid import format_grid, read_grid, run_grid
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(description="Train and evaluate every combination of a sweep file.")
+    parser.add_argument("sweep", help="YAML in W&B's sweep format with method: grid, see configs/sweeps/")
+    parser.add_argument("--output", required=True, help="folder of the runs and of grid.csv")
+    parser.add_argument("--processes", type=int, default=1, help="processes of each run")
+    parser.add_argument("--split", default="test", help="split that is evaluated")
+    parser.add_argument("--weights", choices=["best", "last"], default="best", help="which weights of a run")
+    words = list(sys.argv[1:] if argv is None else argv)
+    own, flags = _divide(words)
+    options = parser.parse_args(own)
+    if options.processes < 1:
+        parser.error(f"--processes is {options.processes}, expected at least 1")
+    combinations = read_grid(options.sweep)
+    output = Path(options.output)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"--output {output}: cannot be written ({error.strerror}); choose another folder"
+        ) from None
+    rows = run_grid(
+        combinations,
+        output,
+        flags,
+        processes=options.processes,
+        split=options.split,
+        weights=options.weights,
+    )
+    print(format_grid(rows, options.split))
+    print(f"\nresults: {output / 'grid.csv'}")
+    failed = [row["name"] for row in rows if row["failure"]]
+    if failed:
+        raise UserError(f"{len(failed)} of {len(rows)} runs failed, {failed[0]} first; see the table")
+    return 0
+
+
+def _divide(words: list[str]) -> tuple[list[str], list[str]]:
+    """Our own words, and the dotted flags (with their values) that are train.py's."""
+    own: list[str] = []
+    flags: list[str] = []
+    into = own
+    for word in words:
+        if word.startswith("--"):
+            into = flags if "." in word.partition("=")[0] else own
+        into.append(word)
+    return own, flags
+
+
+if __name__ == "__main__":
+    run_command(main)

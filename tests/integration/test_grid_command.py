@@ -1,0 +1,103 @@
+"""launch/grid.py: every combination trained by the real command, one table, failures in it."""
+
+import csv
+import sys
+
+import pytest
+import yaml
+
+from dataio.errors import UserError
+from engines.grid import format_grid, read_grid
+from engines.runlog import sweep_run_folder
+from tests.support import flags
+
+
+def sweep_file(tmp_path, **changes):
+    sweep = {
+        "method": "grid",
+        "parameters": {
+            "config": {"value": "configs/quickstart.yaml"},
+            "optim.lr": {"values": [0.005, 0.01]},
+            "train.steps": {"values": [2, 3]},
+        },
+        **changes,
+    }
+    path = tmp_path / "sweep.yaml"
+    path.write_text(yaml.safe_dump(sweep, sort_keys=False))
+    return path
+
+
+def test_a_grid_trains_all_continues_where_it_was_and_says_what_failed(run, repo_root, tmp_path, tiny_shards):
+    parameters = {
+        "config": {"value": "configs/quickstart.yaml"},
+        "train.steps": {"value": 3},
+        "optim.lr": {"values": [0.005, -1]},
+    }
+    sweep = sweep_file(tmp_path, parameters=parameters)
+    tiny = flags(data__shards=tiny_shards)
+    position = tiny.index("--optim.lr")
+    command = [sys.executable, str(repo_root / "launch/grid.py"), str(sweep), "--output", "grid"]
+    command += [*tiny[:position], *tiny[position + 2 :], "--weights", "last"]
+    done = run(command)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "1 of 2 runs failed, lr-1 first" in done.stderr
+    assert "failed: optim.lr is -1.0, expected a number above 0" in done.stdout
+    rows = list(csv.DictReader((tmp_path / "grid" / "grid.csv").read_text().splitlines()))
+    assert [row["name"] for row in rows] == ["lr0.005", "lr-1"]
+    assert rows[0]["steps"] == "3" and 0 <= float(rows[0]["test_real_fake_error"]) <= 1
+    assert float(rows[0]["val_generator_error"]) >= 0 and rows[1]["failure"]
+    metrics = tmp_path / "grid" / "lr0.005" / "metrics.jsonl"
+    before = metrics.read_bytes()
+    assert run(command).stdout == done.stdout and metrics.read_bytes() == before
+
+
+def test_combinations_are_all_and_named_by_what_varies(tmp_path):
+    found = read_grid(sweep_file(tmp_path))
+    assert [c.name for c in found] == [
+        "lr0.005_steps2",
+        "lr0.005_steps3",
+        "lr0.01_steps2",
+        "lr0.01_steps3",
+    ]
+    assert found[1].flags() == ["--config=configs/quickstart.yaml", "--optim.lr=0.005", "--train.steps=3"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "bayes"}, "method is 'bayes', only grid runs without an account"),
+        ({"parameters": {}}, None),
+        ({"parameters": [1]}, "no parameters, expected a sweep file"),
+        (
+            {"parameters": {"optim.lr": {"min": 0.1}}},
+            r"parameters\.optim\.lr is .*expected value: x or values",
+        ),
+        ({"parameters": {"optim.lr": {"values": [1, 1]}}}, "two combinations are called lr1"),
+    ],
+)
+def test_sweep_files_that_do_not_fit(tmp_path, changes, message):
+    path = sweep_file(tmp_path, **changes)
+    if message is None:
+        assert [c.name for c in read_grid(path)] == ["run"]
+        return
+    with pytest.raises(UserError, match=message):
+        read_grid(path)
+
+
+def test_shipped_sweeps_are_grids_of_configurations_that_exist(repo_root):
+    for path in [*repo_root.glob("configs/sweeps/*.yaml"), *repo_root.glob("configs/reference/*grid*.yaml")]:
+        for combination in read_grid(path):
+            assert (repo_root / combination.settings["config"]).is_file()
+
+
+def test_a_sweeps_agent_gets_a_folder_of_its_own(monkeypatch):
+    assert sweep_run_folder("runs/x") == "runs/x"
+    monkeypatch.setenv("WANDB_SWEEP_ID", "s1")
+    monkeypatch.setenv("WANDB_RUN_ID", "r7")
+    assert sweep_run_folder("runs/x") == "runs/x/r7"
+
+
+def test_the_table_leaves_unknown_errors_open():
+    row = {"name": "a", "failure": "", "steps": 2, "val_real_fake_error": 0.125, "val_object_error": None}
+    text = format_grid([row], "test")
+    assert " 12.50      -      -      -" in text
