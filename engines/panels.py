@@ -56,7 +56,7 @@ class Panels:
             colorbar=False,
             im_kw={"vmin": 0, "vmax": 1},
         )
-        figure.axes[0].set(title=f"validation, step {step}: share of each generator's images")
+        figure.suptitle(f"validation, step {step}\nshare of each generator's images")
         self._save("confusion", figure, step)
         if found.mistakes:
             captions = [
@@ -78,7 +78,7 @@ class Panels:
                 ]
                 if points:
                     axes.plot(*zip(*points, strict=True), label=kind, marker="." if kind == "val" else "")
-            axes.set(title=name.replace("_", " "), xlabel="step")
+            axes.set(title=name.replace("_", " ").replace("real fake", "real/fake"), xlabel="step")
             axes.set_ylim(bottom=0)
         figure.axes[0].legend()
         self._save("curves", figure, lines[-1]["step"] if lines else 0)
