@@ -7,7 +7,6 @@ normalises. Because everything random comes in as data, DALI itself holds no sta
 """
 
 import io
-import os
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,9 +17,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from dataio.augment import WEBP, AugmentConfig, draw_knobs, through_webp
 from dataio.errors import UserError
 from dataio.index import ShardSet
 from dataio.order import EpochOrder, centre_boxes, train_boxes
+from dataio.pipeline import build_pipeline
 from dataio.sampling import BalancedOrder
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -51,6 +52,8 @@ class DataConfig:
     """Folder written by launch/shard.py."""
     subsets: list[str] = field(default_factory=list)
     """Train and validate on these parts only (GenImage's generator folders); empty means all."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """What else happens to training images."""
     sampling: Literal["natural", "balanced", "square_root"] = "natural"
     """How often each generator's images are drawn: as they are, equally, or by the root of their number."""
     size: int = 224
@@ -113,12 +116,14 @@ class DataConfig:
 class Work:
     """What one batch is made of, before anything is read.
 
-    ids int64 [N]; boxes int32 [N, 4] (y, x, height, width); flips int32 [N].
+    ids int64 [N]; boxes int32 [N, 4] (y, x, height, width); flips int32 [N]; knobs float32
+    [N, K], see `dataio.augment`, None without augmentation.
     """
 
     ids: NDArray[np.int64]
     boxes: NDArray[np.int32]
     flips: NDArray[np.int32]
+    knobs: NDArray[np.float32] | None = None
 
 
 @dataclass(slots=True)
@@ -180,15 +185,14 @@ class TrainingOrder:
         rows = self.shards.rows[ids]
         width, height = rows["width"].astype(np.int64), rows["height"].astype(np.int64)
         c = self.config
-        if c.crop == "centre":
-            return Work(ids, *centre_boxes(c.eval_crop, width, height))
         position = within * self.global_batch + np.arange(start, stop, dtype=np.int64)
-        return Work(
-            ids,
-            *train_boxes(
-                c.crop, c.size, c.pad, c.scale, c.ratio, c.flip, self.seed, epoch, position, width, height
-            ),
+        knobs = draw_knobs(c.augment, c.size, self.seed, epoch, position) if c.augment.active else None
+        if c.crop == "centre":
+            return Work(ids, *centre_boxes(c.eval_crop, width, height), knobs)
+        boxes = train_boxes(
+            c.crop, c.size, c.pad, c.scale, c.ratio, c.flip, self.seed, epoch, position, width, height
         )
+        return Work(ids, *boxes, knobs)
 
     def known_objects(self, step: int) -> int:
         """How many samples of the step's global batch have a known object.
@@ -234,68 +238,6 @@ def _resamples(shards: ShardSet, config: DataConfig, train: bool) -> bool:
     return sides != {config.size}
 
 
-def default_threads() -> int:
-    """The cores of the machine that are this process's share."""
-    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-
-
-def _build_pipeline(
-    source: Iterator[Any], config: DataConfig, batch: int, device: torch.device, *, resample: bool, pad: bool
-) -> Any:
-    from nvidia.dali import fn, pipeline_def
-    from nvidia.dali import types as dali_types
-
-    types: Any = dali_types  # its members are made at run time, unseen by type checkers
-
-    gpu = device.type == "cuda"
-    decoder: dict[str, Any] = {"output_type": types.RGB, "adjust_orientation": False}
-    if gpu:
-        decoder["hw_decoder_load"] = 0.0 if config.deterministic else config.hw_decoder_load
-        decoder["jpeg_fancy_upsampling"] = config.deterministic
-
-    @pipeline_def(
-        batch_size=batch,
-        num_threads=config.threads or default_threads(),
-        device_id=device.index if gpu else None,
-        prefetch_queue_depth=config.prefetch,
-    )
-    def pipeline() -> Any:
-        image: Any
-        encoded, start, shape, flip = fn.external_source(
-            source=source,
-            num_outputs=4,
-            dtype=[types.UINT8, types.INT32, types.INT32, types.INT32],
-            ndim=[1, 1, 1, 0],
-        )
-        place = "mixed" if gpu else "cpu"
-        if pad:
-            image = fn.decoders.image(encoded, device=place, **decoder)
-            fill = [255.0 * m for m in config.mean]
-            image = fn.slice(
-                image, start=start, shape=shape, axes=[0, 1], out_of_bounds_policy="pad", fill_values=fill
-            )
-        else:
-            image = fn.decoders.image_slice(
-                encoded, start=start, shape=shape, axes=[0, 1], device=place, **decoder
-            )
-        if resample:
-            image = fn.resize(
-                image, size=[config.size, config.size], interp_type=types.INTERP_LINEAR, antialias=True
-            )
-        return fn.crop_mirror_normalize(
-            image,
-            mirror=flip,
-            dtype=types.FLOAT,
-            output_layout="HWC",
-            mean=[255.0 * m for m in config.mean],
-            std=[255.0 * s for s in config.std],
-        )
-
-    built = pipeline()
-    built.build()
-    return built
-
-
 class Loader:
     """Iterates `Batch`es of the given work, in order; holds no randomness.
 
@@ -319,26 +261,29 @@ class Loader:
         train: bool,
     ) -> None:
         self.shards, self.device = shards, device
-        self._work = work
+        self._work, self._augment = work, config.augment
         self._in_flight: deque[Work] = deque()
-        self._pipeline = _build_pipeline(
+        self._pipeline = build_pipeline(
             self._feed(),
             config,
             batch,
             device,
             resample=_resamples(shards, config, train),
             pad=train and config.pad > 0,
+            augmented=train and config.augment.in_pipeline,
         )
 
-    def _feed(
-        self,
-    ) -> Iterator[tuple[list[NDArray[np.uint8]], NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]]:
+    def _feed(self) -> Iterator[tuple[Any, ...]]:
         for work in self._work:
             self._in_flight.append(work)
             encoded = [self.shards.read(int(i)) for i in work.ids]
             # DALI takes dense arrays only.
             start, shape = (np.ascontiguousarray(part) for part in (work.boxes[:, :2], work.boxes[:, 2:]))
-            yield encoded, start, shape, work.flips
+            inputs = (encoded, start, shape, work.flips)
+            if work.knobs is not None:
+                for number in np.flatnonzero(work.knobs[:, WEBP]):
+                    encoded[number] = through_webp(encoded[number], work.knobs[number, WEBP])
+            yield (*inputs, work.knobs) if self._augment.in_pipeline and work.knobs is not None else inputs
 
     def __iter__(self) -> "Loader":
         return self

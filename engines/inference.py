@@ -69,7 +69,7 @@ def predict_split(
     try:
         model, config, info = together(world, lambda: load_model(checkpoint))
         shards = together(world, lambda: _open(data, split, verify, info, checkpoint))
-        from dataio.loader import default_threads
+        from dataio.pipeline import default_threads
 
         torch.set_num_threads(threads or default_threads())
         arrays = _predict(model, config, shards, world, batch or 4 * config.train.micro_batch)

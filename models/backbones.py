@@ -10,7 +10,7 @@ import torchvision
 from torch import nn
 from torchvision.ops import StochasticDepth
 
-from models.cifarnet import WIDTHS, CifarNet
+from models.cifarnet import CIFARNETS, CifarNet
 
 TIMM = "timm:"
 _FAMILIES = re.compile(r"resnet\d+|wide_resnet\w+|resnext\w+|convnext_\w+|swin_\w+")
@@ -32,10 +32,10 @@ def check_backbone(name: str, stem: str) -> None:
         raise ValueError(
             f"model.stem {stem} is for torchvision's resnet backbones, not for {name}; use imagenet"
         )
-    if name in WIDTHS or name in torchvision_names():
+    if name in CIFARNETS or name in torchvision_names():
         return
     if not name.startswith(TIMM):
-        known = [*torchvision_names(), *WIDTHS]
+        known = [*torchvision_names(), *CIFARNETS]
         close = difflib.get_close_matches(name, known, 3) or [
             "resnet18",
             "resnet50",
@@ -44,7 +44,7 @@ def check_backbone(name: str, stem: str) -> None:
         ]
         raise ValueError(
             f"model.backbone is {name!r}, expected one of torchvision's such as {', '.join(close)}, "
-            f"{' or '.join(WIDTHS)}, or timm:NAME"
+            f"{' or '.join(CIFARNETS)}, or timm:NAME"
         )
     try:
         import timm
@@ -99,8 +99,8 @@ def build_backbone(
             that is set.
     """
     check_backbone(name, stem)
-    if name in WIDTHS:
-        small = CifarNet(WIDTHS[name])
+    if name in CIFARNETS:
+        small = CifarNet(*CIFARNETS[name])
         return small, small.features
     if name.startswith(TIMM):
         return _build_timm(name.removeprefix(TIMM), stochastic_depth, image_size)

@@ -1,0 +1,97 @@
+"""The DALI pipeline: one definition for the CPU and the GPU, without any state of its own."""
+
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dataio import augment
+
+if TYPE_CHECKING:
+    from dataio.loader import DataConfig
+
+
+def default_threads() -> int:
+    """The cores of the machine that are this process's share."""
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def build_pipeline(
+    source: Iterator[Any],
+    config: "DataConfig",
+    batch: int,
+    device: torch.device,
+    *,
+    resample: bool,
+    pad: bool,
+    augmented: bool,
+) -> Any:
+    """Build the pipeline from encoded bytes to normalised images.
+
+    Args:
+        source: yields (encoded images, box starts, box shapes, flips[, knobs]) per batch.
+        batch: the most samples of a batch.
+        resample: boxes may differ in size from the network's input.
+        pad: boxes may reach into a border of the mean colour.
+        augmented: the source yields knobs, and `config.augment` applies.
+    """
+    from nvidia.dali import fn, pipeline_def
+    from nvidia.dali import types as dali_types
+
+    types: Any = dali_types  # its members are made at run time, unseen by type checkers
+
+    gpu = device.type == "cuda"
+    decoder: dict[str, Any] = {"output_type": types.RGB, "adjust_orientation": False}
+    if gpu:
+        decoder["hw_decoder_load"] = 0.0 if config.deterministic else config.hw_decoder_load
+        decoder["jpeg_fancy_upsampling"] = config.deterministic
+    fill = [255.0 * m for m in config.mean]
+    kinds = [types.UINT8, types.INT32, types.INT32, types.INT32]
+    ranks = [1, 1, 1, 0]
+    if augmented:
+        kinds, ranks = [*kinds, types.FLOAT], [*ranks, 1]
+
+    @pipeline_def(
+        batch_size=batch,
+        num_threads=config.threads or default_threads(),
+        device_id=device.index if gpu else None,
+        prefetch_queue_depth=config.prefetch,
+        enable_conditionals=augmented,
+    )
+    def pipeline() -> Any:
+        image: Any
+        inputs = fn.external_source(source=source, num_outputs=len(kinds), dtype=kinds, ndim=ranks)
+        encoded, start, shape, flip = inputs[:4]
+        place = "mixed" if gpu else "cpu"
+        if pad:
+            image = fn.decoders.image(encoded, device=place, **decoder)
+            image = fn.slice(
+                image, start=start, shape=shape, axes=[0, 1], out_of_bounds_policy="pad", fill_values=fill
+            )
+        else:
+            image = fn.decoders.image_slice(
+                encoded, start=start, shape=shape, axes=[0, 1], device=place, **decoder
+            )
+        if resample:
+            image = fn.resize(
+                image, size=[config.size, config.size], interp_type=types.INTERP_LINEAR, antialias=True
+            )
+        if augmented:
+            image = augment.rand_augment(image, inputs[4], config.augment, config.size, sum(fill) / 3)
+            image = augment.degrade(image, inputs[4], config.augment, config.size)
+        image = fn.crop_mirror_normalize(
+            image,
+            mirror=flip,
+            dtype=types.FLOAT,
+            output_layout="HWC",
+            mean=fill,
+            std=[255.0 * s for s in config.std],
+        )
+        if augmented and config.augment.erase > 0:
+            image = augment.erase(image, inputs[4])
+        return image
+
+    built = pipeline()
+    built.build()
+    return built
