@@ -5,9 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def write_with(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, then make it `path` in one step."""
-    temporary = path.with_name(f".{path.name}.tmp")
+def write_with(path: Path, write: Callable[[Path], None], label: str = "") -> None:
+    """Let `write` fill a temporary file beside `path`, then make it `path` in one step.
+
+    Args:
+        label: goes into the temporary name, for processes that may write the same file.
+    """
+    temporary = path.with_name(f".{path.name}.{label}.tmp" if label else f".{path.name}.tmp")
     try:
         write(temporary)
         os.chmod(temporary, 0o644)  # some writers (safetensors) make private files
@@ -20,13 +24,13 @@ def write_with(path: Path, write: Callable[[Path], None]) -> None:
     sync_folder(path.parent)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, label: str = "") -> None:
     """Write UTF-8 text, atomically."""
 
     def write(temporary: Path) -> None:
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 
-    write_with(path, write)
+    write_with(path, write, label)
 
 
 def sync_folder(folder: Path) -> None:

@@ -5,22 +5,28 @@ for any number of workers and after any number of kills.
 """
 
 import hashlib
+import heapq
 import json
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, BinaryIO
 
 from dataio.atomic import write_text
 from dataio.codec import CodecPolicy, jpeg_history
 from dataio.errors import UserError
-from dataio.records import SPLITS, Layout, Record
+from dataio.records import SPLITS, Layout
 
 PLAN_LINES = "plan.jsonl"
 PLAN_HEAD = "plan.json"
 HISTORY_SAMPLE = 20_000
 _LOSSY_SUFFIXES = (".jpg", ".jpeg")
+_SPOOLS = 64  # files that a split is sorted in
+_RANK_DIGITS = 32
 
 
 @dataclass(frozen=True)
@@ -69,13 +75,22 @@ def _rank(seed: int, path: str) -> bytes:
     return hashlib.blake2b(f"{seed}:{path}".encode("utf-8", "surrogateescape"), digest_size=16).digest()
 
 
-def _history(layout: Layout, records: list[Record], seed: int) -> dict[str, int] | None:
+def _history(layout: Layout, work: Path, tasks: list[ShardTask], seed: int) -> dict[str, int] | None:
     """Histogram of the JPEG history of (a hash-chosen sample of) the lossy training sources."""
-    lossy = [r.path for r in records if r.split == "train" and r.path.lower().endswith(_LOSSY_SUFFIXES)]
-    lossy = lossy or [r.path for r in records if r.path.lower().endswith(_LOSSY_SUFFIXES)]
-    lossy.sort(key=lambda path: _rank(seed, path))
+
+    def lossy(split: str) -> Iterator[str]:
+        for task in tasks:
+            if task.split == split:
+                paths = (line[0] for line in read_task(work, task))
+                yield from (path for path in paths if path.lower().endswith(_LOSSY_SUFFIXES))
+
+    # The plan is in the order of the ranks, so its first ones are the sample.
+    sample = list(islice(lossy("train"), HISTORY_SAMPLE))
+    if not sample:
+        others = [lossy(split) for split in SPLITS if split != "train"]
+        sample = list(islice(heapq.merge(*others, key=lambda path: _rank(seed, path)), HISTORY_SAMPLE))
     counts: Counter[str] = Counter()
-    for path in lossy[:HISTORY_SAMPLE]:
+    for path in sample:
         try:
             found = jpeg_history(layout.read(path))
         except OSError:
@@ -85,43 +100,77 @@ def _history(layout: Layout, records: list[Record], seed: int) -> dict[str, int]
     return dict(sorted(counts.items())) or None
 
 
+def _spool(layout: Layout, folder: Path, seed: int) -> tuple[int, set[str]]:
+    """Deal the records out into files by split and first bits of the rank.
+
+    Each file is small enough to be sorted in memory: 1/64 of a split.
+
+    Returns:
+        how many records there are, and their subsets.
+    """
+    sources, subsets = 0, set()
+    files: dict[str, BinaryIO] = {}
+    with ExitStack() as stack:
+        for record in layout.records():
+            rank = _rank(seed, record.path).hex()
+            name = _spool_name(record.split, int(rank[:2], 16) * _SPOOLS // 256)
+            if name not in files:
+                files[name] = stack.enter_context(open(folder / name, "wb"))
+            line = json.dumps([record.path, record.generator, record.object, record.subset])
+            files[name].write(f"{rank}{line}\n".encode())
+            subsets.add(record.subset)
+            sources += 1
+    return sources, subsets
+
+
+def _spool_name(split: str, number: int) -> str:
+    return f"{split}-{number:02d}"
+
+
+def _ordered(folder: Path, split: str) -> Iterator[bytes]:
+    """A split's plan lines by rank."""
+    for number in range(_SPOOLS):
+        path = folder / _spool_name(split, number)
+        if path.exists():
+            lines = path.read_bytes().splitlines(keepends=True)
+            lines.sort(key=lambda line: line[:_RANK_DIGITS])
+            yield from (line[_RANK_DIGITS:] for line in lines)
+
+
 def make_plan(layout: Layout, work: Path, policy: CodecPolicy, settings: dict[str, Any]) -> Plan:
     """List the sources, permute them inside their splits, cut them into shards; write it down.
 
+    Needs little memory however many sources there are: they are sorted in pieces, on disk.
+
     Raises:
-        UserError: see `Layout.records`.
+        UserError: see `Layout.records`. OSError: `work` cannot be written.
     """
     seed, samples_per_shard = settings["seed"], settings["samples_per_shard"]
-    records = list(layout.records())
-    if policy.match_history:
-        policy = replace(policy, history=_history(layout, records, seed))
-    subsets = tuple(sorted({record.subset for record in records}))
     digest, tasks, offset, key = hashlib.sha256(), [], 0, 0
-    part = work / f"{PLAN_LINES}.part"
-    with open(part, "wb") as file:
-        for split in SPLITS:
-            own = sorted((r for r in records if r.split == split), key=lambda r: _rank(seed, r.path))
-            for number, start in enumerate(range(0, len(own), samples_per_shard)):
-                chunk = own[start : start + samples_per_shard]
-                tasks.append(ShardTask(split, number, key, len(chunk), offset))
-                for record in chunk:
-                    line = (
-                        json.dumps([record.path, record.generator, record.object, record.subset]).encode()
-                        + b"\n"
-                    )
-                    digest.update(line)
-                    offset += file.write(line)
-                key += len(chunk)
-    part.rename(work / PLAN_LINES)
+    with TemporaryDirectory(dir=work, prefix="plan-") as name:
+        spools = Path(name)
+        sources, subsets = _spool(layout, spools, seed)
+        with open(spools / PLAN_LINES, "wb") as file:
+            for split in SPLITS:
+                ordered, number = _ordered(spools, split), 0
+                while chunk := list(islice(ordered, samples_per_shard)):
+                    tasks.append(ShardTask(split, number, key, len(chunk), offset))
+                    for line in chunk:
+                        digest.update(line)
+                        offset += file.write(line)
+                    key, number = key + len(chunk), number + 1
+        (spools / PLAN_LINES).rename(work / PLAN_LINES)
+    if policy.match_history:
+        policy = replace(policy, history=_history(layout, work, tasks, seed))
     plan = Plan(
         settings,
         policy,
         tuple(layout.generators),
         tuple(layout.objects),
-        subsets,
+        tuple(sorted(subsets)),
         layout.object_in_json,
         sorted([path, reason] for path, reason in layout.skipped),
-        len(records),
+        sources,
         digest.hexdigest(),
         tasks,
     )

@@ -56,8 +56,41 @@ def member_json(
     return json.dumps(record, sort_keys=True, separators=(",", ":")).encode()
 
 
-def write_shard(output: Path, plan: Plan, task: ShardTask, source: Source) -> dict[str, Any]:
-    """Write one shard, its index and its sidecar; returns the sidecar's content."""
+def sidecar_path(output: Path, task: ShardTask, suffix: str) -> Path:
+    return output / WORK / f"{task.split}-{task.number:06d}{suffix}"
+
+
+def read_sidecar(output: Path, task: ShardTask) -> dict[str, Any] | None:
+    """The record of a committed shard; None where it is yet to be written."""
+    try:
+        done = json.loads(sidecar_path(output, task, ".json").read_text())
+        size = (output / f"{task.name}.tar").stat().st_size
+    except (OSError, ValueError):
+        return None
+    return done if size == done["bytes"] else None
+
+
+def write_shard(output: Path, plan: Plan, task: ShardTask, source: Source, label: str = "") -> None:
+    """Write one shard, its index and its sidecar, unless they are there.
+
+    Args:
+        label: of the temporary files, so that who cleans up leaves others' alone.
+
+    Raises:
+        OSError: it cannot be written; then nothing of it is left.
+    """
+    if read_sidecar(output, task) is not None:  # another share of another number of them was faster
+        return
+    try:
+        _write_shard(output, plan, task, source, label)
+    except OSError:
+        # On a full disk, whole shards only.
+        for path in (output / f"{task.name}.tar", output / f"{task.name}.idx"):
+            path.unlink(missing_ok=True)
+        raise
+
+
+def _write_shard(output: Path, plan: Plan, task: ShardTask, source: Source, label: str) -> None:
     generators = {name: number for number, name in enumerate(plan.generators)}
     subsets = {name: number for number, name in enumerate(plan.subsets)}
     rows: list[tuple[int, ...]] = []
@@ -95,12 +128,11 @@ def write_shard(output: Path, plan: Plan, task: ShardTask, source: Source) -> di
                     where = (task.number, offset, len(made.data), made.width, made.height)
                     rows.append((*where, generators[generator], subsets[subset], known, key))
 
-    write_with(tar_path, write)
+    write_with(tar_path, write, label)
     idx = f"v1.2 {len(index)}\n" + "".join(f"{line}\n" for line in index)
-    write_text(tar_path.with_suffix(".idx"), idx)
+    write_text(tar_path.with_suffix(".idx"), idx, label)
     table = np.array(rows, dtype=SAMPLE)
-    sidecar = output / WORK / f"{task.split}-{task.number:06d}"
-    write_with(sidecar.with_suffix(".npy"), lambda temporary: save_array(temporary, table))
+    write_with(sidecar_path(output, task, ".npy"), lambda temporary: save_array(temporary, table), label)
     done = {
         "samples": len(rows),
         "bytes": hashed[0].size,
@@ -110,8 +142,7 @@ def write_shard(output: Path, plan: Plan, task: ShardTask, source: Source) -> di
         "rejected": rejected,
         "warnings": warned,
     }
-    write_text(sidecar.with_suffix(".json"), json.dumps(done))
-    return done
+    write_text(sidecar_path(output, task, ".json"), json.dumps(done), label)
 
 
 def save_array(path: Path, array: np.ndarray) -> None:

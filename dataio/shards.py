@@ -2,114 +2,111 @@
 
 A shard is committed by its sidecar in OUTPUT/.work, renamed into place after the tar and
 its index are on disk; a restart skips committed shards and writes the others again, byte
-for byte the same. Nothing in the result depends on the clock, the host or the workers.
+for byte the same. Nothing in the result depends on the clock, the host, the number of
+workers, or that of the tasks which share the work.
 """
 
-import concurrent.futures
-import csv
-import ctypes
-import fcntl
-import hashlib
-import io
-import json
-import multiprocessing
 import os
 import shutil
-import signal
-import sys
-import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-import numpy as np
-from PIL import features
-from tqdm import tqdm
-
-from dataio.atomic import write_text, write_with
 from dataio.codec import CodecPolicy
 from dataio.errors import UserError
-from dataio.index import MANIFEST_FORMAT, SAMPLE, read_manifest
+from dataio.finish import finish_folder
+from dataio.index import read_manifest
+from dataio.locks import alone, is_held, locked
 from dataio.plan import Plan, ShardTask, check_settings, make_plan, read_plan
+from dataio.pool import Progress, run_tasks
 from dataio.records import SPLITS, Layout
-from dataio.shard import WORK, save_array, write_shard
-from dataio.source import Source
+from dataio.shard import WORK, read_sidecar
 
-REJECTED = "rejected.csv"
-
-
-def default_workers() -> int:
-    return len(os.sched_getaffinity(0))
+_NAMED_TASKS = 50
+_CREATED = "created"  # in the work folder: its output folder was made by us too
 
 
-# ---- workers ------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Share:
+    """One of `of` tasks among which the shards are dealt out: number `number`, from 0."""
 
-_worker: dict[str, Any] = {}
+    number: int
+    of: int
 
+    @classmethod
+    def parse(cls, text: str) -> "Share":
+        """Read "i/n".
 
-def _start_worker(output: Path, plan: Plan, source: Source) -> None:
-    # No worker outlives its parent, however that dies; Ctrl-C is the parent's to handle.
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() == 1:
-        os._exit(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _worker.update(output=output, plan=plan, source=source)
+        Raises:
+            UserError: it is not that, or i is not in 0 ... n-1.
+        """
+        number, _, of = text.partition("/")
+        if not (number.isdecimal() and of.isdecimal() and int(number) < int(of)):
+            raise UserError(f"--task {text}: expected i/n with i from 0 to n-1, as in 0/8 ... 7/8")
+        return cls(int(number), int(of))
 
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of}"
 
-def _work(task: ShardTask) -> ShardTask:
-    write_shard(_worker["output"], _worker["plan"], task, _worker["source"])
-    return task
+    @property
+    def label(self) -> str:
+        """What its lock and temporary files are called."""
+        return f"{self.number}-of-{self.of}"
 
-
-def _run_tasks(
-    output: Path, plan: Plan, source: Source, tasks: list[ShardTask], workers: int
-) -> Iterator[ShardTask]:
-    if workers == 1 or len(tasks) == 1:
-        for task in tasks:
-            write_shard(output, plan, task, source)
-            yield task
-        return
-    # Spawned, not forked: the parent may have threads (DALI, torch).
-    with concurrent.futures.ProcessPoolExecutor(
-        min(workers, len(tasks)),
-        multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
-        initargs=(output, plan, source),
-    ) as pool:
-        pending = [pool.submit(_work, task) for task in tasks]
-        try:
-            for future in concurrent.futures.as_completed(pending):
-                yield future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    def among(self, tasks: list[ShardTask]) -> list[ShardTask]:
+        """Its shards: every n-th, so that each share has some of every split."""
+        return tasks[self.number :: self.of]
 
 
-class Progress:
-    """A bar where a person watches, a line every 30 s where a log does."""
+@dataclass(frozen=True)
+class Job:
+    """What is to be sharded, how, and where to.
 
-    def __init__(self, total: int, done: int, quiet: bool) -> None:
-        self._total, self._done, self._quiet = total, done, quiet
-        self._bar = None
-        if not quiet and sys.stderr.isatty():
-            self._bar = tqdm(total=total, initial=done, unit="img", unit_scale=True)
-        self._spoke = time.monotonic()
+    Attributes:
+        layout: the sources. output: the folder. policy: from `preset_policy`.
+        workers: processes; the bytes are the same for any number.
+        samples_per_shard: at most, and exactly but for rejected files and the last shard.
+        seed: of the permutation.
+        extra_settings: the layout's options, so that a rerun with others is refused.
+        quiet: no progress.
 
-    def advance(self, count: int) -> None:
-        self._done += count
-        if self._bar is not None:
-            self._bar.update(count)
-        elif not self._quiet and time.monotonic() - self._spoke > 30:
-            self._spoke = time.monotonic()
-            print(f"{self._done}/{self._total} images sharded", file=sys.stderr, flush=True)
+    Raises:
+        UserError: a number below 1.
+    """
 
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
+    layout: Layout
+    output: Path
+    policy: CodecPolicy
+    workers: int = 1
+    samples_per_shard: int = 1000
+    seed: int = 0
+    extra_settings: dict[str, Any] = field(default_factory=dict)
+    quiet: bool = False
 
+    def __post_init__(self) -> None:
+        if self.workers < 1 or self.samples_per_shard < 1:
+            raise UserError(
+                f"--workers {self.workers} --samples-per-shard {self.samples_per_shard}: expected at least 1"
+            )
 
-# ---- the whole ----------------------------------------------------------------------
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the bytes depend on, but for the source."""
+        return {
+            "layout": self.layout.name,
+            "codec": {**self.policy.to_dict(), "history": None},
+            "samples_per_shard": self.samples_per_shard,
+            "seed": self.seed,
+            **self.extra_settings,
+        }
+
+    @property
+    def work(self) -> Path:
+        return self.output / WORK
 
 
 def write_shards(
@@ -123,193 +120,215 @@ def write_shards(
     extra_settings: dict[str, Any] | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """Write, or finish writing, a shard folder.
+    """Write, or finish writing, a shard folder: `run_job` of the `Job` of these arguments."""
+    return run_job(
+        Job(
+            layout,
+            Path(output),
+            policy,
+            workers=workers,
+            samples_per_shard=samples_per_shard,
+            seed=seed,
+            extra_settings=extra_settings or {},
+            quiet=quiet,
+        )
+    )
 
-    Args:
-        layout: the sources. output: the folder. policy: from `preset_policy`.
-        workers: processes; the bytes are the same for any number.
-        samples_per_shard: at most, and exactly but for rejected files and the last shard.
-        seed: of the permutation.
-        extra_settings: the layout's options, so that a rerun with others is refused.
+
+def run_job(job: Job) -> dict[str, Any]:
+    """Write every shard that is not there yet, and finish.
 
     Returns:
-        the manifest.
+        the manifest; where the folder was finished already, the one that is there.
 
     Raises:
         UserError: the folder is in use, holds something else, was begun with other
             settings, cannot be written; nothing usable in the source.
     """
-    output = Path(output)
-    if workers < 1 or samples_per_shard < 1:
-        raise UserError(f"--workers {workers} --samples-per-shard {samples_per_shard}: expected at least 1")
-    settings = {
-        "layout": layout.name,
-        "codec": {**policy.to_dict(), "history": None},
-        "samples_per_shard": samples_per_shard,
-        "seed": seed,
-        **(extra_settings or {}),
-    }
-    if (output / "manifest.json").is_file():
-        manifest = read_manifest(output)
-        check_settings(output, manifest["plan"], settings)
-        shutil.rmtree(output / WORK, ignore_errors=True)  # killed between the manifest and this
+    if (manifest := _finished(job)) is not None:
         return manifest
-    if output.is_dir() and any(output.iterdir()) and not (output / WORK).is_dir():
-        raise UserError(f"--output {output}: holds something else; choose an empty or new folder")
-    try:
-        created = not output.exists()
-        (output / WORK).mkdir(parents=True, exist_ok=True)
-        lock = open(output / WORK / "lock", "w")  # noqa: SIM115 (held while writing)
-    except OSError as error:
-        raise UserError(f"--output {output}: cannot be written ({error.strerror}); choose another") from None
-    with lock:
+    with _folder(job) as lock:
+        if (manifest := _finished(job)) is not None:  # by the process that held it
+            return manifest
+        plan = _plan(job, lock)
+        _write(job, plan, plan.tasks, "")
+        with _disk_errors(job):
+            manifest = finish_folder(job.layout, job.output, plan)
+    shutil.rmtree(job.work, ignore_errors=True)
+    return manifest
+
+
+def run_share(job: Job, share: Share) -> str:
+    """Write the shards of one share; any number of shares may run at once, on any machines.
+
+    Returns:
+        what was done, in a line.
+
+    Raises:
+        UserError: as `run_job`; or the same share is being run already.
+    """
+    finished = f"task {share}: {job.output} is finished already"
+    if _finished(job) is not None:
+        return finished
+    with _folder(job, shared=True) as lock:
+        if _finished(job) is not None:
+            return finished
+        plan = _plan(job, lock)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with locked(job.work / f"task-{share.label}.lock") as own:
+                os.utime(own.fileno())  # the newest tells --finish how many tasks there are
+                tasks = share.among(plan.tasks)
+                _write(job, plan, tasks, share.label)
+        except BlockingIOError:
+            raise UserError(
+                f"--task {share}: another process is running it; wait for it or stop it"
+            ) from None
+        missing = sum(read_sidecar(job.output, task) is None for task in plan.tasks)
+        then = f"{missing} of {len(plan.tasks)} are missing" if missing else "all are there: now --finish"
+        return f"task {share}: {len(tasks)} shards, {sum(task.count for task in tasks)} sources; {then}"
+
+
+def finish_job(job: Job) -> dict[str, Any]:
+    """Merge what the shares wrote; returns the manifest.
+
+    Raises:
+        UserError: shards are missing (their shares are named), or as `run_job`.
+    """
+    if (manifest := _finished(job)) is not None:
+        return manifest
+    plan = read_plan(job.work)
+    if plan is None:
+        raise UserError(f"--finish: {job.output} has no plan and no shards; run the tasks first (--task)")
+    check_settings(job.output, plan.settings, {**job.settings, "source": job.layout.root})
+    _check_complete(job, plan)
+    with _folder(job), _disk_errors(job):
+        manifest = _finished(job) or finish_folder(job.layout, job.output, plan)
+    shutil.rmtree(job.work, ignore_errors=True)
+    return manifest
+
+
+def _check_complete(job: Job, plan: Plan) -> None:
+    """Raise a UserError that names the shares whose shards are missing."""
+    missing = [n for n, task in enumerate(plan.tasks) if read_sidecar(job.output, task) is None]
+    if not missing:
+        return
+    counted = f"--finish: {len(missing)} of {len(plan.tasks)} shards of {job.output} are missing"
+    locks = sorted(job.work.glob("task-*-of-*.lock"), key=lambda path: path.stat().st_mtime_ns)
+    if not locks:
+        raise UserError(
+            f"{counted} and no --task was ever begun; run the tasks, or the same without --finish"
+        )
+    of = int(locks[-1].stem.rpartition("-")[2])
+    named = []
+    for number, shards in sorted(Counter(n % of for n in missing).items()):
+        share = Share(number, of)
+        lock = job.work / f"task-{share.label}.lock"
+        state = ", running" if lock.exists() and is_held(lock) else ""
+        named.append(f"{share} ({shards} shard{'s' if shards > 1 else ''}{state})")
+    more = f" and {len(named) - _NAMED_TASKS} more" if len(named) > _NAMED_TASKS else ""
+    raise UserError(
+        f"{counted}, of --task {', '.join(named[:_NAMED_TASKS])}{more}; run those again, then --finish"
+    )
+
+
+def _finished(job: Job) -> dict[str, Any] | None:
+    """The manifest of a finished folder; None where it is not.
+
+    Raises:
+        UserError: it was made with other settings.
+    """
+    if not (job.output / "manifest.json").is_file():
+        return None
+    manifest = read_manifest(job.output)
+    check_settings(job.output, manifest["plan"], job.settings)
+    shutil.rmtree(job.work, ignore_errors=True)  # killed between the manifest and this
+    return manifest
+
+
+@contextmanager
+def _folder(job: Job, shared: bool = False) -> Iterator[IO[str]]:
+    """Hold the output folder: alone, or together with other shares."""
+    output = job.output
+    if output.is_dir() and any(output.iterdir()) and not job.work.is_dir():
+        raise UserError(f"--output {output}: holds something else; choose an empty or new folder")
+    with ExitStack() as stack:
+        try:
+            lock = stack.enter_context(_work_lock(job, shared))
         except BlockingIOError:
             raise UserError(
                 f"--output {output}: another process is writing it; wait for it or stop it"
             ) from None
-        plan = _plan(layout, output, policy, settings, created)
-        try:
-            _write_all(layout, output, plan, workers, quiet)
-            manifest = _finish(layout, output, plan)
         except OSError as error:
             raise UserError(
-                f"--output {output}: {error.strerror or error}; mend that and run the same again"
+                f"--output {output}: cannot be written ({error.strerror}); choose another"
             ) from None
-    shutil.rmtree(output / WORK)
-    return manifest
+        yield lock
 
 
-def _plan(layout: Layout, output: Path, policy: CodecPolicy, settings: dict[str, Any], created: bool) -> Plan:
-    work = output / WORK
-    plan = read_plan(work)
-    if plan is not None:
-        check_settings(output, plan.settings, {**settings, "source": layout.root})
-        return plan
-    try:
-        return make_plan(layout, work, policy, {**settings, "source": layout.root})
-    except UserError:
-        # Nothing half-written: what was made for the plan goes with it.
-        shutil.rmtree(work)
+@contextmanager
+def _work_lock(job: Job, shared: bool) -> Iterator[IO[str]]:
+    for attempt in count():
+        created = not job.output.exists()
+        job.work.mkdir(parents=True, exist_ok=True)
         if created:
-            output.rmdir()
-        raise
+            (job.work / _CREATED).touch()
+        try:
+            stack = ExitStack()
+            lock = stack.enter_context(locked(job.work / "lock", shared=shared))
+        except FileNotFoundError:  # another process failed to plan just now and removed the folder
+            if attempt == 9:
+                raise
+            continue
+        with stack:
+            yield lock
+        return
 
 
-def _sidecar(output: Path, task: ShardTask) -> dict[str, Any] | None:
-    """The record of a committed shard; None where it is yet to be written."""
+def _plan(job: Job, lock: IO[str]) -> Plan:
+    """Find the plan or make it; of several shares that come at once, one makes it."""
+    settings = {**job.settings, "source": job.layout.root}
+    waiting = f"{job.output}: another task is making the plan; waiting for it"
+    with _disk_errors(job), locked(job.work / "plan.lock", wait=waiting):
+        plan = read_plan(job.work)
+        if plan is not None:
+            check_settings(job.output, plan.settings, settings)
+            return plan
+        for leftover in job.work.glob("plan-*"):
+            shutil.rmtree(leftover)
+        try:
+            return make_plan(job.layout, job.work, job.policy, settings)
+        except UserError:
+            # Nothing half-written: what was made for the plan goes with it, unless others use it.
+            if alone(lock):
+                created = (job.work / _CREATED).exists()
+                shutil.rmtree(job.work)
+                if created:
+                    job.output.rmdir()
+            raise
+
+
+def _write(job: Job, plan: Plan, tasks: list[ShardTask], label: str) -> None:
+    """Write those of the shards that are not there; `label` marks what is a share's own."""
+    with _disk_errors(job):
+        for split in SPLITS:
+            (job.output / split).mkdir(exist_ok=True)
+        for folder in (*(job.output / split for split in SPLITS), job.work):
+            for leftover in folder.glob(f".*.{label}.tmp" if label else ".*.tmp"):
+                leftover.unlink()
+        todo = [task for task in tasks if read_sidecar(job.output, task) is None]
+        total = sum(task.count for task in tasks)
+        progress = Progress(total, total - sum(task.count for task in todo), job.quiet)
+        for task in run_tasks(job.output, plan, job.layout.source, todo, job.workers, label):
+            progress.advance(task.count)
+        progress.close()
+
+
+@contextmanager
+def _disk_errors(job: Job) -> Iterator[None]:
+    """Make what the system says of the output folder one line."""
     try:
-        done = json.loads((output / WORK / f"{task.split}-{task.number:06d}.json").read_text())
-        size = (output / f"{task.name}.tar").stat().st_size
-    except (OSError, ValueError):
-        return None
-    return done if size == done["bytes"] else None
-
-
-def _write_all(layout: Layout, output: Path, plan: Plan, workers: int, quiet: bool) -> None:
-    for split in SPLITS:
-        (output / split).mkdir(exist_ok=True)
-        for leftover in (output / split).glob(".*.tmp"):
-            leftover.unlink()
-    todo = [task for task in plan.tasks if _sidecar(output, task) is None]
-    progress = Progress(plan.sources, plan.sources - sum(task.count for task in todo), quiet)
-    for task in _run_tasks(output, plan, layout.source, todo, workers):
-        progress.advance(task.count)
-    progress.close()
-
-
-def _finish(layout: Layout, output: Path, plan: Plan) -> dict[str, Any]:
-    """Merge the sidecars, in the plan's order, into the indexes and the manifest."""
-    rejected, warned = list(plan.skipped), []
-    splits: dict[str, Any] = {}
-    for split in SPLITS:
-        shards: list[dict[str, Any]] = []
-        tables = []
-        for task in (t for t in plan.tasks if t.split == split):
-            done = _sidecar(output, task)
-            assert done is not None, f"{task.name} was just written"
-            rejected += done["rejected"]
-            warned += done["warnings"]
-            if done["samples"] == 0:  # every file of it was rejected: an empty tar helps nobody
-                for suffix in (".tar", ".idx"):
-                    (output / f"{task.name}{suffix}").unlink(missing_ok=True)
-                continue
-            table = np.load(output / WORK / f"{task.split}-{task.number:06d}.npy")
-            table["shard"] = len(shards)
-            tables.append(table)
-            facts = {key: done[key] for key in ("samples", "bytes", "sha256", "idx_bytes", "idx_sha256")}
-            shards.append({"file": f"{task.name}.tar", **facts})
-        rows = np.concatenate(tables) if tables else np.zeros(0, SAMPLE)
-        splits[split] = {**_describe(output, split, rows, plan.generators), "shards": shards}
-    if not any(entry["samples"] for entry in splits.values()):
+        yield
+    except OSError as error:
         raise UserError(
-            f"--source {layout.root}: every one of {plan.sources} images was rejected; see {output}/{WORK}"
-        )
-    manifest = {
-        "format": MANIFEST_FORMAT,
-        "version": 1,
-        "layout": layout.name,
-        "generators": list(plan.generators),
-        "objects": list(plan.objects),
-        "subsets": list(plan.subsets),
-        "codec": plan.policy.to_dict(),
-        "plan": {
-            **{key: value for key, value in plan.settings.items() if key != "source"},
-            "sources": plan.sources,
-            "sha256": plan.sha256,
-        },
-        "splits": splits,
-        "rejected": [{"path": path, "reason": reason} for path, reason in sorted(rejected)],
-        "warnings": [{"path": path, "reason": reason} for path, reason in sorted(warned)],
-        "versions": {
-            "pillow": features.version("pil"),
-            "libjpeg": features.version("libjpeg_turbo") or features.version("jpg"),
-        },
-    }
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([("path", "reason"), *sorted(map(tuple, rejected))])
-    write_text(output / REJECTED, text.getvalue())
-    write_text(output / "manifest.json", json.dumps(manifest, indent=1) + "\n")
-    return manifest
-
-
-def _describe(output: Path, split: str, rows: np.ndarray, generators: Sequence[str]) -> dict[str, Any]:
-    """Write a split's index and describe it for the manifest."""
-    path = output / split / "index.npy"
-    write_with(path, lambda temporary: save_array(temporary, rows))
-    counts = Counter(rows["generator"].tolist())
-    largest = {
-        name: int(rows[column].max()) if len(rows) else 0
-        for name, column in (("width", "width"), ("height", "height"), ("bytes", "size"))
-    }
-    return {
-        "samples": len(rows),
-        "generators": {name: counts[number] for number, name in enumerate(generators)},
-        "objects_known": int(np.count_nonzero(rows["object"] >= 0)),
-        "largest": largest,
-        "index": {
-            "file": f"{split}/index.npy",
-            "bytes": path.stat().st_size,
-            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        },
-    }
-
-
-def summary(manifest: dict[str, Any]) -> str:
-    """The manifest as a table for the terminal: images per split and generator."""
-    lines = [f"{'':24}" + "".join(f"{split:>10}" for split in SPLITS)]
-    for name in manifest["generators"]:
-        counts = [manifest["splits"][split]["generators"].get(name, 0) for split in SPLITS]
-        if any(counts):
-            lines.append(f"{name:24}" + "".join(f"{count:>10}" for count in counts))
-    for title, key in (("all", "samples"), ("object known", "objects_known")):
-        lines.append(f"{title:24}" + "".join(f"{manifest['splits'][split][key]:>10}" for split in SPLITS))
-    lines.append(
-        f"{'shards':24}" + "".join(f"{len(manifest['splits'][split]['shards']):>10}" for split in SPLITS)
-    )
-    rejected, warned = manifest["rejected"], manifest["warnings"]
-    lines.append(f"{len(rejected)} rejected, {len(warned)} kept with a warning")
-    lines += [f"  rejected {entry['path']}: {entry['reason']}" for entry in rejected[:5]]
-    return "\n".join(lines)
+            f"--output {job.output}: {error.strerror or error}; mend that and run the same again"
+        ) from None

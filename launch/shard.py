@@ -4,7 +4,12 @@ r"""Turn a data set into WebDataset shards with a manifest, or verify such a fol
         --val-labels LOC_val_solution.csv --workers 16
     python launch/shard.py verify data/genimage
 
-Killed at any moment and run again, it continues and ends with the same bytes.
+Killed at any moment and run again, it continues and ends with the same bytes. On a cluster,
+the same command with --task i/n (i from 0, as SLURM's --array=0-7 counts) on a shared file
+system writes each n-th shard; when all tasks are done, the same with --finish merges:
+
+    sbatch --array=0-7 ...  python launch/shard.py ... --task $SLURM_ARRAY_TASK_ID/8
+    python launch/shard.py ... --finish
 """
 
 import sys
@@ -15,9 +20,11 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from dataio.codec import PRESETS, preset_policy
 from dataio.errors import UserError
+from dataio.finish import summary
 from dataio.layouts import NAMES, open_layout
 from dataio.layouts.synthetic import write_synthetic
-from dataio.shards import default_workers, summary, write_shards
+from dataio.pool import default_workers
+from dataio.shards import Job, Share, finish_job, run_job, run_share
 from dataio.verify import verify_shards
 from engines.command import Parser, run_command
 
@@ -30,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _write(words: list[str]) -> int:
     parser = Parser(
         prog="shard.py",
-        description="Write WebDataset shards. `shard.py verify DIR` checks a finished folder instead.",
+        description="Write WebDataset shards. `shard.py verify DIR` checks a finished folder instead. "
+        "For many machines: the same command with --task i/n on each, then with --finish.",
     )
     add = parser.add_argument
     add("--layout", choices=NAMES, required=True, help="how the source is laid out")
@@ -51,7 +59,18 @@ def _write(words: list[str]) -> int:
     add("--synthetic.images", type=int, default=3000, help="synthetic: how many to draw")
     add("--synthetic.size", type=int, default=64, help="synthetic: side, pixels")
     add("--synthetic.seed", type=int, default=0, help="synthetic: seed of the drawing")
+    add(
+        "--task",
+        default=None,
+        metavar="i/n",
+        help="write only share i of n, i from 0 to n-1 (SLURM: --array=0-7 and $SLURM_ARRAY_TASK_ID/8); "
+        "shares may run at once on one file system",
+    )
+    add("--finish", action="store_true", help="merge what the tasks wrote, or name the tasks still missing")
     args = parser.parse_args(words)
+    if args.task is not None and args.finish:
+        raise UserError("--task and --finish: give one; --finish comes when all tasks are done")
+    share = Share.parse(args.task) if args.task is not None else None
     policy = preset_policy(
         args.codec.preset or ("keep" if args.layout == "cifake" else "default"), args.codec.size
     )
@@ -71,9 +90,9 @@ def _write(words: list[str]) -> int:
     )
     for note in layout.notes:
         print(f"note: {note}", file=sys.stderr)
-    manifest = write_shards(
+    job = Job(
         layout,
-        args.output,
+        Path(args.output),
         policy,
         workers=args.workers,
         samples_per_shard=args.samples_per_shard,
@@ -86,6 +105,10 @@ def _write(words: list[str]) -> int:
             "halve_test": args.halve_test or None,  # absent from older folders
         },
     )
+    if share is not None:
+        print(run_share(job, share))
+        return 0
+    manifest = finish_job(job) if args.finish else run_job(job)
     print(summary(manifest))
     print(f"shards: {args.output}")
     return 0

@@ -1,11 +1,15 @@
 """Any data set, listed in a CSV: path, generator, object[, split, group]."""
 
 import csv
+from array import array
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from dataio.errors import UserError
-from dataio.layouts.splits import share
+from dataio.layouts.splits import hash64, share
 from dataio.records import SPLITS, Record
 from dataio.source import Source
 
@@ -60,15 +64,14 @@ class ManifestLayout:
         self.val_fraction, self.skip, self.split_from_path = val_fraction, skip_unknown, split_from_path
         self.notes: list[str] = []
         self.skipped: list[tuple[str, str]] = []
-        self._rows = self._read_rows()
-        generators = {row["generator"] for _, row in self._rows}
+        generators, objects = self._check()
         self.generators = ("nature", *sorted(generators - {"nature"}))
-        self.objects = tuple(sorted({row["object"] for _, row in self._rows} - {""}))
+        self.objects = tuple(sorted(objects - {""}))
         if "nature" not in generators:
             self.notes.append(f'{source}: no row has generator "nature", so there are no photographs')
 
-    def _read_rows(self) -> list[tuple[int, dict[str, str]]]:
-        """Return (line, fields by column) of each row, checked; paths in their shortest form."""
+    def _rows(self) -> Iterator[tuple[int, dict[str, str]]]:
+        """Yield (line, fields by column) of each row; the file may be too long to hold."""
         try:
             with open(self.path, encoding="utf-8-sig", newline="") as file:
                 reader = csv.DictReader(file)
@@ -79,31 +82,44 @@ class ManifestLayout:
                         f"--source {self.path}: no column {missing[0]!r}; expected path, generator, object "
                         f"[, split, group], found {', '.join(reader.fieldnames) or 'nothing'}"
                     )
-                # The reader's own count: blank lines give no row, quoted newlines none of their own.
-                rows = [
-                    (reader.line_num, {k: (v or "").strip() for k, v in row.items() if k}) for row in reader
-                ]
+                for row in reader:
+                    fields = {k: (v or "").strip() for k, v in row.items() if k}
+                    parts = [part for part in fields["path"].split("/") if part not in ("", ".")]
+                    # The reader's own count: blank lines give no row, quoted newlines none of their own.
+                    if not parts or fields["path"].startswith("/") or ".." in parts:
+                        raise UserError(
+                            f"--source {self.path}: line {reader.line_num}: path is {fields['path']!r}, "
+                            "expected one below the root without '..'"
+                        )
+                    fields["path"] = "/".join(parts)  # "./a//b" and "a/b" are one file
+                    yield reader.line_num, fields
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise UserError(f"--source {self.path}: cannot be read as CSV ({error})") from None
-        if not rows:
-            raise UserError(f"--source {self.path}: has no rows")
-        self._check_rows(rows)
-        return rows
 
-    def _check_rows(self, rows: list[tuple[int, dict[str, str]]]) -> None:
-        seen: dict[str, int] = {}
-        for line, row in rows:
-            where, parsed = f"--source {self.path}: line {line}", PurePosixPath(row["path"])
-            if not parsed.parts or parsed.is_absolute() or ".." in parsed.parts:
-                raise UserError(f"{where}: path is {row['path']!r}, expected one below the root without '..'")
-            path = row["path"] = str(parsed)  # "./a//b" and "a/b" are one file
-            if path in seen:
-                raise UserError(f"{where}: path {path!r} stands in line {seen[path]} already")
-            seen[path] = line
+    def _check(self) -> tuple[set[str], set[str]]:
+        """Check every row; return the generators and the objects."""
+        generators, objects, paths = set(), set(), array("Q")
+        for line, row in self._rows():
+            where = f"--source {self.path}: line {line}"
             if not row["generator"]:
                 raise UserError(f"{where}: generator is empty, expected a name or nature")
             if row.get("split", "") not in ("", *SPLITS):
                 raise UserError(f"{where}: split is {row['split']!r}, expected train, val or test")
+            generators.add(row["generator"])
+            objects.add(row["object"])
+            paths.append(hash64(row["path"]))
+        if not paths:
+            raise UserError(f"--source {self.path}: has no rows")
+        repeated, seen = _repeated(np.frombuffer(paths, np.uint64)), dict[str, int]()
+        for line, row in self._rows() if repeated else ():
+            path = row["path"]
+            if path in seen:
+                raise UserError(
+                    f"--source {self.path}: line {line}: path {path!r} stands in line {seen[path]} already"
+                )
+            if hash64(path) in repeated:
+                seen[path] = line
+        return generators, objects
 
     def _split(self, row: dict[str, str]) -> str:
         if row.get("split"):
@@ -124,28 +140,50 @@ class ManifestLayout:
     def records(self) -> Iterator[Record]:
         """See `dataio.records.Layout.records`."""
         index = {name: number for number, name in enumerate(self.objects)}
-        missing: list[str] = []
-        of_group: dict[str, str] = {}
+        missing, first = 0, list[str]()
+        groups = array("Q")
         self.skipped.clear()
-        for line, row in self._rows:
+        for line, row in self._rows():
             if not self.source.has(row["path"]):
                 if self.skip:
                     self.skipped.append((row["path"], "no such file"))
                 else:
-                    missing.append(f"{row['path']} (line {line})")
+                    missing += 1
+                    first += [f"{row['path']} (line {line})"] if missing <= 10 else []
                 continue
             split, group = self._split(row), row.get("group", "")
-            if group and of_group.setdefault(group, split) != split:
-                raise UserError(
-                    f"--source {self.path}: line {line}: group {group!r} is in {split} and in {of_group[group]}; "
-                    "a group must stay in one split"
-                )
+            if group:
+                groups.append(_group_and_split(group, split))
             yield Record(row["path"], row["generator"], index.get(row["object"]), split, group=group)
         if missing:
             raise UserError(
-                f"--source {self.path}: of its files, {len(missing)} are not under {self.root}; first: "
-                f"{', '.join(missing[:10])}. Give --root, or set them aside with --skip-unknown"
+                f"--source {self.path}: of its files, {missing} are not under {self.root}; first: "
+                f"{', '.join(first)}. Give --root, or set them aside with --skip-unknown"
             )
+        self._check_groups(np.frombuffer(groups, np.uint64))
+
+    def _check_groups(self, groups: NDArray[np.uint64]) -> None:
+        # Only where one group comes with two splits are its lines looked for.
+        torn, of_group = _repeated(np.unique(groups) // len(SPLITS)), dict[str, str]()
+        for line, row in self._rows() if torn else ():
+            split, group = self._split(row), row.get("group", "")
+            if _group_and_split(group, split) // len(SPLITS) not in torn or not self.source.has(row["path"]):
+                continue
+            if group and of_group.setdefault(group, split) != split:
+                raise UserError(
+                    f"--source {self.path}: line {line}: group {group!r} is in {split} and in "
+                    f"{of_group[group]}; a group must stay in one split"
+                )
 
     def read(self, path: str) -> bytes:
         return self.source.read(path)
+
+
+def _group_and_split(group: str, split: str) -> int:
+    """64 bits that stand for both; divided by the number of splits, for the group."""
+    return hash64(group) // 4 * len(SPLITS) + SPLITS.index(split)
+
+
+def _repeated(values: NDArray[np.uint64]) -> set[int]:
+    ordered = np.sort(values)
+    return set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
