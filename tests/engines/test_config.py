@@ -7,6 +7,7 @@ import pytest
 from dataio.errors import UserError
 from engines.config import FREE_KEYS, Config, changed_keys, flatten, from_dict, parse_config, to_dict, to_yaml
 
+CONFIGS = Path(__file__).parent.parent.parent / "configs"
 KEYS = Path(__file__).parent.parent / "assets" / "config_keys.txt"
 
 
@@ -29,15 +30,20 @@ def test_flags_win_over_the_file_wherever_config_stands(file):
         assert (config.optim.lr, config.data.size, config.data.scale) == (0.5, 64, (0.2, 0.9))
 
 
-@pytest.mark.parametrize(
-    "name", ["quickstart", "resnet18_cifake", "resnet50_genimage", "resnet50_genimage_sd14"]
+FILES = sorted(
+    str(path.relative_to(CONFIGS))
+    for path in [*CONFIGS.glob("*.yaml"), *CONFIGS.glob("reference/*.yaml")]
+    if "grid" not in path.name
 )
+
+
+@pytest.mark.parametrize("name", FILES)
 def test_shipped_configurations_parse_and_survive_a_round_trip(repo_root, name, tmp_path):
-    config = parse_config([], repo_root / "configs" / f"{name}.yaml")
+    config = parse_config([], repo_root / "configs" / name)
     assert from_dict(to_dict(config)) == config
     (tmp_path / "saved.yaml").write_text(to_yaml(config))
     assert parse_config([], tmp_path / "saved.yaml") == config
-    assert (repo_root / "configs" / f"{name}.yaml").read_text().startswith("# ")
+    assert (repo_root / "configs" / name).read_text().startswith("# ")
 
 
 def test_launchers_local_rank_is_accepted(file):

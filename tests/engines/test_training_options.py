@@ -44,6 +44,19 @@ def unequal(a, b, name=""):
     return [] if a == b else [name]
 
 
+COMMON: dict[str, object] = {"train__steps": 8, "train__micro_batch": 8, "optim__weight_decay": 0.01}
+CONVNEXT: dict[str, object] = {
+    "model__backbone": "convnext_tiny",
+    "model__stem": "imagenet",
+    "data__size": 32,
+    "train__steps": 4,
+    "optim__lr": 1e-3,
+}
+# What a run with the option is compared to, where that is not the plain one.
+WITHOUT: dict[str, dict[str, object]] = {
+    "stochastic_depth": CONVNEXT,
+    "dropout_in_hidden_heads": {"model__head_hidden": 8},
+}
 OPTIONS: dict[str, dict[str, object]] = {
     "linear": {"optim__schedule": "linear"},
     "plateau": {"optim__schedule": "plateau", "optim__plateau_patience": 0, "optim__plateau_threshold": 0.9},
@@ -56,8 +69,7 @@ OPTIONS: dict[str, dict[str, object]] = {
         "data__augment__webp": 0.3,
         "data__augment__erase": 0.5,
     },
-    "stochastic_depth": {"model__backbone": "convnext_tiny", "model__stem": "imagenet", "data__size": 32}
-    | {"model__stochastic_depth": 0.5, "train__steps": 4, "optim__lr": 1e-4},
+    "stochastic_depth": {**CONVNEXT, "model__stochastic_depth": 0.5},
     "balanced": {"data__sampling": "balanced"},
     "square_root": {"data__sampling": "square_root"},
     "dropout_in_hidden_heads": {"model__head_hidden": 8, "model__head_dropout": 0.5},
@@ -74,12 +86,7 @@ OPTIONS: dict[str, dict[str, object]] = {
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_run_with_the_option_differs_and_resumes_bit_for_bit(build, name):
-    options: dict[str, object] = {
-        "train__steps": 8,
-        "train__micro_batch": 8,
-        "optim__weight_decay": 0.01,
-        **OPTIONS[name],
-    }
+    options = {**COMMON, **OPTIONS[name]}
     trainer, states = build(**options), {}
     steps = trainer.plan.total_steps
     while trainer.step < steps:
@@ -95,7 +102,7 @@ def test_a_run_with_the_option_differs_and_resumes_bit_for_bit(build, name):
             if again.step % 2 == 0:
                 again.watch(again.validate().metrics["loss"])
         assert unequal(states[steps], state_of(again)) == [], step
-    plain = build(train__steps=8, train__micro_batch=8, optim__weight_decay=0.01)
+    plain = build(**{**COMMON, **WITHOUT.get(name, {})})
     while plain.step < steps:
         plain.train_step()
     if name == "early_stop":  # watches only

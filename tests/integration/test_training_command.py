@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from safetensors.torch import load_file
 
 from tests.support import alive, descendants, environment, flags, wait_until
@@ -194,3 +195,43 @@ def test_under_torchrun_a_users_error_is_in_exit_json(tiny_shards, torchrun, run
     assert found["code"] == 2
     assert found["message"].startswith("3 processes cannot share train.global_batch 16")
     assert done.stderr.count("error: 3 processes cannot share") == 1
+
+
+def test_a_run_that_stops_early_is_finished_and_keeps_the_averaged_weights(
+    run, torchrun, tiny_shards, tmp_path
+):
+    options = {"train__epochs": 9, "train__ema": 0.5, "log__images": 4, "train__early_stop": 2}
+    words = train(tiny_shards, tmp_path / "run", **options, train__early_stop_threshold=0.99)
+    command = torchrun(1, "launch/train.py", *words)
+    done = run(command)
+    assert done.returncode == 0, done.stderr[-2000:]
+    # The first validation is the best so far; the two after it are not 99 % better.
+    assert "stopped early after 21 of at most 63 steps: 2 validations without improvement" in done.stdout
+    assert outcome(tmp_path / "run") == {"code": 0, "message": "stopped early after 21 of at most 63 steps"}
+    newest = torch.load(tmp_path / "run" / "checkpoints" / "step_00000021.pt", weights_only=True)
+    final = load_file(tmp_path / "run" / "final.safetensors")
+    assert all(torch.equal(final[name], tensor) for name, tensor in newest["ema"].items())
+    assert not all(torch.equal(final[name], tensor) for name, tensor in newest["model"].items())
+    best = torch.load(tmp_path / "run" / "best.pt", weights_only=True)
+    assert best["model"].keys() == newest["ema"].keys() and "ema" not in best
+    pictures = sorted(path.name for path in (tmp_path / "run" / "images").iterdir())
+    assert pictures == ["confusion.png", "curves.png", "inputs.png", "mistakes.png"]
+    again = run(command)
+    assert again.returncode == 0 and "already finished at step 21" in again.stdout
+
+
+def test_initial_weights_are_listed_in_the_runs_folder(run, torchrun, tiny_shards, tmp_path):
+    torch.manual_seed(0)
+    source = torchvision.models.resnet18().state_dict()
+    torch.save({name: t for name, t in source.items() if name != "conv1.weight"}, tmp_path / "part.pth")
+    torch.save(source, tmp_path / "resnet18.pth")
+    words = train(tiny_shards, tmp_path / "run", train__steps=1, model__stem="imagenet")
+    done = run(torchrun(1, "launch/train.py", *words, "--model.weights", str(tmp_path / "resnet18.pth")))
+    assert done.returncode == 0 and "120 tensors loaded, dropped from the file: backbone.fc" in done.stdout
+    listed = (tmp_path / "run" / "weights.txt").read_text()
+    assert "  backbone.layer4.1.conv2.weight\n" in listed and "2 dropped from the file" in listed
+    other = train(tiny_shards, tmp_path / "other", train__steps=1, model__stem="imagenet")
+    done = run(torchrun(1, "launch/train.py", *other, "--model.weights", str(tmp_path / "part.pth")))
+    assert (
+        done.returncode == 1 and "1 tensors of the backbone are missing, backbone.conv1.weight" in done.stderr
+    )
