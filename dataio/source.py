@@ -1,12 +1,14 @@
-"""A folder or a zip file, read by relative path."""
+"""A folder or a zip file, in one part or several, read by relative path."""
 
 import os
+import re
 import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from dataio.errors import UserError
+from dataio.volumes import is_zip, open_zip
 
 
 class Source:
@@ -15,7 +17,8 @@ class Source:
     Can be sent to other processes: a zip is opened once in each of them.
 
     Args:
-        path: the folder or zip. flag: what the user gave it with, for messages.
+        path: the folder or zip; of a zip in parts, the `.zip` or the `.zip.001`.
+        flag: what the user gave it with, for messages.
 
     Raises:
         UserError: the path does not exist, or is neither a folder nor a zip.
@@ -26,8 +29,14 @@ class Source:
         if not self.path.exists():
             raise UserError(f"{flag} {path}: no such file or folder")
         self.is_zip = self.path.is_file()
-        if self.is_zip and not zipfile.is_zipfile(self.path):
-            raise UserError(f"{flag} {path}: neither a folder nor a zip file")
+        if self.is_zip and not is_zip(self.path):
+            part = re.search(r"\.z\d\d+$|\.zip\.\d+$", self.path.name, re.IGNORECASE)
+            hint = (
+                "a part of an archive; give its .zip, or its .zip.001"
+                if part
+                else "neither a folder nor a zip file"
+            )
+            raise UserError(f"{flag} {path}: {hint}")
         self._zip: zipfile.ZipFile | None = None
         self._owner = 0
 
@@ -38,7 +47,7 @@ class Source:
         # A file position shared with a forked parent would give garbage.
         if self._zip is None or self._owner != os.getpid():
             try:
-                self._zip, self._owner = zipfile.ZipFile(self.path), os.getpid()
+                self._zip, self._owner = open_zip(self.path, self.flag), os.getpid()
             except (OSError, zipfile.BadZipFile) as error:
                 raise UserError(
                     f"{self.flag} {self.path}: cannot be read as a zip ({error}); copy it again"

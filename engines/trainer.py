@@ -149,7 +149,7 @@ class Trainer:
 
     def _prepare_forward(self) -> None:
         """Freeze or thaw the backbone, and wrap the model for it: DDP must know what has gradients."""
-        self.model.backbone.requires_grad_(not self.frozen)
+        self.model.freeze_backbone(self.frozen)
         self._set_training_mode()
         self.forward = wrap(self.model, self.config, self.world, self.statistics, self.config.data.size)
 

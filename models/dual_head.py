@@ -29,6 +29,8 @@ class ModelConfig:
     """imagenet: 7x7 stride 2, pooled by 2; cifar: 3x3, no pooling, 16 times the work; pooled: 3x3, pooled by 4."""
     whiten: bool = False
     """Start the first convolution from scratch as a whitening of the training images' patches."""
+    freeze_stem: bool = False
+    """Leave the first convolution at its start (whitened, or of the weights' file), which saves its backward pass."""
     head_hidden: int = 0
     """Width of each head's hidden layer; 0 makes the heads linear."""
     object_hidden: int = 0
@@ -57,6 +59,14 @@ def _head(features: int, hidden: int, classes: int, dropout: float) -> nn.Module
     if dropout:
         layers.append(nn.Dropout(dropout))
     return nn.Sequential(*layers, nn.Linear(hidden, classes))
+
+
+def stem_of(model: "DualHead", key: str) -> nn.Conv2d:
+    """The backbone's first convolution; a ValueError that names `key` where it has none."""
+    conv = getattr(model.backbone, "conv1", None)
+    if not isinstance(conv, nn.Conv2d) or conv.in_channels != 3 or conv.groups != 1:
+        raise ValueError(f"{key} needs a backbone whose first layer is one convolution, such as a ResNet")
+    return conv
 
 
 @torch.no_grad()
@@ -130,8 +140,16 @@ class DualHead(nn.Module):
         hidden, dropout = config.head_hidden, config.head_dropout
         self.generator_head = _head(features, hidden, len(self.generators), dropout)
         # A head of no classes would have no gradient; one dummy class keeps the shapes.
+        self._freeze_stem = config.freeze_stem
+        self.freeze_backbone(False)
         classes = max(1, len(self.objects))
         self.object_head = _head(features, config.object_hidden or hidden, classes, dropout)
+
+    def freeze_backbone(self, frozen: bool) -> None:
+        """Take the backbone's gradients away, or give back those that `config.freeze_stem` leaves."""
+        self.backbone.requires_grad_(not frozen)
+        if self._freeze_stem:
+            stem_of(self, "model.freeze_stem").requires_grad_(False)
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits of both heads.

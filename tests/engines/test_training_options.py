@@ -80,6 +80,7 @@ OPTIONS: dict[str, dict[str, object]] = {
     "frozen_then_all": {"train__frozen_epochs": 0.5, "optim__frozen_lr": 0.01},
     "frozen": {"train__frozen_epochs": -1},
     "norms_and_no_nesterov": {"optim__decay_norms": "true", "optim__nesterov": "false"},
+    "frozen_stem": {"model__freeze_stem": "true"},
     "hidden_heads": {"model__head_hidden": 8},
 }
 
@@ -188,6 +189,16 @@ def test_frozen_epochs_leave_the_backbone_alone_and_then_do_not(build):
 
 def backbone(state):
     return {name: tensor for name, tensor in state.items() if name.startswith("backbone.")}
+
+
+def test_a_frozen_stem_stays_and_costs_less(build):
+    trainer, plain = build(model__freeze_stem="true"), build()
+    start = trainer.model.backbone.conv1.weight.clone()
+    trainer.train_step()
+    assert torch.equal(start, trainer.model.backbone.conv1.weight)
+    assert trainer.flops_per_image < plain.flops_per_image
+    with pytest.raises(UserError, match=r"model\.freeze_stem needs a backbone whose first layer"):
+        build(model__freeze_stem="true", model__backbone="swin_t", model__stem="imagenet")
 
 
 def test_class_weights_are_inverse_to_the_counts_and_weigh_the_loss(build, tiny_shards):

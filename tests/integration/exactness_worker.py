@@ -117,7 +117,7 @@ def main() -> None:
         seen["losses"].append(trainer.take_meters()["loss"])
         states[trainer.step] = snapshot(trainer)
         seen.setdefault("first_statistics", trainer.statistics.flat.clone())
-    seen["validation"] = trainer.validate()  # must leave no trace in what follows
+    seen["validation"] = trainer.validate().metrics  # must leave no trace in what follows
     final = snapshot(trainer)
     seen["differences"] = {}
     for step in resume_from:

@@ -10,7 +10,8 @@ import torch
 from tests.support import environment, flags
 
 WORLDS = (1, 2)
-RESUME_FROM = (1, 3, 4, 7, 9)  # in the frozen epochs, at the thaw, after it
+pytestmark = pytest.mark.slow
+RESUME_FROM = (3, 4, 8)  # in the frozen epochs, at the thaw, after it
 OPTIONS = {
     "train__steps": 10,
     "train__ema": 0.9,
