@@ -167,15 +167,18 @@ def _strict_complaint(source: bytes) -> str:
     return ""
 
 
-def encode(source: bytes, policy: CodecPolicy) -> Encoded:
+def encode(source: bytes, policy: CodecPolicy, image: Image.Image | None = None) -> Encoded:
     """Bring one source under the policy; a pure function of its arguments.
 
     EXIF orientation is applied once, here, except under "keep", which warns of it.
 
+    Args:
+        image: the source as `open_image` gives it, where that has been done already.
+
     Raises:
         Undecodable: see `open_image`.
     """
-    image = open_image(source)
+    image = open_image(source) if image is None else image
     kind = image.format or ""
     warning = _strict_complaint(source) if kind == "JPEG" and image.mode in ("RGB", "L") else ""
     orientation = image.getexif().get(0x0112, 1)

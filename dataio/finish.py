@@ -12,24 +12,33 @@ import numpy as np
 from PIL import features
 
 from dataio.atomic import write_text, write_with
+from dataio.duplicates import DUPLICATES, report_duplicates
 from dataio.errors import UserError
 from dataio.index import MANIFEST_FORMAT, SAMPLE, sha256_of
+from dataio.layouts.genimage import is_known_broken
 from dataio.plan import Plan
 from dataio.records import SPLITS, Layout
-from dataio.shard import WORK, read_sidecar, save_array, sidecar_path
+from dataio.shard import PRINTS, WORK, read_sidecar, save_array, sidecar_path
 
 REJECTED = "rejected.csv"
+_KNOWN = "known: it is broken in GenImage's release"
 
 
-def finish_folder(layout: Layout, output: Path, plan: Plan) -> dict[str, Any]:
+def finish_folder(
+    layout: Layout, output: Path, plan: Plan, *, allow_duplicates: bool = False
+) -> dict[str, Any]:
     """Merge the sidecars, in the plan's order, into the indexes and the manifest.
 
     Returns:
         the manifest.
 
     Raises:
-        UserError: every image was rejected. OSError: the folder cannot be written.
+        UserError: every image was rejected, or one is in two splits and that is not allowed.
+        OSError: the folder cannot be written.
     """
+    # First, so that what it refuses can be finished later as if nothing had happened.
+    prints = np.concatenate([np.load(sidecar_path(output, task, PRINTS)) for task in plan.tasks])
+    duplicates = report_duplicates(output, output / WORK, plan, prints, allowed=allow_duplicates)
     rejected, warned = list(plan.skipped), []
     splits: dict[str, Any] = {}
     for split in SPLITS:
@@ -38,7 +47,7 @@ def finish_folder(layout: Layout, output: Path, plan: Plan) -> dict[str, Any]:
         for task in (t for t in plan.tasks if t.split == split):
             done = read_sidecar(output, task)
             assert done is not None, f"{task.name} is there, it was asked"
-            rejected += done["rejected"]
+            rejected += [[path, _with_what_is_known(path, reason)] for path, reason in done["rejected"]]
             warned += done["warnings"]
             if done["samples"] == 0:  # every file of it was rejected: an empty tar helps nobody
                 for suffix in (".tar", ".idx"):
@@ -69,6 +78,7 @@ def finish_folder(layout: Layout, output: Path, plan: Plan) -> dict[str, Any]:
             "sha256": plan.sha256,
         },
         "splits": splits,
+        "duplicates": duplicates,
         "rejected": [{"path": path, "reason": reason} for path, reason in sorted(rejected)],
         "warnings": [{"path": path, "reason": reason} for path, reason in sorted(warned)],
         "versions": {
@@ -82,6 +92,11 @@ def finish_folder(layout: Layout, output: Path, plan: Plan) -> dict[str, Any]:
     write_text(output / REJECTED, text.getvalue())
     write_text(output / "manifest.json", json.dumps(manifest, indent=1) + "\n")
     return manifest
+
+
+def _with_what_is_known(path: str, reason: str) -> str:
+    # Such a file is kept where somebody has mended it, so only a rejected one is recognised.
+    return f"{reason} ({_KNOWN})" if is_known_broken(path) else reason
 
 
 def _describe(output: Path, split: str, rows: np.ndarray, generators: Sequence[str]) -> dict[str, Any]:
@@ -119,6 +134,14 @@ def summary(manifest: dict[str, Any]) -> str:
         f"{'shards':24}" + "".join(f"{len(manifest['splits'][split]['shards']):>10}" for split in SPLITS)
     )
     rejected, warned = manifest["rejected"], manifest["warnings"]
-    lines.append(f"{len(rejected)} rejected, {len(warned)} kept with a warning")
+    known = sum(entry["reason"].endswith(f"({_KNOWN})") for entry in rejected)
+    of_them = f" ({known} of them broken in GenImage's release)" if known else ""
+    lines.append(f"{len(rejected)} rejected{of_them}, {len(warned)} kept with a warning")
     lines += [f"  rejected {entry['path']}: {entry['reason']}" for entry in rejected[:5]]
+    found = manifest.get("duplicates", {})  # not in older folders
+    if found.get("exact") or found.get("near"):
+        lines.append(
+            f"{found['exact']} duplicates, {found['exact_across_splits']} of them across splits; {found['near']} "
+            f"near-duplicates, {found['near_across_splits']} of them across splits: see {DUPLICATES}"
+        )
     return "\n".join(lines)

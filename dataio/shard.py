@@ -5,18 +5,21 @@ import io
 import json
 import tarfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from dataio.atomic import write_text, write_with
-from dataio.codec import CodecPolicy, Encoded, Undecodable, encode
+from dataio.codec import CodecPolicy, Encoded, Undecodable, encode, open_image, to_rgb
+from dataio.duplicates import FINGERPRINT, fingerprint
 from dataio.index import SAMPLE
 from dataio.plan import Plan, ShardTask, read_task
 from dataio.source import Source
 
 WORK = ".work"
+PRINTS = ".prints.npy"  # suffix of the fingerprints, which are compared at the end
 _BLOCK = 512
 
 
@@ -94,6 +97,7 @@ def _write_shard(output: Path, plan: Plan, task: ShardTask, source: Source, labe
     generators = {name: number for number, name in enumerate(plan.generators)}
     subsets = {name: number for number, name in enumerate(plan.subsets)}
     rows: list[tuple[int, ...]] = []
+    prints: list[tuple[Any, ...]] = []
     index: list[str] = []
     rejected: list[list[str]] = []
     warned: list[list[str]] = []
@@ -108,7 +112,7 @@ def _write_shard(output: Path, plan: Plan, task: ShardTask, source: Source, labe
                 lines = read_task(output / WORK, task)
                 for key, (path, generator, label, subset) in enumerate(lines, task.first_key):
                     try:
-                        made = _encode_source(source, path, plan.policy)
+                        made, looks = encode_source(source, path, plan.policy)
                     except Undecodable as error:
                         rejected.append([path, str(error)])
                         continue
@@ -127,12 +131,13 @@ def _write_shard(output: Path, plan: Plan, task: ShardTask, source: Source, labe
                     known = -1 if label is None else label
                     where = (task.number, offset, len(made.data), made.width, made.height)
                     rows.append((*where, generators[generator], subsets[subset], known, key))
+                    prints.append((key, *looks))
 
     write_with(tar_path, write, label)
     idx = f"v1.2 {len(index)}\n" + "".join(f"{line}\n" for line in index)
     write_text(tar_path.with_suffix(".idx"), idx, label)
-    table = np.array(rows, dtype=SAMPLE)
-    write_with(sidecar_path(output, task, ".npy"), lambda temporary: save_array(temporary, table), label)
+    for suffix, table in ((".npy", np.array(rows, SAMPLE)), (PRINTS, np.array(prints, FINGERPRINT))):
+        write_with(sidecar_path(output, task, suffix), partial(save_array, array=table), label)
     done = {
         "samples": len(rows),
         "bytes": hashed[0].size,
@@ -150,9 +155,17 @@ def save_array(path: Path, array: np.ndarray) -> None:
         np.save(file, array)
 
 
-def _encode_source(source: Source, path: str, policy: CodecPolicy) -> Encoded:
+def encode_source(
+    source: Source, path: str, policy: CodecPolicy
+) -> tuple[Encoded, tuple[tuple[int, int], int, bool]]:
+    """One source under the policy, and its `fingerprint`.
+
+    Raises:
+        Undecodable: it cannot be read or decoded.
+    """
     try:
         data = source.read(path)
     except (OSError, KeyError) as error:
         raise Undecodable(f"cannot be read ({error})") from None
-    return encode(data, policy)
+    image = open_image(data)
+    return encode(data, policy, image), fingerprint(to_rgb(image))

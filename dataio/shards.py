@@ -10,7 +10,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -25,6 +25,7 @@ from dataio.plan import Plan, ShardTask, check_settings, make_plan, read_plan
 from dataio.pool import Progress, run_tasks
 from dataio.records import SPLITS, Layout
 from dataio.shard import WORK, read_sidecar
+from dataio.space import check_space
 
 _NAMED_TASKS = 50
 _CREATED = "created"  # in the work folder: its output folder was made by us too
@@ -73,6 +74,7 @@ class Job:
         seed: of the permutation.
         extra_settings: the layout's options, so that a rerun with others is refused.
         quiet: no progress.
+        allow_duplicates: the same picture may be in two splits; reported only.
 
     Raises:
         UserError: a number below 1.
@@ -86,6 +88,7 @@ class Job:
     seed: int = 0
     extra_settings: dict[str, Any] = field(default_factory=dict)
     quiet: bool = False
+    allow_duplicates: bool = False
 
     def __post_init__(self) -> None:
         if self.workers < 1 or self.samples_per_shard < 1:
@@ -119,6 +122,7 @@ def write_shards(
     seed: int = 0,
     extra_settings: dict[str, Any] | None = None,
     quiet: bool = False,
+    allow_duplicates: bool = False,
 ) -> dict[str, Any]:
     """Write, or finish writing, a shard folder: `run_job` of the `Job` of these arguments."""
     return run_job(
@@ -131,6 +135,7 @@ def write_shards(
             seed=seed,
             extra_settings=extra_settings or {},
             quiet=quiet,
+            allow_duplicates=allow_duplicates,
         )
     )
 
@@ -151,9 +156,10 @@ def run_job(job: Job) -> dict[str, Any]:
         if (manifest := _finished(job)) is not None:  # by the process that held it
             return manifest
         plan = _plan(job, lock)
+        _check_space(job, plan, lock)
         _write(job, plan, plan.tasks, "")
         with _disk_errors(job):
-            manifest = finish_folder(job.layout, job.output, plan)
+            manifest = _finish(job, plan)
     shutil.rmtree(job.work, ignore_errors=True)
     return manifest
 
@@ -174,6 +180,7 @@ def run_share(job: Job, share: Share) -> str:
         if _finished(job) is not None:
             return finished
         plan = _plan(job, lock)
+        _check_space(job, plan, lock)
         try:
             with locked(job.work / f"task-{share.label}.lock") as own:
                 os.utime(own.fileno())  # the newest tells --finish how many tasks there are
@@ -202,9 +209,13 @@ def finish_job(job: Job) -> dict[str, Any]:
     check_settings(job.output, plan.settings, {**job.settings, "source": job.layout.root})
     _check_complete(job, plan)
     with _folder(job), _disk_errors(job):
-        manifest = _finished(job) or finish_folder(job.layout, job.output, plan)
+        manifest = _finished(job) or _finish(job, plan)
     shutil.rmtree(job.work, ignore_errors=True)
     return manifest
+
+
+def _finish(job: Job, plan: Plan) -> dict[str, Any]:
+    return finish_folder(job.layout, job.output, plan, allow_duplicates=job.allow_duplicates)
 
 
 def _check_complete(job: Job, plan: Plan) -> None:
@@ -298,13 +309,29 @@ def _plan(job: Job, lock: IO[str]) -> Plan:
         try:
             return make_plan(job.layout, job.work, job.policy, settings)
         except UserError:
-            # Nothing half-written: what was made for the plan goes with it, unless others use it.
-            if alone(lock):
-                created = (job.work / _CREATED).exists()
-                shutil.rmtree(job.work)
-                if created:
-                    job.output.rmdir()
+            _withdraw(job, lock)
             raise
+
+
+def _withdraw(job: Job, lock: IO[str]) -> None:
+    """Leave nothing half-written of a job that cannot begin, unless others are at it."""
+    if alone(lock):
+        created = (job.work / _CREATED).exists()
+        shutil.rmtree(job.work)
+        if created:
+            with suppress(OSError):  # a run before this one was killed and left something
+                job.output.rmdir()
+
+
+def _check_space(job: Job, plan: Plan, lock: IO[str]) -> None:
+    """Raise a UserError where there is no room for what is to be written, by this task and others."""
+    todo = [task for task in plan.tasks if read_sidecar(job.output, task) is None]
+    try:
+        check_space(job.output, plan, todo, job.layout.source)
+    except UserError:
+        if len(todo) == len(plan.tasks):
+            _withdraw(job, lock)
+        raise
 
 
 def _write(job: Job, plan: Plan, tasks: list[ShardTask], label: str) -> None:

@@ -67,6 +67,7 @@ def _write(words: list[str]) -> int:
         "shares may run at once on one file system",
     )
     add("--finish", action="store_true", help="merge what the tasks wrote, or name the tasks still missing")
+    add("--allow-duplicates", action="store_true", help="an image that is in two splits is no error")
     args = parser.parse_args(words)
     if args.task is not None and args.finish:
         raise UserError("--task and --finish: give one; --finish comes when all tasks are done")
@@ -104,6 +105,7 @@ def _write(words: list[str]) -> int:
             "split_from_path": args.split_from_path,
             "halve_test": args.halve_test or None,  # absent from older folders
         },
+        allow_duplicates=args.allow_duplicates,
     )
     if share is not None:
         print(run_share(job, share))

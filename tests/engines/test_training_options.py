@@ -48,6 +48,7 @@ COMMON: dict[str, object] = {"train__steps": 8, "train__micro_batch": 8, "optim_
 CONVNEXT: dict[str, object] = {
     "model__backbone": "convnext_tiny",
     "model__stem": "imagenet",
+    "model__whiten": "false",
     "data__size": 32,
     "train__steps": 4,
     "optim__lr": 1e-3,
