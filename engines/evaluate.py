@@ -23,6 +23,7 @@ def evaluate_checkpoint(
     split: str,
     output: str,
     batch: int | None = None,
+    mirror: bool = False,
     verify: bool = False,
     threads: int | None = None,
 ) -> dict[str, Any] | None:
@@ -34,7 +35,7 @@ def evaluate_checkpoint(
         output: folder for predictions.parquet and metrics.json, made where it is missing;
             files of these names are replaced.
         batch: images per forward pass; None leaves it to `predict_split`.
-        verify: check the shards' SHA-256 first.
+        mirror: see `predict_split`. verify: check the shards' SHA-256 first.
         threads: CPU threads of PyTorch; None takes this process's share of the cores.
 
     Returns:
@@ -48,7 +49,9 @@ def evaluate_checkpoint(
         check_writable(output)
     from engines.inference import predict_split
 
-    arrays = predict_split(checkpoint, data, split, batch=batch, verify=verify, threads=threads)
+    arrays = predict_split(
+        checkpoint, data, split, batch=batch, mirror=mirror, verify=verify, threads=threads
+    )
     if arrays is None:
         return None
     table = build_table(arrays)

@@ -48,6 +48,7 @@ def predict_split(
     split: str,
     *,
     batch: int | None = None,
+    mirror: bool = False,
     verify: bool = False,
     threads: int | None = None,
 ) -> PredictionArrays | None:
@@ -56,6 +57,7 @@ def predict_split(
     Args:
         checkpoint: best.pt or a file of RUN/checkpoints. data: shard folder.
         batch: images per forward pass; None takes 4 times the training's micro-batch.
+        mirror: predict each image's mirror image too and take the mean of both probabilities.
         verify: check the shards' SHA-256 first.
         threads: CPU threads of PyTorch; None takes the cores, shared among the processes.
 
@@ -72,7 +74,7 @@ def predict_split(
         from dataio.pipeline import default_threads
 
         torch.set_num_threads(threads or default_threads())
-        arrays = _predict(model, config, shards, world, batch or 4 * config.train.micro_batch)
+        arrays = _predict(model, config, shards, world, batch or 4 * config.train.micro_batch, mirror)
         parts: list[Any] = [None] * world.size
         if world.distributed:
             # Only rank 0 needs them; ranks hold contiguous slices in rank order.
@@ -93,7 +95,10 @@ def predict_split(
             object_top5=top5,
             generators=shards.labels.generators,
             objects=shards.labels.objects,
-            checkpoint={key: info[key] for key in ("checkpoint", "step", "layout")},
+            checkpoint={
+                **{key: info[key] for key in ("checkpoint", "step", "layout")},
+                **({"mirror": True} if mirror else {}),
+            },
         )
     finally:
         leave(world)
@@ -109,7 +114,7 @@ def _open(data: str, split: str, verify: bool, info: dict[str, Any], checkpoint:
 
 @torch.inference_mode()
 def _predict(
-    model: DualHead, config: Config, shards: ShardSet, world: World, batch: int
+    model: DualHead, config: Config, shards: ShardSet, world: World, batch: int, mirror: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Predict this rank's slice: ids int64 [n], P(generator) float64 [n, G], object top-5 int64 [n, <= 5]."""
     layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
@@ -124,8 +129,11 @@ def _predict(
         with torch.autocast(
             world.device.type, PRECISIONS.get(precision, torch.bfloat16), enabled=precision != "fp32"
         ):
-            generator_logits, object_logits = model(loaded.image)
+            views = [model(loaded.image)]
+            if mirror:
+                views.append(model(loaded.image.flip(3)))
+        generator, objects = (sum(v[head].double().softmax(1) for v in views) / len(views) for head in (0, 1))
         ids.append(loaded.sample_id.numpy())
-        probabilities.append(generator_logits.double().softmax(1).cpu().numpy())
-        top5.append(object_logits.float().topk(best).indices.cpu().numpy())
+        probabilities.append(generator.cpu().numpy())
+        top5.append(objects.topk(best).indices.cpu().numpy())
     return np.concatenate(ids), np.concatenate(probabilities), np.concatenate(top5)

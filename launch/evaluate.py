@@ -27,6 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--batch", type=int, default=None, help="images per forward pass (default: 4 times the training's)"
     )
+    parser.add_argument(
+        "--mirror", action="store_true", help="predict mirror images too and average; twice the work"
+    )
     parser.add_argument("--verify", action="store_true", help="check the SHA-256 of every shard first")
     options = parser.parse_args(argv)
     if options.batch is not None and options.batch < 1:
@@ -44,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-_KEYS = ("checkpoint", "data", "split", "output", "batch", "verify")
+_KEYS = ("checkpoint", "data", "split", "output", "batch", "mirror", "verify")
 
 if __name__ == "__main__":
     run_command(main)

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from dataio.index import read_manifest
+from dataio.index import ShardSet, read_manifest
+from dataio.loader import Loader, evaluation_work
 from dataio.quickstart import make_synthetic_shards
 from engines import checkpoints
 from engines.config import from_dict
+from engines.inference import load_model
 from engines.metrics import compute_metrics
 from engines.predictions import probabilities, read_predictions
 from models.dual_head import DualHead
@@ -98,6 +100,30 @@ def test_an_export_predicts_what_its_checkpoint_does_bit_for_bit(work: Path, rep
         tables.append(read_predictions(work / f"out_{checkpoint}" / "predictions.parquet"))
     assert np.array_equal(probabilities(tables[0]), probabilities(tables[1]))
     assert len(tables[0]) > 0
+
+
+def test_mirror_is_the_mean_over_an_image_and_its_mirror_image(work: Path, repo_root: Path) -> None:
+    flags = ["--checkpoint", "best.pt", "--split", "val", "--output", "mirrored", "--mirror"]
+    done = _evaluate(repo_root, work, *flags)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((work / "mirrored" / "metrics.json").read_text())["checkpoint"]["mirror"] is True
+    table = read_predictions(work / "mirrored" / "predictions.parquet")
+
+    model, config, _ = load_model(work / "best.pt")
+    shards = ShardSet(work / "data", "val")
+    views = evaluation_work(shards, config.data, batch=len(shards.rows), rank=0, world=1)
+    loader = Loader(
+        shards, config.data, views, batch=len(shards.rows), device=torch.device("cpu"), train=False
+    )
+    with torch.no_grad():
+        image = next(iter(loader)).image
+        there, mirrored = (
+            [head.double().softmax(1) for head in model(view)] for view in (image, image.flip(-1))
+        )
+    assert not torch.allclose(there[0], mirrored[0], atol=1e-4)
+    np.testing.assert_allclose(probabilities(table), ((there[0] + mirrored[0]) / 2).numpy(), atol=1e-5)
+    likeliest = [shards.labels.objects[int(n)] for n in (there[1] + mirrored[1]).argmax(1)]
+    assert table["object_pred"].to_pylist() == likeliest
 
 
 @pytest.mark.parametrize(
