@@ -136,15 +136,16 @@ def _run(
     own = Combination(combination.name, settings).flags()
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     train = [str(ROOT / "launch" / "train.py"), *own, *flags, f"--run.dir={folder}"]
-    if _call([*launcher, *train], folder.with_suffix(".log"), "w") != 0:
+    log = _log_of(folder)
+    if _call([*launcher, *train], log, "w") != 0:
         return {**row, "failure": _failure(folder)}
     data = yaml.safe_load((folder / "config.yaml").read_text())["data"]["shards"]
     store = CheckpointFolder(folder / "checkpoints", 1)
     file = folder / "best.pt" if weights == "best" else store.path(store.steps()[-1])
     evaluate = [str(ROOT / "launch" / "evaluate.py"), "--checkpoint", str(file), "--data", data]
     evaluate += ["--split", split, "--output", str(folder / "evaluation")]
-    if _call(evaluate, folder.with_suffix(".log"), "a") != 0:
-        return {**row, "failure": f"evaluation failed, see {folder.with_suffix('.log')}"}
+    if _call(evaluate, log, "a") != 0:
+        return {**row, "failure": f"evaluation failed, see {log}"}
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     validations = [line for line in lines if line["kind"] == "val"]
     row["steps"] = max(line["step"] for line in lines)
@@ -158,6 +159,10 @@ def _run(
     return {**row, **{f"{split}_{key}": overall[key] for key in ERRORS}}
 
 
+def _log_of(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.log")  # not with_suffix: names have rates such as 0.01
+
+
 def _call(words: list[str], log: Path, mode: str) -> int:
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, mode) as file:
@@ -168,7 +173,7 @@ def _call(words: list[str], log: Path, mode: str) -> int:
 
 def _failure(folder: Path) -> str:
     """The one line a failed run ended in: from its exit.json, else from its log."""
-    log = folder.with_suffix(".log")
+    log = _log_of(folder)
     try:
         return json.loads((folder / "exit.json").read_text())["message"]
     except (OSError, ValueError, KeyError):

@@ -86,7 +86,22 @@ OPTIONS: dict[str, dict[str, object]] = {
 }
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+# Each takes about ten seconds on two cores; these differ little from others that stay.
+LONG = {
+    "stochastic_depth",
+    "square_root",
+    "dropout_in_hidden_heads",
+    "both_mixes_sometimes",
+    "frozen",
+    "frozen_stem",
+    "hidden_heads",
+    "norms_and_no_nesterov",
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in OPTIONS]
+)
 def test_a_run_with_the_option_differs_and_resumes_bit_for_bit(build, name):
     options = {**COMMON, **OPTIONS[name]}
     trainer, states = build(**options), {}

@@ -46,6 +46,7 @@ def test_a_grid_trains_all_continues_where_it_was_and_says_what_failed(run, repo
     assert [row["name"] for row in rows] == ["lr0.005", "lr-1"]
     assert rows[0]["steps"] == "3" and 0 <= float(rows[0]["test_real_fake_error"]) <= 1
     assert float(rows[0]["val_generator_error"]) >= 0 and rows[1]["failure"]
+    assert sorted(log.name for log in (tmp_path / "grid").glob("*.log")) == ["lr-1.log", "lr0.005.log"]
     metrics = tmp_path / "grid" / "lr0.005" / "metrics.jsonl"
     before = metrics.read_bytes()
     assert run(command).stdout == done.stdout and metrics.read_bytes() == before
