@@ -11,7 +11,7 @@ import pytest
 
 from dataio.errors import UserError
 from dataio.layouts import open_layout
-from dataio.layouts.genimage import GENERATORS, imagenet_classes
+from dataio.layouts.genimage import GENERATORS, imagenet_classes, is_known_broken
 from dataio.layouts.synthetic import write_synthetic
 from dataio.records import Layout, Record
 
@@ -126,6 +126,25 @@ def test_names_met_in_the_wild(tmp_path, path, generator, label):
     (record,) = listed("genimage", touch(tmp_path / "set", path)).values()
     assert (record.path, record.generator, record.object) == (path, generator, label)
     assert record.split == "test" if "/val/" in path else record.split in ("train", "val")
+
+
+@pytest.mark.parametrize(
+    ("path", "known"),
+    [
+        ("stable_diffusion_v_1_4/imagenet_ai_0419_sdv4/train/ai/033_sdv4_00134.png", True),
+        ("115_adm_135.PNG", True),
+        ("208_midjourney_76.png", True),
+        ("glide/train/ai/GLIDE_1000_200_03_808_glide_00033.png", True),
+        ("763_sdv5_00052.png", True),
+        ("116_biggan_00107.png", True),
+        ("116_biggan_00108.png", False),
+        ("116_vqdm_00107.png", False),
+        ("033_sdv5_00134.png", False),
+        ("train/nature/n01440764_134.JPEG", False),
+    ],
+)
+def test_the_releases_broken_files_are_known_by_name(path, known):
+    assert is_known_broken(path) is known
 
 
 def test_litter_and_hidden_files_are_passed_over(tmp_path):

@@ -22,6 +22,7 @@ from PIL import Image
 
 from dataio.codec import preset_policy
 from dataio.errors import UserError
+from dataio.finish import summary
 from dataio.index import ShardSet
 from dataio.layouts import open_layout
 from dataio.layouts.synthetic import write_synthetic
@@ -290,6 +291,28 @@ def test_genimage_mini(shared_data, tmp_path):
     manifest = write_shards(
         layout, tmp_path / "out", preset_policy("default", 64), samples_per_shard=60, quiet=True
     )
-    assert len(manifest["rejected"]) == 3
+    reasons = [entry["reason"] for entry in manifest["rejected"]]
+    assert len(reasons) == 3 and manifest["duplicates"]["exact"] == 0
+    # The truncated photograph is none of the release's own.
+    assert sum(reason.endswith("(known: it is broken in GenImage's release)") for reason in reasons) == 2
+    assert "3 rejected (2 of them broken in GenImage's release), 0 kept" in summary(manifest)
     assert sum(entry["samples"] for entry in manifest["splits"].values()) == 413
     assert verify_shards(tmp_path / "out") == (413, [])
+
+
+def test_a_broken_file_of_the_release_is_recognised_when_rejected_and_kept_when_mended(tmp_path):
+    names = ["033_sdv4_00134", "033_sdv4_00137", "033_sdv4_00135", "033_sdv4_00136"]
+    images = tmp_path / "stable_diffusion_v_1_4" / "train" / "ai"
+    images.mkdir(parents=True)
+    for number, name in enumerate(names):
+        picture = np.random.default_rng(number).integers(0, 256, (40, 40, 3), np.uint8)
+        Image.fromarray(picture).save(images / f"{name}.png")
+    for name in ("033_sdv4_00134", "033_sdv4_00135"):
+        (images / f"{name}.png").write_bytes(b"")
+    layout = open_layout("genimage", tmp_path, val_fraction=0)
+    manifest = write_shards(layout, tmp_path / "out", preset_policy("default", 32), quiet=True)
+    assert manifest["splits"]["train"]["samples"] == 2
+    assert [entry["reason"] for entry in manifest["rejected"]] == [
+        "zero bytes (known: it is broken in GenImage's release)",
+        "zero bytes",
+    ]
