@@ -1,5 +1,7 @@
 """What needs a GPU: decoding there, and that training there follows the CPU's."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -93,7 +95,7 @@ def test_validation_agrees_with_the_cpu(build):
     assert found.metrics["loss"] == pytest.approx(expected.metrics["loss"], rel=0.02)
 
 
-AUGMENT = {
+AUGMENT: dict[str, dict[str, Any]] = {
     "rand_augment": {"rand_augment": 2},
     "jpeg": {"jpeg": 1.0},
     "resize": {"resize": 1.0},
