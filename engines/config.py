@@ -7,7 +7,7 @@ A YAML file states what an experiment changes; dotted flags override the file
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from jsonargparse import Namespace
@@ -17,6 +17,8 @@ from dataio.loader import DataConfig
 from engines.command import Parser
 from engines.mixing import MixConfig
 from models.dual_head import ModelConfig
+
+C = TypeVar("C")
 
 
 @dataclass(kw_only=True)
@@ -260,10 +262,15 @@ FREE_KEYS = frozenset(
 )
 
 
-def make_parser() -> Parser:
-    parser = Parser(prog="train.py", description="Train a dual-head detector.", default_env=False)
+def make_parser(kind: type = Config) -> Parser:
+    detector = kind is Config
+    parser = Parser(
+        prog="train.py" if detector else "finetune_mlm.py",
+        description="Train a dual-head detector." if detector else "Finetune TinyLLaVA under DeepSpeed.",
+        default_env=False,
+    )
     parser.add_argument("--config", action="config", help="YAML file of the experiment, see configs/")
-    parser.add_class_arguments(Config, nested_key=None)
+    parser.add_class_arguments(kind, nested_key=None)
     # Launchers (deepspeed, older torch) add this one; the environment says the same.
     parser.add_argument(
         "--local_rank", "--local-rank", type=int, default=None, help="ignored; accepted for launchers"
@@ -272,7 +279,15 @@ def make_parser() -> Parser:
 
 
 def parse_config(argv: Sequence[str], default_file: str | Path) -> Config:
+    """The configuration of a detector's training run; see `parse_as`."""
+    return parse_as(Config, argv, default_file)
+
+
+def parse_as(kind: type[C], argv: Sequence[str], default_file: str | Path) -> C:
     """Parse flags over the YAML file they name, or over `default_file`.
+
+    Args:
+        kind: the configuration's class.
 
     Raises:
         UserError: an unknown key, a value out of range, an unreadable file; names the key
@@ -280,18 +295,18 @@ def parse_config(argv: Sequence[str], default_file: str | Path) -> Config:
     """
     flags, file = _split_config_flag(list(argv))
     if "--help" in flags or "-h" in flags:
-        make_parser().parse_args(["--help"])
+        make_parser(kind).parse_args(["--help"])
     path = Path(file if file is not None else default_file)
     if not path.is_file():
         raise UserError(f"--config {path}: no such file; see the configs/ folder")
-    parser = make_parser()
+    parser = make_parser(kind)
     try:
         # The file is parsed by itself first, so that its errors name it; flags follow.
         parser.parse_args(["--config", str(path)])
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     parsed = parser.parse_args(["--config", str(path), *flags])
-    return _instantiate(parser, parsed, path)
+    return _instantiate(parser, parsed, path, kind)
 
 
 def _split_config_flag(argv: list[str]) -> tuple[list[str], str | None]:
@@ -311,18 +326,18 @@ def _split_config_flag(argv: list[str]) -> tuple[list[str], str | None]:
     return rest, file
 
 
-def _instantiate(parser: Parser, parsed: Namespace, path: Path) -> Config:
+def _instantiate(parser: Parser, parsed: Namespace, path: Path, kind: type[C]) -> C:
     parsed = parsed.clone()
     for key in ("config", "local_rank"):
         parsed.pop(key, None)
     try:
         built = parser.instantiate(parsed)
-        return Config(**dict(vars(built)))
+        return kind(**dict(vars(built)))
     except ValueError as error:
         raise UserError(f"{' '.join(str(error).split())} (from {path} and the flags)") from None
 
 
-def to_dict(config: Config) -> dict[str, Any]:
+def to_dict(config: Any) -> dict[str, Any]:
     """Plain dicts, lists and scalars, as YAML and checkpoints hold them."""
     return _plain(asdict(config))
 
@@ -346,7 +361,7 @@ def from_dict(values: dict[str, Any]) -> Config:
         parsed = parser.parse_object(values)
     except UserError as error:
         raise UserError(f"stored configuration: {error}") from None
-    return _instantiate(parser, parsed, Path("the stored configuration"))
+    return _instantiate(parser, parsed, Path("the stored configuration"), Config)
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -361,11 +376,13 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def changed_keys(stored: dict[str, Any], current: Config) -> list[tuple[str, Any, Any]]:
+def changed_keys(
+    stored: dict[str, Any], current: Any, free: frozenset[str] = FREE_KEYS
+) -> list[tuple[str, Any, Any]]:
     """(key, stored value, current value) of the keys whose change would change the result."""
     old, new = flatten(stored), flatten(to_dict(current))
-    return [(key, old[key], new.get(key)) for key in old if key not in FREE_KEYS and old[key] != new.get(key)]
+    return [(key, old[key], new.get(key)) for key in old if key not in free and old[key] != new.get(key)]
 
 
-def to_yaml(config: Config) -> str:
+def to_yaml(config: Any) -> str:
     return yaml.safe_dump(to_dict(config), sort_keys=False)

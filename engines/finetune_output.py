@@ -1,0 +1,70 @@
+"""What a finetuning run leaves: the whole model, its adapter, its answers."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import LlavaProcessor
+from transformers.integrations import deepspeed as integration
+
+from engines.finetune_config import FinetuneConfig
+from engines.finetune_model import DTYPES, merge
+from engines.finetune_trainer import load_thawed
+from engines.vqa import answer_benchmark, load_for_answers, score, write_results
+from engines.vqa_metrics import vqa_summary
+from models.tinyllava_files import load_tinyllava, open_source, read_unused, save_tinyllava
+
+
+def write_model(
+    config: FinetuneConfig, checkpoint: Path, folder: Path, processor: LlavaProcessor, precision: str
+) -> None:
+    """RUN/model: whole, with Hugging Face's names, adapters merged; RUN/adapter where there is one.
+
+    Written on the host from files, so that it is the same whatever the stage was.
+    """
+    source = open_source(config.model.weights)
+    adapter = (checkpoint / "adapter_config.json").is_file()
+    with _WithoutZero3():
+        if adapter:
+            # Merged in fp32 and rounded once.
+            base, _ = load_tinyllava(config.model.weights, dtype=torch.float32)
+            load_thawed(base, checkpoint)
+            model: Any = merge(PeftModel.from_pretrained(base, checkpoint)).to(DTYPES[precision])
+            shutil.copytree(
+                checkpoint,
+                folder / "adapter",
+                dirs_exist_ok=True,
+                ignore=lambda where, names: [n for n in names if not n.startswith(("adapter_", "trained_"))],
+            )
+        else:
+            model, _ = load_tinyllava(checkpoint, dtype=DTYPES[precision])
+    model.config.use_cache = True
+    temporary = folder / ".model.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    save_tinyllava(model, processor, temporary, read_unused(source))
+    shutil.rmtree(folder / "model", ignore_errors=True)
+    os.replace(temporary, folder / "model")
+
+
+class _WithoutZero3:
+    """from_pretrained must not partition what rank 0 alone loads."""
+
+    def __enter__(self) -> None:
+        self._held = integration._hf_deepspeed_config_weak_ref
+        integration.unset_hf_deepspeed_config()
+
+    def __exit__(self, *_: object) -> None:
+        integration._hf_deepspeed_config_weak_ref = self._held
+
+
+def answer_benchmarks(config: FinetuneConfig, folder: Path, device: torch.device) -> None:
+    """Ask the finished model what `evaluate.benchmarks` asks; a table and RUN/vqa/NAME for each."""
+    answerer = load_for_answers(folder / "model", config.evaluate.batch, device)
+    for benchmark in config.evaluate.benchmarks:
+        items = answer_benchmark(answerer, benchmark)
+        metrics = score(items)
+        print(f"\n{vqa_summary(metrics)}")
+        print(f"results: {write_results(folder / 'vqa' / Path(benchmark).stem, items, metrics)}", flush=True)

@@ -1,0 +1,61 @@
+"""Measure a finetuned TinyLLaVA on a benchmark, or score answers that exist.
+
+    python launch/evaluate_mlm.py --model runs/tinyllava/model --benchmark true_false.json --output results
+    python launch/evaluate_mlm.py --answers answers.json --compare base_answers.json
+
+Answers are greedy; a verdict also comes as P(fake) against P(real) at its token. An answer
+that names no verdict counts as wrong, under its own name. Beside every score stands what a
+rule without eyes gets.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from dataio.errors import UserError
+from engines.command import Parser, run_command
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(description="Measure a finetuned TinyLLaVA, or score answers that exist.")
+    parser.add_argument("--model", help="folder of a model (RUN/model), of the published one, or random:tiny")
+    parser.add_argument("--benchmark", help="JSON list of id, image, question, ground_truth")
+    parser.add_argument("--images", help="folder the benchmark's images are in; its own by default")
+    parser.add_argument("--answers", help="score this file's answers; no model is loaded")
+    parser.add_argument("--compare", help="answers of another model to the same items, for McNemar's test")
+    parser.add_argument("--output", help="folder for answers.json, predictions.parquet, metrics.json")
+    parser.add_argument("--encoder", help="local sentence encoder, for the similarity of open answers")
+    parser.add_argument("--batch", type=int, default=8, help="questions at a time")
+    parser.add_argument("--precision", choices=["auto", "bf16", "fp16", "fp32"], default="auto")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    args = parser.parse_args(argv)
+    if args.answers is None and (args.model is None or args.benchmark is None or args.output is None):
+        raise UserError("give --model DIR --benchmark FILE --output DIR, or --answers FILE")
+    if args.answers is not None and (args.model or args.benchmark):
+        raise UserError("--answers scores a file by itself; leave out --model and --benchmark")
+    if args.batch < 1:
+        raise UserError(f"--batch {args.batch}: expected at least 1")
+    from engines.vqa import answer_benchmark, choose_device, load_for_answers, score, write_results
+    from engines.vqa_answers import read_items
+    from engines.vqa_metrics import vqa_summary
+
+    if args.answers is not None:
+        items = read_items(args.answers)
+        if not any(item.get("answer") for item in items):
+            raise UserError(
+                f"{args.answers}: no item has an answer; is it a benchmark? give it to --benchmark"
+            )
+    else:
+        answerer = load_for_answers(args.model, args.batch, choose_device(args.device), args.precision)
+        items = answer_benchmark(answerer, args.benchmark, args.images)
+    metrics = score(items, args.compare, args.encoder)
+    print(vqa_summary(metrics))
+    if args.output:
+        print(f"results: {write_results(args.output, items, metrics)}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

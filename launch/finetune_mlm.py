@@ -1,0 +1,43 @@
+"""Finetune TinyLLaVA under DeepSpeed ZeRO to say why an image is fake.
+
+    deepspeed launch/finetune_mlm.py
+    deepspeed --num_gpus 4 launch/finetune_mlm.py --config configs/tinyllava_lora_zero2.yaml --optim.lr 1e-4
+
+With nothing else it runs configs/tinyllava_quickstart.yaml: a tiny random model on
+conversations it makes itself, on the GPUs there are, else on the CPU (where the launcher
+starts one process; --num_gpus 2 starts two). torchrun and plain python start it too. The
+same command continues a run that was stopped or killed.
+"""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[0] = str(ROOT)
+
+from dataio.errors import UserError
+from engines.command import EXIT_USER_ERROR, SharedError, is_main_process, run_command
+from engines.config import parse_as
+from engines.finetune_config import FinetuneConfig
+from engines.process import die_with_launcher
+from engines.train import guess_run_folder, write_exit
+
+DEFAULT_CONFIG = ROOT / "configs" / "tinyllava_quickstart.yaml"
+
+
+def main() -> int:
+    die_with_launcher()
+    try:
+        config = parse_as(FinetuneConfig, sys.argv[1:], DEFAULT_CONFIG)
+    except UserError as error:
+        folder = guess_run_folder(sys.argv[1:], DEFAULT_CONFIG)
+        if is_main_process() and folder is not None and folder.is_dir():
+            write_exit(folder, EXIT_USER_ERROR, str(error))
+        raise SharedError(str(error)) from None
+    from engines.finetune import run_finetuning  # seconds to import, which --help need not wait for
+
+    return run_finetuning(config)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,77 @@
+"""Make finetuning conversations and benchmarks from labelled images.
+
+    python launch/make_vqa.py --shards data/genimage --output data/vqa
+    python launch/make_vqa.py --manifest labels.csv --root images --output data/vqa
+
+Conversations come from the train and val splits, the true/false and multiple-choice
+benchmarks from the test split, without images or groups that were trained on. A benchmark
+that a rule without eyes beats chance on is refused.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from dataio.errors import UserError
+from dataio.vqa import FORMATS, VqaPlan, images_of_manifest, images_of_shards, write_vqa
+from engines.command import Parser, run_command
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(description="Make finetuning conversations and benchmarks from labelled images.")
+    parser.add_argument("--shards", help="folder written by launch/shard.py")
+    parser.add_argument("--manifest", help="CSV of path, generator, object[, split, group]")
+    parser.add_argument("--root", help="folder the CSV's paths start in; the CSV's own by default")
+    parser.add_argument("--output", required=True, help="folder of the JSON files")
+    parser.add_argument("--train", type=int, default=VqaPlan.train, help="finetuning conversations")
+    parser.add_argument("--val", type=int, default=VqaPlan.val, help="validation conversations")
+    parser.add_argument("--true-false", type=int, default=VqaPlan.true_false, help="true/false items")
+    parser.add_argument(
+        "--multiple-choice", type=int, default=VqaPlan.multiple_choice, help="multiple-choice items"
+    )
+    parser.add_argument(
+        "--formats", default=",".join(FORMATS), help="of the conversations: explain, short, choice"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    if (args.shards is None) == (args.manifest is None):
+        raise UserError("give --shards DIR or --manifest FILE.csv, one of them")
+    formats = tuple(args.formats.split(","))
+    if not formats or set(formats) - set(FORMATS):
+        raise UserError(f"--formats {args.formats}: expected some of {','.join(FORMATS)}")
+    for name in ("train", "val", "true_false", "multiple_choice"):
+        if getattr(args, name) < 0:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected 0 or more")
+    wanted = {
+        "train": args.train > 0,
+        "val": args.val > 0,
+        "test": args.true_false + args.multiple_choice > 0,
+    }
+    if args.shards is not None:
+        images = {split: images_of_shards(args.shards, split) if on else [] for split, on in wanted.items()}
+    else:
+        images = images_of_manifest(args.manifest, args.root)
+    plan = VqaPlan(
+        train=args.train,
+        val=args.val,
+        true_false=args.true_false,
+        multiple_choice=args.multiple_choice,
+        formats=formats,
+        seed=args.seed,
+    )
+    summary = write_vqa(images, args.output, plan)
+    for name, count in summary["counts"].items():
+        print(f"{name}: {count}")
+    for kind, scores in summary["blind"].items():
+        told = ", ".join(f"{rule} {score:.1%}" for rule, score in scores.items())
+        print(f"{kind}, right without seeing the image: {told}")
+    if summary["left_out_of_test"]:
+        print(f"left out of the benchmarks, since trained on: {summary['left_out_of_test']} images")
+    print(f"written: {args.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,194 @@
+"""TinyLLaVA's words: the `phi` template, the tokens, the labels, the processor.
+
+The template, its label mask and the golden token ids are TinyLLaVA_Factory's, restated: its
+`phi` conversation, whose answers and end tokens alone are learnt.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from transformers import AutoTokenizer, CodeGenTokenizer, LlavaConfig, LlavaProcessor, PreTrainedTokenizerBase
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+IMAGE = "<image>"
+END = "<|endoftext|>"
+IGNORE = -100
+SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
+    "detailed, and polite answers to the user's questions. "
+)
+# Markers an answer must not hold: the reference's label mask breaks on them, and a model
+# that learnt them would speak for its user.
+MARKERS = (" ASSISTANT: ", END, IMAGE)
+
+# The same template for other programs (apply_chat_template, vLLM); tested against `render`.
+CHAT_TEMPLATE = (
+    "{{ '" + SYSTEM.replace("'", "\\'") + "' }}"
+    "{% for message in messages %}"
+    "{% set part = namespace(text='', image=false) %}"
+    "{% if message['content'] is string %}{% set part.text = message['content'] %}"
+    "{% else %}{% for item in message['content'] %}"
+    "{% if item['type'] == 'image' %}{% set part.image = true %}"
+    "{% else %}{% set part.text = part.text + item['text'] %}{% endif %}"
+    "{% endfor %}{% endif %}"
+    "{% if '<image>' in part.text %}{% set part.image = true %}{% endif %}"
+    "{% if message['role'] == 'user' %}"
+    "{{ 'USER: ' }}{% if part.image %}"
+    "{{ ('<image>\n' + part.text.replace('<image>', '').strip()).strip() }}"
+    "{% else %}{{ part.text }}{% endif %}{{ ' ' }}"
+    "{% else %}{{ 'ASSISTANT: ' + part.text + '<|endoftext|>' }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One conversation as tokens.
+
+    Attributes:
+        input_ids: int64 [T], each image as its N placeholders.
+        labels: int64 [T], the same where the model is to learn them, else -100.
+        images: how many images the text has room for, 0 or 1.
+    """
+
+    input_ids: np.ndarray
+    labels: np.ndarray
+    images: int
+
+
+def render(turns: Sequence[tuple[str, str]]) -> tuple[str, list[tuple[int, int]]]:
+    """The conversation as text, and the character spans to learn.
+
+    Args:
+        turns: (question, answer) pairs; an answer "" of the last turn alone leaves the text
+            open behind "ASSISTANT:", for the model to go on.
+
+    Returns:
+        text; (start, end) of " " + answer + end token, for each answered turn.
+    """
+    text, spans = SYSTEM, []
+    for number, (question, answer) in enumerate(turns):
+        if IMAGE in question:
+            question = f"{IMAGE}\n{question.replace(IMAGE, '').strip()}".strip()
+        text += f"USER: {question} ASSISTANT:"
+        if answer == "" and number == len(turns) - 1:
+            break
+        start = len(text)
+        text += f" {answer}{END}"
+        spans.append((start, len(text)))
+    return text, spans
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase, turns: Sequence[tuple[str, str]], image_tokens: int
+) -> Encoded:
+    """Tokens and labels of a conversation; see `render` for `turns`.
+
+    A token is learnt where its characters lie in an answer's span: the space before an
+    answer merges into its first token, so the span begins with it.
+
+    Args:
+        image_tokens: placeholders for each `<image>`.
+    """
+    text, spans = render(turns)
+    tokens = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids = np.asarray(tokens["input_ids"], np.int64)
+    begins = np.asarray([begin for begin, _ in tokens["offset_mapping"]], np.int64)
+    learnt = np.zeros(len(ids), bool)
+    for start, end in spans:
+        learnt |= (begins >= start) & (begins < end)
+    image_id = tokenizer.convert_tokens_to_ids(IMAGE)
+    is_image = ids == image_id
+    repeats = np.where(is_image, image_tokens, 1)
+    labels = np.where(learnt & ~is_image, ids, IGNORE)
+    return Encoded(np.repeat(ids, repeats), np.repeat(labels, repeats), int(is_image.sum()))
+
+
+def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder, with `<image>` as a token of its own."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if tokenizer.convert_tokens_to_ids(IMAGE) in (None, tokenizer.unk_token_id):
+        tokenizer.add_tokens([IMAGE], special_tokens=True)
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+# Words of the templates and of the sets that launch/make_vqa.py writes: the tiny tokenizer
+# has a token for each, as Phi-2's has for " fake" and " real".
+TINY_WORDS = """
+a an and answer are artificial artificially as assistant between by camera can chat curious detailed did
+does explain fake for from generated generator genuine gives helpful image in intelligence is it just letter
+like look made not object of or photograph picture polite question questions real shows tell that the this
+to user was what which who with you your A B C D Fake Is Real The This What Which USER ASSISTANT
+""".split()  # noqa: SIM905 (a list of 75 strings is no easier to read)
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerBase:
+    """A byte-level tokenizer of Phi-2's class, made on the spot: 256 bytes and `TINY_WORDS`.
+
+    Each word (with the space before it) is built by merges from left to right, so that no
+    merge can take a letter out of another's middle.
+    """
+    letters = _byte_letters()
+    vocabulary = {letter: number for number, letter in enumerate(letters)}
+    merges: list[tuple[str, str]] = []
+    for word in TINY_WORDS:
+        grown = "\u0120"  # how byte-level tokenizers write a space
+        for letter in word:
+            if grown + letter not in vocabulary:
+                merges.append((grown, letter))
+                vocabulary[grown + letter] = len(vocabulary)
+            grown += letter
+    vocabulary[END] = len(vocabulary)
+    special = {name: END for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
+    tokenizer = CodeGenTokenizer(vocab=vocabulary, merges=merges, **special, model_max_length=3072)
+    tokenizer.add_tokens([IMAGE], special_tokens=True)
+    return tokenizer
+
+
+def _byte_letters() -> list[str]:
+    """GPT-2's printable stand-in for each of the 256 bytes (Radford et al., 2019)."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    letters, extra = [], 0
+    for byte in range(256):
+        if byte in printable:
+            letters.append(chr(byte))
+        else:
+            letters.append(chr(256 + extra))
+            extra += 1
+    return letters
+
+
+def make_processor(tokenizer: PreTrainedTokenizerBase, config: LlavaConfig) -> LlavaProcessor:
+    """The processor, from constants: the published checkpoint has no preprocessor file.
+
+    Images are squashed to a square (bicubic), scaled to [-1, 1]. Pillow's backend: the
+    default one differs by up to two grey levels from what the weights were trained on.
+    """
+    side = config.vision_config.image_size
+    images = SiglipImageProcessorPil(
+        size={"height": side, "width": side},
+        resample=Image.Resampling.BICUBIC,
+        rescale_factor=1 / 255,
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+        do_convert_rgb=True,
+    )
+    return LlavaProcessor(
+        image_processor=images,
+        tokenizer=tokenizer,
+        patch_size=config.vision_config.patch_size,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=0,
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def pixels(processor: LlavaProcessor, image: Image.Image) -> Any:
+    """One image as the tower takes it: float32 tensor [3, S, S], about [-1, 1]."""
+    return processor.image_processor(images=image, return_tensors="pt")["pixel_values"][0]
