@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from peft import PeftModel
 from transformers import LlavaProcessor
-from transformers.integrations import deepspeed as integration
 
 from engines.finetune_config import FinetuneConfig
 from engines.finetune_model import DTYPES, merge
 from engines.finetune_trainer import load_thawed
 from engines.vqa import answer_benchmark, load_for_answers, score, write_results
 from engines.vqa_metrics import vqa_summary
+from models.tinyllava import whole
 from models.tinyllava_files import load_tinyllava, open_source, read_unused, save_tinyllava
 
 
@@ -27,7 +27,7 @@ def write_model(
     """
     source = open_source(config.model.weights)
     adapter = (checkpoint / "adapter_config.json").is_file()
-    with _WithoutZero3():
+    with whole():  # rank 0 loads alone
         if adapter:
             # Merged in fp32 and rounded once.
             base, _ = load_tinyllava(config.model.weights, dtype=torch.float32)
@@ -47,17 +47,6 @@ def write_model(
     save_tinyllava(model, processor, temporary, read_unused(source))
     shutil.rmtree(folder / "model", ignore_errors=True)
     os.replace(temporary, folder / "model")
-
-
-class _WithoutZero3:
-    """from_pretrained must not partition what rank 0 alone loads."""
-
-    def __enter__(self) -> None:
-        self._held = integration._hf_deepspeed_config_weak_ref
-        integration.unset_hf_deepspeed_config()
-
-    def __exit__(self, *_: object) -> None:
-        integration._hf_deepspeed_config_weak_ref = self._held
 
 
 def answer_benchmarks(config: FinetuneConfig, folder: Path, device: torch.device) -> None:

@@ -20,6 +20,7 @@ from engines.finetune_data import ConversationDataset, GlobalOrder
 from engines.finetune_model import parameter_groups
 from engines.process import StopRequest, World
 from engines.runlog import RunLog
+from models.tinyllava_text import IGNORE
 
 MARK = "complete.json"  # written last into a checkpoint: without it, it is none
 THAWED = "trained_in_full.safetensors"  # what learns beside adapters, which PEFT does not save
@@ -60,12 +61,69 @@ class FinetuneTrainer(Trainer):
                 self.optimizer = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas)
         return self.optimizer
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and self.is_deepspeed_enabled:
+            self._mend_universal()
+
+    def _mend_universal(self) -> None:
+        """Undo what loading a universal ZeRO-3 checkpoint does to several parameter groups.
+
+        DeepSpeed (seen in 0.19.8) gives all groups the first one's rate and decay, and one
+        shared `step` tensor, which AdamW then raises once for each group.
+        """
+        optimizer = self.model_wrapped.optimizer.optimizer
+        wanted = parameter_groups(self.model, self._settings.optim)
+        for group, ours, rate in zip(
+            optimizer.param_groups, wanted, self.lr_scheduler.get_last_lr(), strict=True
+        ):
+            group.update(lr=rate, initial_lr=ours["lr"], weight_decay=ours["weight_decay"])
+        for state in optimizer.state.values():
+            if torch.is_tensor(state.get("step")):
+                state["step"] = state["step"].clone()
+
     def training_step(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> torch.Tensor:
         self.seen_tokens += int(inputs["attention_mask"].sum())
         self.seen_samples += len(inputs["input_ids"])
         return super().training_step(model, inputs, num_items_in_batch)
+
+    @torch.no_grad()
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> Any:
+        """Mean loss per learnt token of the validation conversations.
+
+        The Trainer's own averages batches, so that its figure changes with their size and
+        the number of processes. Every process runs as many batches, as ZeRO-3 needs: the
+        ones that have fewer repeat a conversation without counting it.
+        """
+        begun = time.perf_counter()
+        data: Any = self.eval_dataset
+        rank, size, batch = self.args.process_index, self.args.world_size, self.args.eval_batch_size
+        sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        model = self.model_wrapped
+        model.eval()  # DeepSpeed's returns nothing
+        for start in range(0, len(data), batch * size):
+            places = range(start + rank * batch, start + (rank + 1) * batch)
+            items = [data[place] for place in places if place < len(data)]
+            inputs = self._prepare_inputs(self.data_collator(items or [data[0]]))
+            with self.compute_loss_context_manager():
+                one = torch.ones((), device=self.args.device)
+                loss = model(**inputs, num_items_in_batch=one, use_cache=False).loss
+            if items:
+                sums[0] += loss.double()
+                sums[1] += (inputs["labels"][:, 1:] != IGNORE).sum()
+        if size > 1:
+            torch.distributed.all_reduce(sums)
+        metrics = {
+            f"{metric_key_prefix}_loss": float(sums[0] / sums[1]),
+            f"{metric_key_prefix}_runtime": time.perf_counter() - begun,
+        }
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)

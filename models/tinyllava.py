@@ -5,11 +5,14 @@ as one with images, or ZeRO's collectives do not meet. Everything else (attentio
 gradient checkpointing, names) is Hugging Face's.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import LlavaConfig, PhiConfig, SiglipVisionConfig
+from transformers.integrations import deepspeed as integration
 from transformers.models.llava.modeling_llava import (
     LlavaForConditionalGeneration,
     LlavaModel,
@@ -138,12 +141,27 @@ def tiny_config(vocab_size: int, image_token_id: int, end_id: int) -> LlavaConfi
     return make_config(text, vision, image_token_id=image_token_id)
 
 
+@contextmanager
+def whole() -> Iterator[None]:
+    """Models made inside are whole, also where a run under ZeRO-3 partitions those it makes."""
+    held = integration._hf_deepspeed_config_weak_ref
+    integration.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        integration._hf_deepspeed_config_weak_ref = held
+
+
+def meta_model(config: LlavaConfig) -> TinyLlavaForConditionalGeneration:
+    """The model without its numbers: names and shapes."""
+    with whole(), torch.device("meta"):
+        return TinyLlavaForConditionalGeneration(config)
+
+
 def count_parameters(config: LlavaConfig) -> dict[str, int]:
     """Parameters of each part, by name (vision, connector, language), without making them."""
-    with torch.device("meta"):
-        model = TinyLlavaForConditionalGeneration(config)
     counts = {"vision": 0, "connector": 0, "language": 0}
-    for name, parameter in model.named_parameters():
+    for name, parameter in meta_model(config).named_parameters():
         counts[part_of(name)] += parameter.numel()
     return counts
 

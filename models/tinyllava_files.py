@@ -26,6 +26,7 @@ from models.tinyllava import (
     TINY,
     TinyLlavaForConditionalGeneration,
     make_config,
+    meta_model,
     tiny_config,
 )
 from models.tinyllava_text import END, IMAGE, load_tokenizer, make_processor, tiny_tokenizer
@@ -353,9 +354,7 @@ def _tensors_of(path: Path) -> list[Tensor]:
 
 
 def _check_tensors(folder: Path, config: LlavaConfig, found: Mapping[str, Tensor]) -> None:
-    with torch.device("meta"):
-        model = TinyLlavaForConditionalGeneration(config)
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    wanted = {name: tuple(tensor.shape) for name, tensor in meta_model(config).state_dict().items()}
     ways: list[tuple[str, list[str], Callable[[str], str]]] = [
         ("missing", sorted(wanted.keys() - found.keys()), str),
         ("unexpected", sorted(found.keys() - wanted.keys()), str),
