@@ -16,7 +16,7 @@ from scipy.stats import binomtest
 TRUE_FALSE, MULTIPLE_CHOICE, OPEN = "true_false", "multiple_choice", "open"
 LETTERS = ("A", "B", "C", "D")
 SIGNIFICANCE = 0.05
-_FAKE = r"fake|artificial(?:ly)?|synthetic|generated|ai-generated|computer-generated|manipulated"
+_FAKE = r"artificially\s+\w+|fake|artificial(?:ly)?|synthetic|generated|ai-generated|computer-generated|manipulated"
 _REAL = r"real(?!-)|genuine|authentic|natural"
 _WORD = re.compile(rf"\b(?:(not|isn't|never)\b(?:\s+\w+){{0,2}}?\s+)?({_FAKE}|{_REAL})\b", re.IGNORECASE)
 _OPTION = re.compile(r"^[ \t]*([A-D])[:.)][ \t]*(.+?)[ \t]*$", re.MULTILINE)

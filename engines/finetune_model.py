@@ -102,7 +102,8 @@ def tune(model: Any, config: TuneConfig) -> Any:
             target_modules=LORA_TARGETS,
             use_dora=config.language == "dora",
         )
-        wrapped = get_peft_model(model, lora)
+        # Of the model's type: ZeRO-3 flattens parameters together, and keeps fp32 masters of them.
+        wrapped = get_peft_model(model, lora, autocast_adapter_dtype=False)
         _thaw(wrapped, modules)
         return wrapped
     if config.language == "full":

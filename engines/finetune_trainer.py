@@ -36,6 +36,7 @@ class FinetuneTrainer(Trainer):
     def __init__(self, settings: FinetuneConfig, *, offload: bool, **kwargs: Any) -> None:
         self.optimizer: Any
         self.model: Any
+        self.control: Any
         super().__init__(**kwargs)
         self._settings, self._offload = settings, offload
         self.seen_tokens, self.seen_samples = 0, 0
@@ -127,7 +128,7 @@ class FinetuneTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
-        if isinstance(self.model, PeftModel) and output_dir is not None:
+        if self.args.should_save and isinstance(self.model, PeftModel) and output_dir is not None:
             # Under ZeRO-3 the values are in `state_dict` alone; elsewhere, in the model.
             values = state_dict if state_dict is not None else self.model.state_dict()
             names = [n for n, p in self.model.named_parameters() if p.requires_grad and ".lora_" not in n]

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import torch
 from tqdm import tqdm
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from dataio.atomic import write_text, write_with
 from dataio.blind import kind_of
@@ -48,6 +49,8 @@ def load_for_answers(
     if precision == "auto":
         precision = "bf16" if device.type == "cuda" else "fp32"
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
+    disable_progress_bar()
+    set_verbosity_error()  # a published config is of a type it does not know, as it should say to nobody
     try:
         loaded, processor = load_tinyllava(model, dtype=dtype)
     except ValueError as error:

@@ -35,7 +35,11 @@ WRONG_PICTURES = {
     "LUrHqwTCuBewTLK83nR4ax": "wrong picture in the reference's multiple-choice benchmark",
     "8LFozqHJ3VYeDaDaiRK2sW": "wrong picture in the reference's multiple-choice benchmark",
 }
-_LETTER = re.compile(r"^\W*(?:(?:the\s+)?(?:correct\s+)?(?:answer|option)(?:\s+is)?\W*)?([A-Da-d])(?:\W|$)")
+# A letter alone or before punctuation: "A cat" is no answer A.
+_LETTER = re.compile(
+    r"\W*(?:(?:the\s+)?(?:correct\s+)?(?:answer|option)(?:\s+is)?\W+)?([A-D])\s*(?:$|[.:),;\]\n-]|because)",
+    re.IGNORECASE,
+)
 
 Item = Mapping[str, Any]
 

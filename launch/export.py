@@ -5,6 +5,10 @@ r"""Export a checkpoint as safetensors and a JSON description.
 Writes exported/model.safetensors and exported/config.json (architecture, label spaces,
 preprocessing, codec policy). launch/evaluate.py takes the folder as a checkpoint, and
 gives the same predictions bit for bit.
+
+    python launch/export.py --format tinyllava --checkpoint runs/tinyllava/model --output published
+
+writes a finetuned TinyLLaVA with the names of the published checkpoint.
 """
 
 import sys
@@ -13,8 +17,8 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from dataio.errors import UserError
 from engines.command import Parser, run_command
-from engines.export import SETTINGS, TENSORS, export_checkpoint
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,12 +26,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--checkpoint",
         required=True,
-        help="RUN/best.pt, a file of RUN/checkpoints/, or RUN/final.safetensors",
+        help="RUN/best.pt, a file of RUN/checkpoints/, or RUN/final.safetensors; tinyllava: RUN/model",
     )
     parser.add_argument("--output", required=True, help="folder of the export")
+    parser.add_argument("--format", choices=["detector", "tinyllava"], default="detector", help="what it is")
     options = parser.parse_args(argv)
+    if options.format == "tinyllava":
+        return _export_tinyllava(options.checkpoint, options.output)
+    from engines.export import SETTINGS, TENSORS, export_checkpoint
+
     folder = export_checkpoint(options.checkpoint, options.output)
     print(f"exported: {folder / TENSORS}, {folder / SETTINGS}")
+    return 0
+
+
+def _export_tinyllava(checkpoint: str, output: str) -> int:
+    from models.tinyllava_files import write_published
+
+    if Path(checkpoint).resolve() == Path(output).resolve():
+        raise UserError(f"--output {output}: is the model itself; choose another folder")
+    try:
+        files = write_published(checkpoint, output)
+    except ValueError as error:
+        raise UserError(f"--checkpoint {' '.join(str(error).split())}") from None
+    except OSError as error:
+        raise UserError(
+            f"--output {output}: cannot be written ({error.strerror or error}); choose another"
+        ) from None
+    print(f"exported: {', '.join(map(str, files))}")
     return 0
 
 

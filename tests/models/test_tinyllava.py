@@ -22,7 +22,7 @@ from models.tinyllava_files import (
     save_tinyllava,
     write_published,
 )
-from models.tinyllava_text import END, IMAGE, IGNORE, encode, pixels
+from models.tinyllava_text import END, IGNORE, IMAGE, encode, pixels
 
 TURNS = [("<image>\nIs this image real or fake?", "This is a fake image.")]
 
@@ -101,7 +101,7 @@ def test_logits_loss_and_greedy_answer_equal_the_restatement(published):
             "Is this image real or fake? ASSISTANT: This is a fake image.<|endoftext|>",
         ]
     )
-    embeddings, count, place = restated.spliced(marked(processor.tokenizer, text), image)
+    embeddings, count, _ = restated.spliced(marked(processor.tokenizer, text), image)
     assert count == 15 == int((encoded.input_ids == model.config.image_token_index).sum())
     expected = restated.phi(inputs_embeds=embeddings, labels=labels)
     assert (found.logits - expected.logits).abs().max() == 0.0
@@ -152,8 +152,11 @@ def test_a_batch_of_text_alone_gives_the_connector_zero_gradients_not_none():
     ids, labels = torch.from_numpy(encoded.input_ids)[None], torch.from_numpy(encoded.labels)[None]
     model(input_ids=ids, labels=labels, pixel_values=torch.zeros(1, 3, 56, 56)).loss.backward()
     gradient = model.model.multi_modal_projector.linear_1.weight.grad
-    assert gradient is not None and gradient.abs().max() == 0
-    assert model.lm_head.bias.grad.abs().max() > 0
+    assert gradient is not None
+    assert gradient.abs().max() == 0
+    bias = model.lm_head.bias.grad
+    assert bias is not None
+    assert bias.abs().max() > 0
 
 
 def test_folders_load_back_bit_for_bit_and_go_back_to_published_names(published, tmp_path):
@@ -241,10 +244,10 @@ def test_damaged_and_missing_files_are_named(published, tmp_path):
     shutil.copytree(published, folder)
     data = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
-    with pytest.raises(ValueError, match="model.safetensors: damaged"):
+    with pytest.raises(ValueError, match=r"model\.safetensors: damaged"):
         open_source(folder)
     (folder / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match="model.safetensors: missing"):
+    with pytest.raises(ValueError, match=r"model\.safetensors: missing"):
         open_source(folder)
     with pytest.raises(ValueError, match="no such folder"):
         open_source(tmp_path / "nowhere")

@@ -19,8 +19,48 @@ from models.tinyllava_text import (
 )
 
 # What the published tokenizer gives for "What are these?" about an image (-200), by a third party.
-GOLDEN = [32, 8537, 1022, 257, 11040, 2836, 290, 281, 11666, 4430, 8796, 13, 383, 8796, 3607, 7613, 11, 6496, 11]
-GOLDEN += [290, 23507, 7429, 284, 262, 2836, 338, 2683, 13, 1294, 1137, 25, 220, -200, 198, 2061, 389, 777, 30]
+GOLDEN = [
+    32,
+    8537,
+    1022,
+    257,
+    11040,
+    2836,
+    290,
+    281,
+    11666,
+    4430,
+    8796,
+    13,
+    383,
+    8796,
+    3607,
+    7613,
+    11,
+    6496,
+    11,
+]
+GOLDEN += [
+    290,
+    23507,
+    7429,
+    284,
+    262,
+    2836,
+    338,
+    2683,
+    13,
+    1294,
+    1137,
+    25,
+    220,
+    -200,
+    198,
+    2061,
+    389,
+    777,
+    30,
+]
 GOLDEN += [24994, 8808, 8643, 25]
 
 
@@ -41,7 +81,9 @@ def test_the_golden_ids(phi2):
 
 def test_the_verdicts_are_single_tokens(phi2):
     words = {" fake": 8390, " real": 1103, " A": 317, " B": 347}
-    assert {word: phi2(word).input_ids for word in words} == {word: [number] for word, number in words.items()}
+    assert {word: phi2(word).input_ids for word in words} == {
+        word: [number] for word, number in words.items()
+    }
 
 
 @pytest.fixture(scope="module", params=["tiny", "phi2"])

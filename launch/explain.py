@@ -1,0 +1,64 @@
+"""Explain single images: the detector's verdict, where it looked, and a language model's words.
+
+    python launch/explain.py --checkpoint runs/quickstart/best.pt --model runs/tinyllava/model \
+        --output page.html image.jpg other.png
+
+The language model does not see the detector's verdict unless --tell-verdict is given, and
+the page says which.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from dataio.atomic import write_text
+from dataio.errors import UserError
+from engines.command import EXIT_USER_ERROR, Parser, run_command
+
+FORMATS = {".html": "html", ".json": "json", ".txt": "text"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(description="Explain single images.")
+    parser.add_argument("images", nargs="+", help="image files")
+    parser.add_argument("--checkpoint", help="detector: RUN/best.pt or an export")
+    parser.add_argument("--model", help="language model: RUN/model of launch/finetune_mlm.py")
+    parser.add_argument("--output", help="FILE.html, FILE.json or FILE.txt; text on the screen by default")
+    parser.add_argument(
+        "--tell-verdict", action="store_true", help="give the detector's verdict to the language model"
+    )
+    parser.add_argument("--no-cam", action="store_true", help="no Grad-CAM")
+    parser.add_argument("--device", default="auto", help="of the language model: auto, cpu, cuda or cuda:N")
+    args = parser.parse_args(argv)
+    if args.output and Path(args.output).suffix not in FORMATS:
+        raise UserError(f"--output {args.output}: expected a name that ends in {', '.join(FORMATS)}")
+    from engines.explain import as_html, as_json, as_text, explain_images
+    from engines.vqa import choose_device, load_for_answers
+
+    answerer = load_for_answers(args.model, 1, choose_device(args.device)) if args.model else None
+    found = explain_images(
+        args.images, args.checkpoint, answerer, tell=args.tell_verdict, cam=not args.no_cam
+    )
+    kind = FORMATS[Path(args.output).suffix] if args.output else "text"
+    if kind == "html":
+        text = as_html(found, checkpoint=args.checkpoint, model=args.model, tell=args.tell_verdict)
+    else:
+        text = as_json(found) if kind == "json" else as_text(found)
+    if args.output:
+        try:
+            write_text(Path(args.output), text)
+        except OSError as error:
+            raise UserError(f"--output {args.output}: cannot be written ({error.strerror})") from None
+        print(f"written: {args.output}")
+    else:
+        print(text, end="")
+    for one in found:
+        if one.error:
+            print(f"error: {one.error}", file=sys.stderr)
+    return EXIT_USER_ERROR if any(one.error for one in found) else 0
+
+
+if __name__ == "__main__":
+    run_command(main)
