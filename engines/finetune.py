@@ -205,7 +205,7 @@ def _finetune(config: FinetuneConfig, world: World, folder: Path) -> tuple[int, 
     from_main(world, lambda: write_model(config, chosen, folder, processor, precision))
     if world.is_main:
         _say_end(callback.losses, chosen, folder)
-    return 0, "finished"
+    return 0, f"finished {last} steps"
 
 
 def _accumulation(config: FinetuneConfig, size: int) -> int:

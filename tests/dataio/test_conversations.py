@@ -137,10 +137,10 @@ def test_webdataset_tars_and_members_of_tars(tmp_path):
     assert [one.id for one in found] == ["000000/000000001", "000001/000000001"]
     assert check_images(found)[1] == []
     expected = np.asarray(Image.open(place).convert("RGB"))
-    assert (np.asarray(open_image(found[1].image)) == expected).all()
+    assert (np.asarray(open_image(str(found[1].image))) == expected).all()
     file = written(tmp_path / "sets", [sample(image="../000001.tar/000000001.jpg")])
     (member,), _ = read_conversations(file, markers=MARKERS)
-    assert (np.asarray(open_image(member.image)) == expected).all()
+    assert (np.asarray(open_image(str(member.image))) == expected).all()
     with pytest.raises(UserError, match="no such member"):
         open_image(f"{tmp_path}/000001.tar/2.jpg")
     (tmp_path / "bad.tar").write_bytes(b"no tar")

@@ -5,10 +5,24 @@ from pathlib import Path
 import pytest
 
 from dataio.errors import UserError
-from engines.config import FREE_KEYS, Config, changed_keys, flatten, from_dict, parse_config, to_dict, to_yaml
+from engines.config import (
+    FREE_KEYS,
+    Config,
+    changed_keys,
+    flatten,
+    from_dict,
+    parse_as,
+    parse_config,
+    to_dict,
+    to_yaml,
+)
+from engines.finetune_config import FREE_KEYS as FREE_FINETUNE_KEYS
+from engines.finetune_config import FinetuneConfig
+from engines.zero import read_deepspeed
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
 KEYS = Path(__file__).parent.parent / "assets" / "config_keys.txt"
+FINETUNE_KEYS = Path(__file__).parent.parent / "assets" / "finetune_keys.txt"
 
 
 @pytest.fixture
@@ -22,6 +36,8 @@ def test_the_keys_are_frozen():
     # Adding or removing an option is a decision: change the list in the same commit.
     assert sorted(flatten(to_dict(Config()))) == KEYS.read_text().split()
     assert set(KEYS.read_text().split()) >= FREE_KEYS
+    assert sorted(flatten(to_dict(FinetuneConfig()))) == FINETUNE_KEYS.read_text().split()
+    assert set(FINETUNE_KEYS.read_text().split()) >= FREE_FINETUNE_KEYS
 
 
 def test_flags_win_over_the_file_wherever_config_stands(file):
@@ -39,10 +55,14 @@ FILES = sorted(
 
 @pytest.mark.parametrize("name", FILES)
 def test_shipped_configurations_parse_and_survive_a_round_trip(repo_root, name, tmp_path):
-    config = parse_config([], repo_root / "configs" / name)
-    assert from_dict(to_dict(config)) == config
+    kind: type[Config] | type[FinetuneConfig] = FinetuneConfig if name.startswith("tinyllava") else Config
+    config = parse_as(kind, [], repo_root / "configs" / name)
+    if isinstance(config, FinetuneConfig):
+        assert read_deepspeed(config.deepspeed)
+    else:
+        assert from_dict(to_dict(config)) == config
     (tmp_path / "saved.yaml").write_text(to_yaml(config))
-    assert parse_config([], tmp_path / "saved.yaml") == config
+    assert parse_as(kind, [], tmp_path / "saved.yaml") == config
     assert (repo_root / "configs" / name).read_text().startswith("# ")
 
 

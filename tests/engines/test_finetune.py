@@ -97,7 +97,7 @@ def test_long_conversations_are_rejected_by_name(samples):
     assert [one.id for one in good] == [one.id for one in samples if one.id != longer]
     assert [one.id for one in rejected] == [longer]
     assert rejected[0].reason == f"{max(lengths)} tokens, more than data.max_length {min(lengths)}"
-    with pytest.raises(UserError, match="train.global_batch is 8, but set has 2 conversations"):
+    with pytest.raises(UserError, match=r"train\.global_batch is 8, but set has 2 conversations"):
         need_steps(2, 8, "set")
 
 
@@ -153,7 +153,7 @@ def test_what_learns_gets_a_gradient():
 
 def test_a_first_layer_behind_the_last_used_one_is_refused():
     model, _ = load_tinyllava(TINY)
-    with pytest.raises(UserError, match="tune.vision_from_layer is 3, .* use 2 or less"):
+    with pytest.raises(UserError, match=r"tune\.vision_from_layer is 3, .* use 2 or less"):
         tune(model, TuneConfig(vision="partial", vision_from_layer=3))
 
 
@@ -186,7 +186,7 @@ def test_dropout_reaches_the_layers():
 
 def test_fp16_is_refused_on_a_cpu():
     assert resolve_precision("auto", torch.device("cpu")) == "fp32"
-    with pytest.raises(UserError, match="model.precision is fp16"):
+    with pytest.raises(UserError, match=r"model\.precision is fp16"):
         resolve_precision("fp16", torch.device("cpu"))
 
 
