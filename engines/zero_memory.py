@@ -8,7 +8,7 @@ models" (2022), equation 2 without the attention matrix, which sdpa does not kee
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from dataio.errors import UserError
 from engines import zero
 from engines.finetune_config import FinetuneConfig, TuneConfig
 from engines.process import World
-from models.tinyllava import count_parameters, image_tokens
+from models.tinyllava import IMAGE_TOKEN_ID, PHI2, SIGLIP, count_parameters, image_tokens, make_config
 
 GIB = 2**30
 _RESERVE = 1.5 * GIB  # CUDA's context, NCCL's buffers, cuBLAS's workspace
@@ -225,3 +225,29 @@ def _alternatives(
         quantized = dataclasses.replace(single, tune=dataclasses.replace(config.tune, language="qlora"))
         ways.append(("--train.micro_batch 1 --tune.language qlora", quantized, settings))
     return ways
+
+
+def memory_table(config: FinetuneConfig, gpus: Sequence[int], length: int) -> str:
+    """GiB on each GPU for the published model, a row for each of configs/deepspeed/.
+
+    Args:
+        config: of the run; its own `deepspeed` file is not looked at. gpus: numbers of GPUs.
+        length: tokens of the longest conversation, with the image's.
+    """
+    model = make_config(PHI2, SIGLIP, image_token_id=IMAGE_TOKEN_ID)
+    learnt = sum(learnt_parameters(model, config.tune).values())
+    precision = "bf16" if config.model.precision == "auto" else config.model.precision
+    lines = [
+        f"language {config.tune.language}, vision {config.tune.vision}: {learnt:,} parameters learn; {precision}, "
+        f"micro-batch {config.train.micro_batch}, {length} tokens; GiB on each GPU (states alone)",
+        f"{'':15}" + "".join(f"{f'{n} GPU' + 's' * (n > 1):>16}" for n in gpus),
+    ]
+    for name in ("zero1", "zero2", "zero2_offload", "zero3", "zero3_offload"):
+        settings = zero.read_deepspeed(f"configs/deepspeed/{name}.json")
+        cells = []
+        for world in gpus:
+            found = estimate(model, config, settings, length=length, world=world, precision=precision)
+            states = found.weights + found.gradients + found.optimizer
+            cells.append(f"{(found.total + _RESERVE) / GIB:.1f} ({states / GIB:.1f})")
+        lines.append(f"{name:15}" + "".join(f"{cell:>16}" for cell in cells))
+    return "\n".join(lines)

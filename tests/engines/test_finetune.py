@@ -24,6 +24,7 @@ from engines.zero_memory import (
     learnt_parameters,
     lora_parameters,
 )
+from launch.finetune_memory import main
 from models.tinyllava import PHI2, SIGLIP, TINY, make_config, part_of
 from models.tinyllava_files import load_tinyllava
 from models.tinyllava_text import IGNORE
@@ -303,3 +304,21 @@ def test_flops_of_a_token():
     expected = 6 * (2_779_683_840 - 51200 * 2560) + 6 * 9_507_840 + 2 * 412_987_248 * 729 / 728
     assert full == pytest.approx(expected)
     assert flops_per_token(PUBLISHED, TuneConfig(language="lora")) < full
+
+
+def test_the_memory_table_has_every_stage_and_number_of_gpus(repo_root, capsys):
+    assert main(["--config", str(repo_root / "configs/tinyllava_full_zero3.yaml"), "--gpus", "1,8"]) == 0
+    first, *rows = capsys.readouterr().out.splitlines()
+    assert "2,789,191,680 parameters learn; bf16, micro-batch 4" in first
+    assert [row.split()[0] for row in rows[1:]] == [
+        "zero1",
+        "zero2",
+        "zero2_offload",
+        "zero3",
+        "zero3_offload",
+    ]
+    # 16 bytes for each of the 2.79 billion that learn, 2 for the frozen tower: 45.4 GB.
+    assert [row.split()[2] for row in rows[1:] if "offload" not in row] == ["(42.3)"] * 3
+    for words in (["--gpus", "0"], ["--gpus", "two"], ["--length", "0"]):
+        with pytest.raises(UserError, match=words[0]):
+            main(words)

@@ -11,75 +11,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
 from engines.finetune_output import whole
 from engines.finetune_trainer import load_thawed
 from models.tinyllava_files import load_tinyllava
+from tests.conversations import LORA, PARTIAL, finetuning_flags, write_conversations
 from tests.support import alive, descendants, environment, wait_until
-
-LORA = [
-    "--tune.language",
-    "lora",
-    "--tune.lora_rank",
-    "4",
-    "--tune.lora_alpha",
-    "8",
-    "--tune.lora_dropout",
-    "0",
-]
-PARTIAL = ["--tune.vision", "partial", "--tune.vision_from_layer", "1"]
 
 
 @pytest.fixture(scope="module")
 def conversations(tmp_path_factory):
-    """40 conversations and 8 for validation, every third without an image: so batches of text alone occur."""
     folder = tmp_path_factory.mktemp("conversations")
-    records = []
-    for number in range(48):
-        fake = number % 2
-        answer = f"This is a {'fake' if fake else 'real'} image." + " It is a picture." * (number % 4)
-        turns = [("<image>\nIs this image real or fake?", answer)]
-        record = {"id": str(number), "image": f"{number}.png"}
-        if number % 3 == 0:
-            turns, record = (
-                [("What is a photograph?", "A picture."), ("Is it real?", answer)],
-                {"id": str(number)},
-            )
-        else:
-            colour = (20 * (number % 12), 200 * fake, 90)
-            Image.new("RGB", (40, 30), colour).save(folder / f"{number}.png")
-        said = [
-            {"from": who, "value": text}
-            for turn in turns
-            for who, text in zip(("human", "gpt"), turn, strict=True)
-        ]
-        records.append({**record, "conversations": said})
-    (folder / "train.json").write_text(json.dumps(records[:40]))
-    (folder / "val.json").write_text(json.dumps(records[40:]))
+    write_conversations(folder)
     return folder
-
-
-def words(conversations, folder, stage=2, *more):
-    """Six steps of 8, validated and saved at 3 and 6."""
-    settings = {
-        "data.conversations": conversations / "train.json",
-        "data.val": conversations / "val.json",
-        "data.generate.images": 0,
-        "train.steps": 6,
-        "train.global_batch": 8,
-        "train.micro_batch": 1,
-        "train.validate_every": 3,
-        "optim.connector_lr": 1e-3,
-        "optim.weight_decay": 0.1,
-        "evaluate.benchmarks": "[]",
-        "log.every": 1,
-        "log.wandb": "off",
-        "run.dir": folder,
-        "deepspeed": f"configs/deepspeed/zero{stage}.json",
-    }
-    return [*(word for key, value in settings.items() for word in (f"--{key}", str(value))), *more]
 
 
 def lines(folder):
@@ -106,7 +51,9 @@ def finetune(torchrun, conversations, tmp_path_factory):
 
     def call(processes, stage=2, *more, folder=None):
         folder = folder or tmp_path_factory.mktemp("finetuned") / "run"
-        command = torchrun(processes, "launch/finetune_mlm.py", *words(conversations, folder, stage, *more))
+        command = torchrun(
+            processes, "launch/finetune_mlm.py", *finetuning_flags(conversations, folder, stage, *more)
+        )
         done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=240)
         assert done.returncode == 0, done.stdout + done.stderr[-3000:]
         return folder, done.stdout
@@ -187,7 +134,7 @@ def test_names_are_hugging_faces_in_every_stage(alone, second, third):
 
 def test_a_killed_run_goes_on_as_if_undisturbed(second, torchrun, conversations, tmp_path):
     folder = tmp_path / "run"
-    command = torchrun(2, "launch/finetune_mlm.py", *words(conversations, folder))
+    command = torchrun(2, "launch/finetune_mlm.py", *finetuning_flags(conversations, folder))
     process = subprocess.Popen(
         command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -296,7 +243,7 @@ def test_the_best_checkpoint_by_validation_is_the_model(finetune):
 @pytest.mark.slow
 def test_a_stop_file_saves_and_the_same_command_goes_on(alone, torchrun, conversations, tmp_path):
     folder = tmp_path / "run"
-    command = torchrun(1, "launch/finetune_mlm.py", *words(conversations, folder))
+    command = torchrun(1, "launch/finetune_mlm.py", *finetuning_flags(conversations, folder))
     process = subprocess.Popen(
         command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -345,7 +292,7 @@ def test_bad_input_is_one_line_and_leaves_no_model(repo_root, conversations, tmp
         [
             sys.executable,
             str(repo_root / "launch/finetune_mlm.py"),
-            *words(conversations, tmp_path / "run", 2, *more),
+            *finetuning_flags(conversations, tmp_path / "run", 2, *more),
         ],
         env=environment(),
         capture_output=True,

@@ -1,0 +1,46 @@
+"""How much memory each GPU needs to finetune TinyLLaVA, for each ZeRO stage and number of GPUs.
+
+    python launch/finetune_memory.py --config configs/tinyllava_lora_zero2.yaml --gpus 1,4,8
+
+An estimate from the configuration alone: nothing is loaded, and no GPU is needed. A run makes
+the same estimate before it loads anything.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[0] = str(ROOT)
+
+from dataio.errors import UserError
+from engines.command import Parser, run_command
+from engines.config import parse_as
+from engines.finetune_config import FinetuneConfig
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(description="Estimate the memory that finetuning needs on each GPU.")
+    parser.add_argument(
+        "--config", default=str(ROOT / "configs" / "tinyllava_lora_zero2.yaml"), help="YAML of the run"
+    )
+    parser.add_argument("--gpus", default="1,4,8", help="numbers of GPUs, separated by commas")
+    parser.add_argument("--length", type=int, default=1024, help="tokens of the longest conversation")
+    args = parser.parse_args(argv)
+    try:
+        gpus = [int(word) for word in args.gpus.split(",")]
+    except ValueError:
+        gpus = []
+    if not gpus or min(gpus) < 1:
+        raise UserError(f"--gpus {args.gpus}: expected numbers of GPUs, such as 1,4,8")
+    if args.length < 1:
+        raise UserError(f"--length {args.length}: expected at least 1")
+    config = parse_as(FinetuneConfig, [], args.config)
+    from engines.zero_memory import memory_table  # imports transformers: --help need not wait
+
+    print(memory_table(config, gpus, args.length))
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)
