@@ -4,6 +4,7 @@ import gc
 import math
 import os
 import socket
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,9 @@ def _stand_alone_environment() -> None:
     local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1")))
     # DeepSpeed's launcher leaves it open, and every process would take all cores.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // local)))
+    # DeepSpeed compiles on first use, with the ninja it finds: this environment's, though it was
+    # not activated. Another one's would also compile all of it again, at every change.
+    os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
     if "WORLD_SIZE" in os.environ:
         return
     with socket.socket() as probe:
