@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,21 @@ def write_model(
 def answer_benchmarks(config: FinetuneConfig, folder: Path, device: torch.device) -> None:
     """Ask the finished model what `evaluate.benchmarks` asks; a table and RUN/vqa/NAME for each."""
     answerer = load_for_answers(folder / "model", config.evaluate.batch, device)
-    for benchmark in config.evaluate.benchmarks:
+    for benchmark, name in zip(
+        config.evaluate.benchmarks, result_names(config.evaluate.benchmarks), strict=True
+    ):
         items = answer_benchmark(answerer, benchmark)
         metrics = score(items)
-        print(f"\n{vqa_summary(metrics)}")
-        print(f"results: {write_results(folder / 'vqa' / Path(benchmark).stem, items, metrics)}", flush=True)
+        print(f"\n{name}\n{vqa_summary(metrics)}")
+        print(f"results: {write_results(folder / 'vqa' / name, items, metrics)}", flush=True)
+
+
+def result_names(benchmarks: Sequence[str]) -> list[str]:
+    """A folder's name for each benchmark: its file's, with as many folders before it as tell all apart."""
+    paths = [Path(os.path.abspath(benchmark)).with_suffix("").parts[1:] for benchmark in benchmarks]
+    for depth in range(1, max(map(len, paths), default=0) + 1):
+        names = ["_".join(parts[-depth:]) for parts in paths]
+        if len(set(names)) == len(names):
+            return names
+    # One file twice: its second answers are the first ones.
+    return ["_".join(parts[-1:]) for parts in paths]

@@ -15,6 +15,7 @@ from engines.config import parse_as
 from engines.finetune_config import FinetuneConfig, TuneConfig
 from engines.finetune_data import Collator, ConversationDataset, GlobalOrder, drop_long, need_steps, split_off
 from engines.finetune_model import parameter_groups, resolve_precision, set_dropout, tune
+from engines.finetune_output import result_names
 from engines.process import World
 from engines.zero_memory import (
     GIB,
@@ -304,6 +305,13 @@ def test_flops_of_a_token():
     expected = 6 * (2_779_683_840 - 51200 * 2560) + 6 * 9_507_840 + 2 * 412_987_248 * 729 / 728
     assert full == pytest.approx(expected)
     assert flops_per_token(PUBLISHED, TuneConfig(language="lora")) < full
+
+
+def test_results_of_benchmarks_with_one_name_do_not_overwrite_each_other():
+    assert result_names(["a/true_false.json", "b/choice.json"]) == ["true_false", "choice"]
+    assert result_names(["x/a/q.json", "x/b/q.json", "q2.json"])[:2] == ["a_q", "b_q"]
+    assert result_names(["a_q/q.json", "b_q/q.json"]) == ["a_q_q", "b_q_q"]
+    assert result_names([]) == []
 
 
 def test_the_memory_table_has_every_stage_and_number_of_gpus(repo_root, capsys):
