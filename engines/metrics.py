@@ -1,118 +1,88 @@
-"""Metrics as a pure function of the predictions table.
+"""Metrics as a pure function of the predictions table: the content of metrics.json.
 
-Everything is a fraction. A metric that cannot be computed (no fakes, no known object) is
-null, and `reasons` says why. Formulas are scikit-learn's: errors are `zero_one_loss`,
-AUROC `roc_auc_score`, AP `average_precision_score` (the step-wise sum, not interpolated),
-with fake as the positive class and P(fake) as the score.
+Everything is a fraction, but NLL, which is in nats. A metric that cannot be computed (no
+fakes, no known object) is null, and `reasons` says why. Formulas are scikit-learn's: errors
+are `zero_one_loss`, AUROC `roc_auc_score`, AP `average_precision_score` (the step-wise sum,
+not interpolated), with fake as the positive class and P(fake) as the score; those that
+scikit-learn lacks are in `engines.scores`. docs/metrics.md describes every key.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from sklearn.metrics import average_precision_score, confusion_matrix, roc_auc_score, zero_one_loss
+from sklearn.metrics import confusion_matrix
 
-from engines.predictions import TOP, checkpoint_info, label_indices, label_spaces
+from engines.intervals import AVERAGED, NO_GROUPS, RESAMPLES, SEED, compute_intervals
+from engines.labels import MERGED, THRESHOLD, Labels
+from engines.metric_sections import DETECTION, NO_CALIBRATION, NO_IMAGES, NO_OBJECTS, PROBABILITY, Section
+from engines.metrics_table import format_table
+from engines.openset import compute_open_set
+from engines.predictions import TOP, checkpoint_info
+from engines.scores import Bools, best_threshold
 
-SCHEMA, VERSION = "telltale-metrics", 1
-THRESHOLD = 0.5  # an image is called fake where P(fake) is at least this
-MERGED = ("stable_diffusion_1_4", "stable_diffusion_1_5")
-_NO_IMAGES = "no images"
-_NO_OBJECTS = "no image with a known object"
+__all__ = ["SCHEMA", "THRESHOLD", "VERSION", "compute_metrics", "format_table"]
 
-
-class _Labels:
-    """The table's columns as arrays of N rows; labels are positions in the label spaces."""
-
-    def __init__(self, table: pa.Table) -> None:
-        self.generators, self.objects = label_spaces(table)
-        self.generator = label_indices(table, "generator", self.generators)
-        self.generator_pred = label_indices(table, "generator_pred", self.generators)
-        self.object = label_indices(table, "object", self.objects)
-        self.object_pred = label_indices(table, "object_pred", self.objects)
-        self.p_fake: NDArray[np.float64] = table["p_fake"].to_numpy()
-        self.fake = self.generator != 0
-        self.known = self.object >= 0
-        self.called_fake = self.p_fake >= THRESHOLD
-        self.in_top5 = self._in_top5(table)
-
-    def _in_top5(self, table: pa.Table) -> NDArray[np.bool_]:
-        column = table["object_top5"].combine_chunks()
-        rows = np.repeat(np.arange(len(column)), column.value_lengths().to_numpy())
-        flat = pa.table({"name": column.flatten()})
-        hits = (label_indices(flat, "name", self.objects) == self.object[rows]) & self.known[rows]
-        return np.bincount(rows[hits], minlength=len(column)) > 0
-
-    def merged(self, labels: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Generator labels with the second of `MERGED` renamed to the first."""
-        first, second = (self.generators.index(name) for name in MERGED)
-        return np.where(labels == second, first, labels)
+SCHEMA, VERSION = "telltale-metrics", 2
+_ANY = ("any generator", "nature")
+_CLOSED = "not in the model's label space"
+_ORACLE = (
+    "the threshold that is best for these very images: no threshold chosen beforehand can do better, "
+    "so this is an upper bound and no result"
+)
 
 
-class _Section:
-    """One part of metrics.json; a value that cannot be computed leaves its reason."""
-
-    def __init__(self, name: str, reasons: dict[str, str]) -> None:
-        self.values: dict[str, Any] = {}
-        self._name, self._reasons = name, reasons
-
-    def null(self, key: str, reason: str) -> None:
-        self.values[key] = None
-        self._reasons[f"{self._name}.{key}"] = reason
-
-    def error(self, key: str, true: NDArray[Any], predicted: NDArray[Any], empty: str = _NO_IMAGES) -> None:
-        """The share of rows in which two arrays [n] differ."""
-        if len(true):
-            self.values[key] = float(zero_one_loss(true, predicted))
-        else:
-            self.null(key, empty)
-
-    def ranking(self, fake: NDArray[np.bool_], p_fake: NDArray[np.float64], names: tuple[str, str]) -> None:
-        """AUROC and AP of p_fake [n] for telling fake [n] from real; `names` of (fakes, reals)."""
-        missing = [name for name, there in zip(names, (fake.any(), (~fake).any()), strict=True) if not there]
-        for key, formula in (("auroc", roc_auc_score), ("ap", average_precision_score)):
-            if missing:
-                self.null(key, f"no images of {' and '.join(missing)}")
-            else:
-                # The sum behind AP can round to a little above 1.
-                self.values[key] = min(1.0, float(formula(fake, p_fake)))
-
-
-def compute_metrics(table: pa.Table) -> dict[str, Any]:
+def compute_metrics(
+    table: pa.Table, *, resamples: int = RESAMPLES, seed: int = SEED, held_out: Sequence[str] = ()
+) -> dict[str, Any]:
     """The content of metrics.json.
 
     Args:
         table: as from `build_table` or `read_predictions`; any subset of its rows will do.
+        resamples, seed: of the bootstrap.
+        held_out: see `engines.openset.compute_open_set`.
 
     Returns:
         plain JSON values: schema, version, checkpoint, threshold, counts, overall,
-        per_generator, confusion (rows are true labels, columns predicted) and reasons.
-        `generator_error_sd_merged` does not count Stable Diffusion 1.4 taken for 1.5 or
-        the reverse. `real_fake_error` calls an image fake where P(fake) >= 0.5,
+        per_generator, per_object, over_generators, attribution, confusion (rows are true
+        labels, columns predicted), oracle_upper_bound, open_set, intervals and
+        reasons. `generator_error_sd_merged` does not count Stable Diffusion 1.4 taken for
+        1.5 or the reverse. `real_fake_error` calls an image fake where P(fake) >= 0.5,
         `real_fake_error_argmax` where the likeliest generator is not nature (as the
         reference project counts). `joint_error`: generator or object wrong, over images
         of known object.
+
+    Raises:
+        UserError: a damaged calibration, or a held-out generator that the table does not know.
     """
-    t = _Labels(table)
+    t = Labels(table)
     reasons: dict[str, str] = {}
+    overall = _overall(t, reasons)
+    per_generator = {name: _one_generator(t, index, reasons) for index, name in enumerate(t.generators)}
     return {
         "schema": SCHEMA,
         "version": VERSION,
         "checkpoint": checkpoint_info(table),
         "threshold": THRESHOLD,
-        "counts": _counts(t),
-        "overall": _overall(t, reasons),
-        "per_generator": {name: _one_generator(t, index, reasons) for index, name in enumerate(t.generators)},
-        "confusion": {
-            "generator": _confusion(t.generators, t.generator, t.generator_pred),
-            "real_fake": _confusion(("real", "fake"), t.fake.astype(int), t.called_fake.astype(int)),
-        },
+        "counts": _counts(t, reasons),
+        "overall": overall,
+        "per_generator": per_generator,
+        "per_object": _per_object(t, reasons),
+        "over_generators": _over_generators(t, per_generator, reasons),
+        "attribution": _attribution(t, reasons),
+        "confusion": _confusions(t, reasons),
+        "oracle_upper_bound": _oracle(t, reasons),
+        "open_set": compute_open_set(table, reasons, held_out=held_out),
+        "intervals": compute_intervals(t, overall, per_generator, reasons, resamples=resamples, seed=seed),
         "reasons": reasons,
     }
 
 
-def _counts(t: _Labels) -> dict[str, Any]:
+def _counts(t: Labels, reasons: dict[str, str]) -> dict[str, Any]:
+    if t.cluster is None:
+        reasons["counts.groups"] = NO_GROUPS
     per_generator = np.bincount(t.generator, minlength=len(t.generators))
     return {
         "images": len(t.fake),
@@ -120,65 +90,175 @@ def _counts(t: _Labels) -> dict[str, Any]:
         "fake": int(t.fake.sum()),
         "object_known": int(t.known.sum()),
         "object_known_nature": int((t.known & ~t.fake).sum()),
+        "groups": None if t.cluster is None else len(np.unique(t.cluster)),
         "generators": dict(zip(t.generators, per_generator.tolist(), strict=True)),
     }
 
 
-def _overall(t: _Labels, reasons: dict[str, str]) -> dict[str, Any]:
-    s = _Section("overall", reasons)
-    s.error("generator_error", t.generator, t.generator_pred)
-    if all(name in t.generators for name in MERGED):
-        s.error("generator_error_sd_merged", t.merged(t.generator), t.merged(t.generator_pred))
+def _overall(t: Labels, reasons: dict[str, str]) -> dict[str, Any]:
+    s = Section("overall", reasons)
+    closed = t.closed
+    s.error("generator_error", t.generator[closed], t.generator_pred[closed])
+    if t.can_merge:
+        s.error(
+            "generator_error_sd_merged", t.merged(t.generator[closed]), t.merged(t.generator_pred[closed])
+        )
     else:
-        s.null("generator_error_sd_merged", f"the label space has not both of {' and '.join(MERGED)}")
+        s.null("generator_error_sd_merged", _cannot_merge())
     s.error("real_fake_error", t.fake, t.called_fake)
     s.error("real_fake_error_argmax", t.fake, t.generator_pred != 0)
-
-    known = t.known
-    s.error("object_error", t.object[known], t.object_pred[known], _NO_OBJECTS)
-    nature = known & ~t.fake
-    s.error(
-        "object_error_nature", t.object[nature], t.object_pred[nature], "no photograph with a known object"
-    )
-    if len(t.objects) > TOP:
-        s.error("object_top5_error", known[known], t.in_top5[known], _NO_OBJECTS)
-    else:
-        s.null("object_top5_error", f"the label space has no more than {TOP} objects")
-    right = (t.generator == t.generator_pred) & (t.object == t.object_pred)
-    s.error("joint_error", known[known], right[known], _NO_OBJECTS)
-
-    s.ranking(t.fake, t.p_fake, ("any generator", "nature"))
-    for key, rows, empty in (
-        ("accuracy_real", ~t.fake, "no images of nature"),
-        ("accuracy_fake", t.fake, "no images of any generator"),
-    ):
-        if rows.any():
-            s.values[key] = float(np.mean(t.called_fake[rows] == t.fake[rows]))
-        else:
-            s.null(key, empty)
+    _objects(s, t)
+    s.detection(t.fake, t.p_fake, THRESHOLD, _ANY)
+    _calibrated(s, t)
     return s.values
 
 
-def _one_generator(t: _Labels, index: int, reasons: dict[str, str]) -> dict[str, Any]:
-    """Errors on one generator's images; AUROC and AP of them against all photographs."""
+def _cannot_merge() -> str:
+    return f"the label space has not both of {' and '.join(MERGED)}"
+
+
+def _objects(s: Section, t: Labels) -> None:
+    """Object errors, top 1 and top 5, on all images, photographs and fakes; the joint error."""
+    known = t.known
+    for suffix, rows, empty in (
+        ("", known, NO_OBJECTS),
+        ("_nature", known & ~t.fake, "no photograph with a known object"),
+        ("_fake", known & t.fake, "no fake with a known object"),
+    ):
+        s.error(f"object_error{suffix}", t.object[rows], t.object_pred[rows], empty)
+        if len(t.objects) > TOP:
+            s.error(f"object_top5_error{suffix}", known[rows], t.in_top5[rows], empty)
+        else:
+            s.null(f"object_top5_error{suffix}", f"the label space has no more than {TOP} objects")
+    right = (t.generator == t.generator_pred) & (t.object == t.object_pred)
+    rows = known & t.closed
+    s.error("joint_error", known[rows], right[rows], NO_OBJECTS)
+
+
+def _calibrated(s: Section, t: Labels) -> None:
+    """What the frozen decision does: without abstaining, and with it."""
+    if t.calibrated is None or t.called_fake_calibrated is None or t.unsure is None:
+        names = ("false_alarm_rate", "detection_rate", *PROBABILITY)
+        keys = ("real_fake_error", *names, "unsure_share", "real_fake_error_sure")
+        s.nulls([f"{key}_calibrated" for key in keys], NO_CALIBRATION)
+        return
+    called, sure = t.called_fake_calibrated, ~t.unsure
+    s.error("real_fake_error_calibrated", t.fake, called)
+    s.share("false_alarm_rate_calibrated", called[~t.fake], f"no images of {_ANY[1]}")
+    s.share("detection_rate_calibrated", called[t.fake], f"no images of {_ANY[0]}")
+    s.probability(t.fake, t.calibrated, "_calibrated")
+    s.share("unsure_share_calibrated", t.unsure, NO_IMAGES)
+    s.error("real_fake_error_sure_calibrated", t.fake[sure], called[sure], "unsure of every image")
+
+
+def _one_generator(t: Labels, index: int, reasons: dict[str, str]) -> dict[str, Any]:
+    """Errors on one generator's images; figures of detection of them against all photographs."""
     name = t.generators[index]
-    s = _Section(f"per_generator.{name}", reasons)
+    s = Section(f"per_generator.{name}", reasons)
     own = t.generator == index
     known = own & t.known
     s.values["n"] = int(own.sum())
-    s.error("generator_error", t.generator[own], t.generator_pred[own])
+    if index < len(t.space):
+        s.error("generator_error", t.generator[own], t.generator_pred[own])
+    else:
+        s.null("generator_error", _CLOSED)
     s.error("real_fake_error", t.fake[own], t.called_fake[own])
-    s.error("object_error", t.object[known], t.object_pred[known], _NO_OBJECTS)
+    if t.called_fake_calibrated is None:
+        s.null("real_fake_error_calibrated", NO_CALIBRATION)
+    else:
+        s.error("real_fake_error_calibrated", t.fake[own], t.called_fake_calibrated[own])
+    s.error("object_error", t.object[known], t.object_pred[known], NO_OBJECTS)
     if index == 0:
-        for key in ("auroc", "ap"):
-            s.null(key, "nature is what the others are told from")
+        s.nulls(DETECTION, "nature is what the others are told from")
+    elif not own.any():
+        # Of photographs alone, whatever there is would be of nature and not of this generator.
+        missing = [name] if (~t.fake).any() else [name, _ANY[1]]
+        s.nulls(DETECTION, f"no images of {' and '.join(missing)}")
     else:
         rows = own | ~t.fake
-        s.ranking(t.fake[rows], t.p_fake[rows], (name, "nature"))
+        s.detection(t.fake[rows], t.p_fake[rows], THRESHOLD, (name, _ANY[1]))
     return s.values
 
 
-def _confusion(labels: tuple[str, ...], true: NDArray[Any], predicted: NDArray[Any]) -> dict[str, Any]:
+def _per_object(t: Labels, reasons: dict[str, str]) -> dict[str, Any]:
+    """Figures on the images of each object that occurs, in the label space's order."""
+    found = {}
+    order = np.argsort(t.object, kind="stable")
+    edges = np.searchsorted(t.object[order], np.arange(len(t.objects) + 1))
+    for index, name in enumerate(t.objects):
+        rows = np.sort(order[edges[index] : edges[index + 1]])
+        if not len(rows):
+            continue
+        s = Section(f"per_object.{name}", reasons)
+        fake = t.fake[rows]
+        s.values |= {"n": len(rows), "real": int((~fake).sum()), "fake": int(fake.sum())}
+        s.error("object_error", t.object[rows], t.object_pred[rows])
+        s.detection(fake, t.p_fake[rows], THRESHOLD, _ANY)
+        found[name] = s.values
+    return found
+
+
+def _over_generators(
+    t: Labels, per_generator: dict[str, dict[str, Any]], reasons: dict[str, str]
+) -> dict[str, Any]:
+    """Mean, standard deviation and worst of each figure over the generators that have it."""
+    found = {}
+    for key in AVERAGED:
+        s = Section(f"over_generators.{key}", reasons)
+        values = {name: per_generator[name][key] for name in t.generators[1:]}
+        there = {name: value for name, value in values.items() if value is not None}
+        s.values["n"] = len(there)
+        if there:
+            worst = (max if key.endswith("_error") else min)(there, key=lambda name: there[name])
+            s.values["mean"] = float(np.mean(list(there.values())))
+            s.values["worst"] = {"generator": worst, "value": there[worst]}
+        else:
+            s.nulls(("mean", "worst"), "no generator has a value")
+        if len(there) > 1:
+            s.values["std"] = float(np.std(list(there.values()), ddof=1))
+        else:
+            s.null("std", "fewer than 2 generators")
+        found[key] = s.values
+    return found
+
+
+def _attribution(t: Labels, reasons: dict[str, str]) -> dict[str, Any]:
+    """Naming the generator (nature is one), Stable Diffusion 1.4 and 1.5 apart and as one."""
+    s = Section("attribution", reasons)
+    true, predicted = t.generator[t.closed], t.generator_pred[t.closed]
+    s.share("accuracy", true == predicted, NO_IMAGES)
+    s.macro_f1("macro_f1", true, predicted)
+    keys = ("accuracy_sd_merged", "macro_f1_sd_merged")
+    if t.can_merge:
+        true, predicted = t.merged(true), t.merged(predicted)
+        s.share(keys[0], true == predicted, NO_IMAGES)
+        s.macro_f1(keys[1], true, predicted)
+    else:
+        s.nulls(keys, _cannot_merge())
+    return s.values
+
+
+def _confusions(t: Labels, reasons: dict[str, str]) -> dict[str, Any]:
+    s = Section("confusion", reasons)
+    real_fake = ("real", "fake")
+    s.values["generator"] = _confusion(t.generators, t.generator, t.generator_pred)
+    if t.can_merge:
+        kept = [index for index, name in enumerate(t.generators) if name != MERGED[1]]
+        names = ["stable_diffusion" if t.generators[i] == MERGED[0] else t.generators[i] for i in kept]
+        true, predicted = (np.searchsorted(kept, t.merged(x)) for x in (t.generator, t.generator_pred))
+        s.values["generator_sd_merged"] = _confusion(names, true, predicted)
+    else:
+        s.null("generator_sd_merged", _cannot_merge())
+    s.values["real_fake"] = _confusion(real_fake, t.fake.astype(int), t.called_fake.astype(int))
+    if t.called_fake_calibrated is None:
+        s.null("real_fake_calibrated", NO_CALIBRATION)
+    else:
+        called = t.called_fake_calibrated.astype(int)
+        s.values["real_fake_calibrated"] = _confusion(real_fake, t.fake.astype(int), called)
+    return s.values
+
+
+def _confusion(labels: Sequence[str], true: NDArray[Any], predicted: NDArray[Any]) -> dict[str, Any]:
     size = len(labels)
     # scikit-learn refuses an empty table.
     matrix = (
@@ -187,44 +267,26 @@ def _confusion(labels: tuple[str, ...], true: NDArray[Any], predicted: NDArray[A
     return {"labels": list(labels), "matrix": matrix.tolist()}
 
 
-def format_table(metrics: dict[str, Any]) -> str:
-    """The metrics as plain text for a terminal: errors in per cent, with counts."""
-    overall, counts = metrics["overall"], metrics["counts"]
-    images, known = counts["images"], counts["object_known"]
-    rows = (
-        ("generator", "generator_error", images),
-        ("generator, SD 1.4 and 1.5 as one", "generator_error_sd_merged", images),
-        ("real/fake, P(fake) >= 0.5", "real_fake_error", images),
-        ("real/fake, likeliest generator", "real_fake_error_argmax", images),
-        ("object", "object_error", known),
-        ("object, photographs only", "object_error_nature", counts["object_known_nature"]),
-        ("object not in the top 5", "object_top5_error", known),
-        ("generator or object", "joint_error", known),
-    )
-    lines = [f"{images} images: {counts['real']} real, {counts['fake']} fake; {known} of known object", ""]
-    lines.append(f"{'':34}{'error':>9}  wrong of all")
-    for title, key, total in rows:
-        if overall[key] is not None:
-            lines.append(f"{title:34}{_percent(overall[key]):>9}  {round(overall[key] * total)} of {total}")
-    scores = (("AUROC", _score(overall["auroc"])), ("AP", _score(overall["ap"])))
-    shares = (("real", "accuracy_real"), ("fake", "accuracy_fake"))
-    lines += ["", "real/fake: " + ", ".join(f"{name} {value}" for name, value in scores)]
-    lines[-1] += "; accuracy on " + ", ".join(f"{name} {_percent(overall[key])}" for name, key in shares)
-    width = max(10, *(len(name) for name in metrics["per_generator"]))
-    heads = ("images", "generator", "real/fake", "object", "AUROC", "AP")
-    lines += ["", f"{'errors on':{width}}" + "".join(f"{head:>11}" for head in heads)]
-    for name, values in metrics["per_generator"].items():
-        if values["n"] == 0:
-            continue
-        errors = [_percent(values[f"{key}_error"]) for key in ("generator", "real_fake", "object")]
-        cells = [str(values["n"]), *errors, _score(values["auroc"]), _score(values["ap"])]
-        lines.append(f"{name:{width}}" + "".join(f"{cell:>11}" for cell in cells))
-    return "\n".join(lines)
+def _oracle(t: Labels, reasons: dict[str, str]) -> dict[str, Any]:
+    """The threshold chosen on the test images themselves, overall and for each generator."""
+    found: dict[str, Any] = {"note": _ORACLE, "overall": {}, "per_generator": {}}
+    everything = np.ones(len(t.fake), bool)
+    found["overall"] = _best(t, everything, _ANY, "oracle_upper_bound.overall", reasons)
+    for index, name in enumerate(t.generators[1:], start=1):
+        rows = (t.generator == index) | ~t.fake
+        where = f"oracle_upper_bound.per_generator.{name}"
+        found["per_generator"][name] = _best(t, rows, (name, _ANY[1]), where, reasons)
+    return found
 
 
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.2f} %"
-
-
-def _score(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+def _best(
+    t: Labels, rows: Bools, names: tuple[str, str], where: str, reasons: dict[str, str]
+) -> dict[str, Any]:
+    s = Section(where, reasons)
+    fake, p = t.fake[rows], t.p_fake[rows]
+    missing = [name for name, there in zip(names, (fake.any(), (~fake).any()), strict=True) if not there]
+    if missing:
+        s.nulls(("accuracy", "threshold", "balanced_accuracy"), f"no images of {' and '.join(missing)}")
+    else:
+        s.values |= best_threshold(fake, p)
+    return s.values

@@ -3,8 +3,10 @@
 Columns: sample_id int64; key string; generator (true) and generator_pred string; object
 (true, null where unknown) and object_pred string; p_fake float64; one float32 column of
 probabilities for each generator, named by `probability_column`; object_top5, a list of
-names, best first. Label spaces and the checkpoint's description are JSON in the schema's
-metadata (`telltale.generators`, `telltale.objects`, `telltale.checkpoint`).
+names, best first; and, only where images belong together, group string (null or "" where
+alone). Label spaces and the checkpoint's description are JSON in the schema's metadata
+(`telltale.generators`, `telltale.objects`, `telltale.checkpoint`); `telltale.unseen`, only
+where there are any, names true generators that the model has no output for.
 """
 
 import json
@@ -41,6 +43,9 @@ class PredictionArrays:
         generators: the G names of the generator head's outputs; index 0 is "nature".
         objects: the O names of the object head's outputs.
         checkpoint: plain values that say what predicted this.
+        group: N names that images share which are not independent, None or "" where alone.
+        unseen: names of true generators outside of the label space; label G + i means the
+            i-th of them.
     """
 
     sample_id: NDArray[np.int64]
@@ -52,6 +57,8 @@ class PredictionArrays:
     generators: Sequence[str]
     objects: Sequence[str]
     checkpoint: dict[str, Any] = field(default_factory=dict)
+    group: Sequence[str | None] | None = None
+    unseen: Sequence[str] = ()
 
 
 def probability_column(generator: str) -> str:
@@ -70,6 +77,27 @@ def label_spaces(table: pa.Table) -> tuple[tuple[str, ...], tuple[str, ...]]:
 def checkpoint_info(table: pa.Table) -> dict[str, Any]:
     """What predicted this table, as plain values."""
     return dict(_metadata(table, "checkpoint"))
+
+
+def unseen_generators(table: pa.Table) -> tuple[str, ...]:
+    """Names that the column generator may hold though the model has no output for them."""
+    return tuple(_metadata(table, "unseen", []))
+
+
+def clusters(table: pa.Table) -> NDArray[np.int64] | None:
+    """Which images belong together: int64 [N], equal where the group is; None without groups.
+
+    An image without a group (null or "") is a cluster of its own. A table in which no two
+    images share a group has no groups.
+    """
+    if "group" not in table.column_names:
+        return None
+    column = pc.fill_null(table["group"].combine_chunks(), "")
+    codes = column.dictionary_encode().indices.to_numpy().astype(np.int64)
+    alone = pc.equal(column, "").to_numpy(zero_copy_only=False)
+    codes[alone] = len(codes) + np.arange(alone.sum())
+    _, codes = np.unique(codes, return_inverse=True)
+    return codes if len(codes) and codes.max() + 1 < len(codes) else None
 
 
 def probabilities(table: pa.Table) -> NDArray[np.float32]:
@@ -96,14 +124,15 @@ def build_table(arrays: PredictionArrays) -> pa.Table:
     """
     a = arrays
     generators, objects = tuple(a.generators), tuple(a.objects)
-    _check_label_spaces("predictions", generators, objects)
+    _check_label_spaces("predictions", generators, objects, a.unseen)
+    true_names = (*generators, *a.unseen)
     count, top = len(a.sample_id), min(TOP, len(objects))
     _check_shapes(a, count, top)
     order = np.argsort(a.sample_id, kind="stable")
     _check_ids(a.sample_id[order])
     p = np.asarray(a.generator_probability, np.float64)[order]
     _check_probabilities("predictions", p, a.sample_id[order])
-    _check_range("generator", a.generator, 0, len(generators))
+    _check_range("generator", a.generator, 0, len(true_names))
     _check_range("object", a.object, -1, len(objects))
     best = a.object_top5[order, :top]
     _check_range("object_top5", best, 0, len(objects))
@@ -112,7 +141,7 @@ def build_table(arrays: PredictionArrays) -> pa.Table:
     columns: dict[str, pa.Array] = {
         "sample_id": pa.array(a.sample_id[order], pa.int64()),
         "key": pa.array([a.key[i] for i in order], pa.string()),
-        "generator": _names(a.generator[order], generators),
+        "generator": _names(a.generator[order], true_names),
         "generator_pred": _names(p.argmax(1), generators),
         "object": _names(a.object[order], objects, mask=~known),
         "object_pred": _names(best[:, 0], objects) if top else pa.nulls(count, pa.string()),
@@ -124,7 +153,11 @@ def build_table(arrays: PredictionArrays) -> pa.Table:
     # Parquet calls the items of a list "element"; so the table is the same when read back.
     names = pa.list_(pa.field("element", pa.string()))
     columns["object_top5"] = pa.ListArray.from_arrays(offsets, _names(best.reshape(-1), objects), type=names)
+    if a.group is not None:
+        columns["group"] = pa.array([a.group[i] for i in order], pa.string())
     values = {"generators": generators, "objects": objects, "checkpoint": a.checkpoint}
+    if a.unseen:
+        values["unseen"] = tuple(a.unseen)
     metadata = {f"telltale.{key}": json.dumps(value) for key, value in values.items()}
     return pa.table(columns).replace_schema_metadata(metadata)
 
@@ -169,8 +202,11 @@ def reason_of(error: OSError) -> str:
     return " ".join((error.strerror or str(error)).split())
 
 
-def _metadata(table: pa.Table, key: str) -> Any:
-    return json.loads((table.schema.metadata or {})[f"telltale.{key}".encode()])
+def _metadata(table: pa.Table, key: str, default: Any = None) -> Any:
+    found = (table.schema.metadata or {}).get(f"telltale.{key}".encode())
+    if found is None and default is None:
+        raise KeyError(f"telltale.{key}")
+    return default if found is None else json.loads(found)
 
 
 def _names(
@@ -180,11 +216,13 @@ def _names(
     return pa.DictionaryArray.from_arrays(coded, pa.array(names, pa.string())).cast(pa.string())
 
 
-def _check_label_spaces(where: str, generators: Sequence[str], objects: Sequence[str]) -> None:
+def _check_label_spaces(
+    where: str, generators: Sequence[str], objects: Sequence[str], unseen: Sequence[str] = ()
+) -> None:
     if not generators or generators[0] != "nature":
         found = repr(generators[0]) if generators else "nothing"
         raise UserError(f"{where}: the label space of generators starts with {found}, expected 'nature'")
-    columns = [probability_column(name) for name in generators]
+    columns = [probability_column(name) for name in (*generators, *unseen)]
     for kind, names in (("generators", columns), ("objects", list(objects))):
         if len(set(names)) != len(names):
             twice = next(name for name in names if names.count(name) > 1)
@@ -202,6 +240,8 @@ def _check_shapes(arrays: PredictionArrays, count: int, top: int) -> None:
     }
     found = {name: np.shape(getattr(arrays, name)) for name in wanted}
     found["key"] = (len(arrays.key),)
+    if arrays.group is not None:
+        wanted["group"], found["group"] = (count,), (len(arrays.group),)
     for name, shape in wanted.items():
         if found[name] != shape:
             raise UserError(f"predictions: {name} has shape {list(found[name])}, expected {list(shape)}")
@@ -249,15 +289,22 @@ def _check_table(where: str, table: pa.Table) -> None:
         if f"telltale.{key}".encode() not in metadata:
             raise UserError(f"{where}: telltale.{key} is not in its metadata; is it a table of predictions?")
     generators, objects = label_spaces(table)
-    _check_label_spaces(where, generators, objects)
+    unseen = unseen_generators(table)
+    _check_label_spaces(where, generators, objects, unseen)
     names = ["sample_id", "key", "generator", "generator_pred", "object", "object_pred", "p_fake"]
     expected = [*names, *map(probability_column, generators), "object_top5"]
+    if table.column_names[-1:] == ["group"]:
+        if not pa.types.is_string(table["group"].type):
+            raise UserError(f"{where}: column group holds {table['group'].type}, expected strings or nulls")
+        expected.append("group")
     if table.column_names != expected:
         odd = sorted(set(table.column_names) ^ set(expected)) or ["their order"]
         raise UserError(
             f"{where}: its columns do not fit its label space of generators [{', '.join(generators)}] "
             f"(differing: {', '.join(odd)}); write it again"
         )
+    if table["sample_id"].null_count:
+        raise UserError(f"{where}: {table['sample_id'].null_count} rows have no sample_id; write it again")
     ids = table["sample_id"].to_numpy()
     if len(np.unique(ids)) != len(ids):
         raise UserError(f"{where}: a sample occurs more than once; write it again")
@@ -265,7 +312,11 @@ def _check_table(where: str, table: pa.Table) -> None:
     p_fake = table["p_fake"].to_numpy()
     if not ((p_fake >= 0) & (p_fake <= 1)).all():
         raise UserError(f"{where}: p_fake holds a value outside [0, 1]; write it again")
-    spaces = (("generator", generators, 0), ("generator_pred", generators, 0), ("object", objects, 1))
+    spaces = (
+        ("generator", (*generators, *unseen), 0),
+        ("generator_pred", generators, 0),
+        ("object", objects, 1),
+    )
     for column, space, may_be_null in spaces:
         unknown = (label_indices(table, column, space) < 0).sum() - may_be_null * table[column].null_count
         if unknown:

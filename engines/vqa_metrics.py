@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from dataio.blind import (
@@ -27,6 +26,7 @@ from dataio.blind import (
     verdict_in,
 )
 from dataio.errors import UserError
+from engines.significance import mcnemar_p, wilson
 
 SCHEMA, VERSION = "telltale-vqa-metrics", 1
 UNPARSED = "unparsed"
@@ -119,7 +119,7 @@ def compute_vqa_metrics(
         "kind": kind,
         "items": len(items),
         "error": float((~right).mean()),
-        "error_interval_95": _interval(int((~right).sum()), len(items)),
+        "error_interval_95": wilson(int((~right).sum()), len(items)),
         "error_excluding_defective": float((~right[sound]).mean()) if sound.any() else None,
         "defective": defects,
         "unparsed": parsed.count(UNPARSED),
@@ -158,13 +158,7 @@ def mcnemar(items: Sequence[Item], other: Sequence[Item]) -> dict[str, Any]:
             )
     pairs = [(is_right(before[str(item["id"])]), is_right(item)) for item in items]
     fixed, broken = pairs.count((False, True)), pairs.count((True, False))
-    p = binomtest(fixed, fixed + broken, 0.5).pvalue if fixed + broken else 1.0
-    return {"fixed": fixed, "broken": broken, "p": float(p)}
-
-
-def _interval(count: int, total: int) -> list[float]:
-    interval = binomtest(count, total).proportion_ci(0.95, method="wilson")
-    return [float(interval.low), float(interval.high)]
+    return {"fixed": fixed, "broken": broken, "p": mcnemar_p(fixed, broken)}
 
 
 def _verdict(items: Sequence[Item]) -> dict[str, Any]:
@@ -178,7 +172,7 @@ def _verdict(items: Sequence[Item]) -> dict[str, Any]:
     fake = np.asarray([t == "Fake" for t in truth])
     verdict: dict[str, Any] = {
         "error": wrong / len(known),
-        "error_interval_95": _interval(wrong, len(known)),
+        "error_interval_95": wilson(wrong, len(known)),
         "blind": {"always_fake": float((~fake).mean()), "always_real": float(fake.mean())},
         "unparsed": said.count(UNPARSED),
         "confusion": {
@@ -207,7 +201,7 @@ def _per_generator(items: Sequence[Item], right: np.ndarray) -> dict[str, dict[s
         name: {
             "items": len(rows),
             "error": float((~right[rows]).mean()),
-            "error_interval_95": _interval(int((~right[rows]).sum()), len(rows)),
+            "error_interval_95": wilson(int((~right[rows]).sum()), len(rows)),
         }
         for name, rows in sorted(places.items())
     }

@@ -78,9 +78,16 @@ def metrics_of(arrays: PredictionArrays) -> dict[str, Any]:
 
 def _check_reasons(metrics: dict[str, Any]) -> None:
     """A value is null exactly where there is a reason."""
-    null = {f"overall.{key}" for key, value in metrics["overall"].items() if value is None}
-    for name, values in metrics["per_generator"].items():
-        null |= {f"per_generator.{name}.{key}" for key, value in values.items() if value is None}
+    null: set[str] = set()
+
+    def walk(value: Any, path: str) -> None:
+        if value is None:
+            null.add(path)
+        elif isinstance(value, dict):
+            for key, inner in value.items():
+                walk(inner, f"{path}.{key}" if path else key)
+
+    walk({key: value for key, value in metrics.items() if key not in ("checkpoint", "reasons")}, "")
     assert null == set(metrics["reasons"])
     assert all(metrics["reasons"].values())
 

@@ -1,0 +1,91 @@
+"""Figures of a detector from (fake, P(fake)): pure formulas, for rows that allow them.
+
+fake is bool [N], the positive class; p float64 [N] its probability. Formulas are
+scikit-learn's where it has them. An image is called fake where p is at least a threshold.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import average_precision_score, log_loss, roc_auc_score, roc_curve
+
+Bools = NDArray[np.bool_]
+Floats = NDArray[np.float64]
+
+BINS = 15  # of the expected calibration error
+CLIP = 1e-12  # probabilities are kept this far from 0 and 1 before a logarithm
+
+
+def auroc(fake: Bools, p: Floats) -> float:
+    """The area under the ROC curve; both classes must be there."""
+    return float(roc_auc_score(fake, p))
+
+
+def average_precision(fake: Bools, p: Floats) -> float:
+    """The step-wise sum, not interpolated; both classes must be there."""
+    # The sum can round to a little above 1.
+    return min(1.0, float(average_precision_score(fake, p)))
+
+
+def equal_error_rate(fake: Bools, p: Floats) -> float:
+    """Where the share of false alarms equals that of misses, on straight lines between thresholds."""
+    false_alarms, detected, _ = roc_curve(fake, p, drop_intermediate=False)
+    # Strictly increasing from -1 to 1: each threshold adds a false alarm or a detection.
+    return float(np.interp(0.0, false_alarms - (1 - detected), false_alarms))
+
+
+def detected_at(fake: Bools, p: Floats, false_alarm_rate: float) -> float:
+    """The largest share of fakes detected by a threshold with at most this share of false alarms."""
+    false_alarms, detected, _ = roc_curve(fake, p, drop_intermediate=False)
+    return float(detected[false_alarms <= false_alarm_rate].max())
+
+
+def balanced_accuracy(fake: Bools, called_fake: Bools) -> float:
+    """The mean of the accuracies on real and on fake; both must be there."""
+    return float((np.mean(called_fake[fake]) + np.mean(~called_fake[~fake])) / 2)
+
+
+def calibration_error(fake: Bools, p: Floats) -> float:
+    """ECE of P(fake): 15 bins of equal width, closed on the left (the last on both sides).
+
+    The mean over bins, weighted by their images, of |mean P(fake) - share of fakes|
+    (Naeini et al. 2015, for the positive class; as torchmetrics' `binary_calibration_error`).
+    """
+    bins = np.searchsorted(np.linspace(0, 1, BINS + 1)[1:-1], p, side="right")
+    gaps = np.bincount(bins, weights=p - fake, minlength=BINS)
+    return float(np.abs(gaps).sum() / len(p))
+
+
+def image_nll(fake: Bools, p: Floats) -> Floats:
+    """Each image's negative log-likelihood in nats, float64 [N], with p kept CLIP from 0 and 1."""
+    clipped = np.clip(p, CLIP, 1 - CLIP)
+    return -np.log(np.where(fake, clipped, 1 - clipped))
+
+
+def nll(fake: Bools, p: Floats) -> float:
+    """The mean negative log-likelihood in nats (`log_loss`), with p kept CLIP from 0 and 1."""
+    return float(log_loss(fake, np.clip(p, CLIP, 1 - CLIP), labels=[False, True]))
+
+
+def brier(fake: Bools, p: Floats) -> float:
+    """The mean squared difference of P(fake) and the truth, 0 or 1."""
+    return float(np.mean((p - fake) ** 2))
+
+
+def best_threshold(fake: Bools, p: Floats) -> dict[str, Any]:
+    """The accuracy of the threshold that is best for these very images: an upper bound.
+
+    Returns:
+        accuracy, its threshold (the highest of the best), and the best balanced accuracy.
+    """
+    false_alarms, detected, thresholds = roc_curve(fake, p, drop_intermediate=False)
+    right = detected * fake.sum() + (1 - false_alarms) * (~fake).sum()
+    best = int(np.argmax(right))
+    # The curve starts at infinity, where nothing is called fake; JSON has no infinity.
+    threshold = float(np.nextafter(p.max(), 2.0)) if best == 0 else float(thresholds[best])
+    return {
+        "accuracy": float(right[best] / len(fake)),
+        "threshold": threshold,
+        "balanced_accuracy": float((detected + 1 - false_alarms).max() / 2),
+    }
