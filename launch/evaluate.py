@@ -4,7 +4,8 @@ r"""Evaluate a checkpoint on one split of a shard folder.
         --output runs/quickstart/evaluation
 
 Writes predictions.parquet (one row per image) and metrics.json into the output folder and
-prints a table of errors. Runs under torchrun too, one process per GPU.
+prints a table of errors; with --report also report.html, one page that needs no network, and
+report.md. Runs under torchrun too, one process per GPU.
 """
 
 import sys
@@ -31,9 +32,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--mirror", action="store_true", help="predict mirror images too and average; twice the work"
     )
     parser.add_argument("--verify", action="store_true", help="check the SHA-256 of every shard first")
+    parser.add_argument("--report", action="store_true", help="write report.html and report.md too")
+    parser.add_argument(
+        "--protocols", nargs="*", default=[], help="folders of launch/protocol.py, shown in the report"
+    )
+    parser.add_argument(
+        "--pictures", type=int, default=2, help="per generator and outcome in the report's gallery; 0: none"
+    )
     options = parser.parse_args(argv)
     if options.batch is not None and options.batch < 1:
         parser.error(f"--batch is {options.batch}, expected at least 1")
+    if options.pictures < 0:
+        parser.error(f"--pictures is {options.pictures}, expected 0 or more")
+    if options.protocols and not options.report:
+        parser.error("--protocols are shown in the report: add --report")
 
     from engines.process import die_with_launcher
 
@@ -44,6 +56,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(format_table(metrics))
         folder = Path(options.output)
         print(f"\nresults: {folder / METRICS}, {folder / PREDICTIONS}")
+        if options.report:
+            from engines.report_inputs import report_evaluation
+
+            named = {
+                key: options[key]
+                for key in ("checkpoint", "data", "split", "output", "protocols", "pictures")
+            }
+            print(f"report: {report_evaluation(**named)}")
     return 0
 
 

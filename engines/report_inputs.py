@@ -1,0 +1,73 @@
+"""What a report shows besides predictions and metrics: audit, protocols, pictures."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from dataio.errors import UserError
+from engines.predictions import read_predictions
+from engines.report import Context, write_report
+
+AUDIT, PROTOCOL = "audit.json", "protocol.json"
+
+
+def report_evaluation(
+    *, output: str, data: str, split: str, checkpoint: str, protocols: Sequence[str] = (), pictures: int = 2
+) -> Path:
+    """Write report.html and report.md beside the predictions.parquet and metrics.json of `output`.
+
+    Args:
+        data, split, checkpoint: what was predicted, and by what. protocols: folders with a
+            protocol.json. pictures: of each generator and outcome in the gallery; 0: none.
+
+    Returns:
+        the page.
+
+    Raises:
+        UserError: a file that cannot be read or written.
+    """
+    table = read_predictions(Path(output) / "predictions.parquet")
+    metrics = _read_json(Path(output) / "metrics.json")
+    audit = Path(data) / AUDIT
+    shown, faithfulness = _gallery(table, data, split, checkpoint, pictures) if pictures else ([], None)
+    context = Context(
+        data=data,
+        split=split,
+        audit=_read_json(audit) if audit.is_file() else None,
+        protocols=[read_protocol(folder) for folder in protocols],
+        pictures=shown,
+        faithfulness=faithfulness,
+    )
+    return write_report(output, table, metrics, context)
+
+
+def read_protocol(folder: str | Path) -> dict[str, Any]:
+    """The protocol.json of a folder.
+
+    Raises:
+        UserError: none there, or another program's.
+    """
+    path = Path(folder) / PROTOCOL
+    found = _read_json(path)
+    if found.get("schema") != "telltale-protocol":
+        raise UserError(f"--protocols {path}: not a protocol's result; give a folder of launch/protocol.py")
+    return found
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())}); make it again") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: holds a {type(found).__name__}, expected an object; make it again")
+    return found
+
+
+def _gallery(
+    table: pa.Table, data: str, split: str, checkpoint: str, pictures: int
+) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+    return [], None
