@@ -47,7 +47,7 @@ class Maps:
     @property
     def empty(self) -> NDArray[np.bool_]:
         """Which maps are zero everywhere, bool [N]."""
-        return ~self.heat.any(axis=(1, 2))
+        return np.logical_not(self.heat.any(axis=(1, 2)), dtype=bool)
 
 
 def verdict_score(fake: bool) -> Score:
