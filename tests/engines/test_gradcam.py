@@ -34,8 +34,8 @@ class Small(nn.Module):
         super().__init__()
         self.conv1, self.norm1 = nn.Conv2d(3, 6, 3, 2, 1), nn.BatchNorm2d(6)
         self.layer1 = nn.Conv2d(6, 8, 3, 2, 1)
-        self.norm1.running_mean.normal_(0, 0.1)  # as after some training
-        self.norm1.running_var.uniform_(0.5, 1.5)
+        statistics = {"running_mean": torch.randn(6) / 10, "running_var": torch.rand(6) + 0.5}
+        self.norm1.load_state_dict(statistics, strict=False)  # as after some training
 
     def forward(self, image):
         # The layer's output is changed in place, as a ReLU may.
