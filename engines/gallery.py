@@ -12,17 +12,17 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from pytorch_grad_cam.utils.image import show_cam_on_image
-from scipy.special import expit, logit
 
 from dataio.errors import UserError
 from dataio.index import ShardSet, label_mismatch
 from dataio.loader import Loader, Work
 from dataio.order import centre_boxes
 from engines.config import Config
+from engines.decision import decision_of
 from engines.faithfulness import compare_with_random
 from engines.gradcam import grad_cams, overlay, verdict_score
 from engines.inference import load_model
-from engines.predictions import checkpoint_info, label_spaces, probability_column
+from engines.predictions import label_spaces, probability_column
 from engines.validation import to_pixels
 from models.dual_head import DualHead
 
@@ -104,20 +104,12 @@ def _verdicts(
     table: pa.Table, p_fake: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_]]:
     """Calibrated P(fake) where there is a calibration, verdict "fake", undecided: each [N]."""
-    stored = checkpoint_info(table).get("calibration")
-    if stored is None:
+    decision = decision_of(table)
+    if decision is None:
         return p_fake, p_fake >= 0.5, np.zeros(len(p_fake), bool)
-    try:
-        temperature, shift, threshold = (float(stored[key]) for key in ("temperature", "shift", "threshold"))
-        low, high = map(float, stored["unsure"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"predictions: the calibration of their checkpoint is damaged ({error}); "
-            "calibrate the checkpoint and evaluate again"
-        ) from None
-    p = expit((logit(np.clip(p_fake, _CLIP, 1 - _CLIP)) + shift) / temperature)
-    unsure = (low <= p) & (p < high)
-    return p, np.where(unsure, p >= 0.5, p >= threshold), unsure
+    p = decision.probability(p_fake)
+    unsure = decision.abstains(p)
+    return p, np.where(unsure, p >= 0.5, decision.calls_fake(p)), unsure
 
 
 def build_gallery(

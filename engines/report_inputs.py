@@ -1,13 +1,14 @@
 """What a report shows besides predictions and metrics: audit, protocols, pictures."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from dataio.errors import UserError
+from engines.gallery import build_gallery, describe, faithfulness_of
 from engines.predictions import read_predictions
 from engines.report import Context, write_report
 
@@ -70,4 +71,26 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _gallery(
     table: pa.Table, data: str, split: str, checkpoint: str, pictures: int
 ) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
-    return [], None
+    items = build_gallery(table, data, split, checkpoint, per_outcome=pictures)
+    found = faithfulness_of(items, checkpoint)
+    return [describe(item) for item in items], {**found, "sentence": faithfulness_sentence(found)}
+
+
+def faithfulness_sentence(found: Mapping[str, Any]) -> str:
+    """What may be said of the maps, from `compare_with_random`'s result."""
+    if found.get("deletion") is None or found["deletion"]["interval"] is None:
+        return f"Not measured: {found.get('reason', 'no maps')}."
+    parts, better = [], []
+    for name, sign in (("deletion", -1), ("insertion", 1)):
+        low, high = found[name]["interval"]
+        better.append(low > 0 if sign > 0 else high < 0)
+        parts.append(
+            f"{name} AUC {found[name]['map']:.3f}, random maps {found[name]['random']:.3f} "
+            f"(difference {found[name]['difference']:+.3f}, 95 % interval {low:+.3f} to {high:+.3f})"
+        )
+    verdict = {
+        2: "Both speak for the maps.",
+        1: "Only one of the two speaks for the maps: read them with care.",
+        0: "Neither speaks for the maps: do not read them as reasons.",
+    }[sum(better)]
+    return f"On {found['images']} of these images: {'; '.join(parts)}. {verdict}"

@@ -72,7 +72,13 @@ def test_ties_fall_to_the_lower_id_and_not_where_digits_still_tell_them_apart():
 
 
 def test_with_a_calibration_the_band_is_undecided_and_probabilities_are_calibrated():
-    calibration = {"temperature": 2.0, "shift": 1.0, "threshold": 0.8, "unsure": [0.4, 0.8]}
+    calibration = {
+        "temperature": 2.0,
+        "shift": 1.0,
+        "threshold": 0.8,
+        "unsure": [0.4, 0.8],
+        "false_alarm_rate": 0.01,
+    }
     # Calibrated: sigmoid((logit(p) + 1) / 2).
     p = [0.05, 0.3, 0.5, 0.85, 0.99, 0.15]
     calibrated = 1 / (1 + np.exp(-(np.log(np.divide(p, np.subtract(1, p))) + 1) / 2))
@@ -85,7 +91,7 @@ def test_with_a_calibration_the_band_is_undecided_and_probabilities_are_calibrat
         ("nature", "abstained", 5, False),
         ("nature", "abstained", 2, True),
     ]
-    no_band = table_of(p, [0] * 6, {**calibration, "unsure": [0.8, 0.8]})
+    no_band = table_of(p, [0] * 6, {**calibration, "unsure": [0.8, 0.8], "false_alarm_rate": 0.01})
     assert {outcome for _, outcome, _, _ in chosen(no_band, 9)} == {"right", "wrong"}
     for damaged in ({"threshold": 0.5}, {**calibration, "unsure": None}, {**calibration, "shift": "much"}):
         with pytest.raises(UserError, match="calibration of their checkpoint is damaged") as caught:
@@ -120,7 +126,13 @@ def work(tiny_shards, tmp_path_factory):
     arrays = predict_split(path, str(tiny_shards), "train", batch=32)
     assert arrays is not None
     low, high = np.quantile(1 - arrays.generator_probability[:, 0], [0.3, 0.7])
-    calibration = {"temperature": 1.0, "shift": 0.0, "threshold": high, "unsure": [low, high]}
+    calibration = {
+        "temperature": 1.0,
+        "shift": 0.0,
+        "threshold": high,
+        "unsure": [low, high],
+        "false_alarm_rate": 0.01,
+    }
     arrays = replace(arrays, checkpoint={**arrays.checkpoint, "calibration": calibration})
     return path, build_table(arrays)
 

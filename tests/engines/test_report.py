@@ -12,7 +12,7 @@ from dataio.errors import UserError
 from engines.metrics import compute_metrics
 from engines.predictions import PredictionArrays, build_table
 from engines.report import Context, write_report
-from engines.report_inputs import read_protocol
+from engines.report_inputs import faithfulness_sentence, read_protocol
 
 GENERATORS = ("nature", "adm", "<script>alert(1)</script>")
 CALIBRATION = {
@@ -140,6 +140,21 @@ def test_a_folder_without_a_protocol_is_named(tmp_path):
     (tmp_path / "protocol.json").write_text('{"schema": "other"}')
     with pytest.raises(UserError, match="not a protocol's result"):
         read_protocol(tmp_path)
+
+
+def test_maps_are_praised_only_where_both_intervals_say_so():
+    def found(deletion, insertion):
+        each = {"map": 0.5, "random": 0.6, "difference": -0.1}
+        return {
+            "images": 9,
+            "deletion": {**each, "interval": deletion},
+            "insertion": {**each, "interval": insertion},
+        }
+
+    assert "Both speak" in faithfulness_sentence(found([-0.2, -0.1], [0.1, 0.2]))
+    assert "Only one" in faithfulness_sentence(found([-0.2, -0.1], [-0.1, 0.2]))
+    assert "Neither" in faithfulness_sentence(found([0.1, 0.2], [-0.2, -0.1]))
+    assert "Not measured: no images" in faithfulness_sentence({"deletion": None, "reason": "no images"})
 
 
 USED = """
