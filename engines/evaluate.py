@@ -3,6 +3,7 @@
 import json
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from dataio import atomic
 from dataio.errors import UserError
 from dataio.index import read_manifest
 from engines.command import is_main_process
+from engines.intervals import RESAMPLES
 from engines.metrics import compute_metrics
 from engines.predictions import build_table, reason_of, write_predictions
 
@@ -26,6 +28,8 @@ def evaluate_checkpoint(
     mirror: bool = False,
     verify: bool = False,
     threads: int | None = None,
+    resamples: int = RESAMPLES,
+    held_out: Sequence[str] = (),
 ) -> dict[str, Any] | None:
     """Predict a split and write what follows from it; under torchrun every rank calls this.
 
@@ -37,6 +41,7 @@ def evaluate_checkpoint(
         batch: images per forward pass; None leaves it to `predict_split`.
         mirror: see `predict_split`. verify: check the shards' SHA-256 first.
         threads: CPU threads of PyTorch; None takes this process's share of the cores.
+        resamples: of the bootstrap. held_out: see `engines.openset.compute_open_set`.
 
     Returns:
         the metrics on rank 0, None on the others.
@@ -61,7 +66,7 @@ def evaluate_checkpoint(
             f"{data}: {table.num_rows} samples of the {split} split were predicted, expected {expected}; "
             "were the shards written again meanwhile? evaluate once more"
         )
-    metrics = compute_metrics(table)
+    metrics = compute_metrics(table, resamples=resamples, held_out=held_out)
     folder = Path(output)
     try:
         folder.mkdir(parents=True, exist_ok=True)
