@@ -19,10 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.scores import Bools, Floats
+from engines.scores import RATES, Bools, Floats
 
 LEVEL = 0.95
-RATES = {"tpr_at_fpr_1": 0.01, "tpr_at_fpr_5": 0.05}
 RANKED = ("auroc", "ap", *RATES)
 _CHUNK = 1 << 17  # weights in one batch: small enough for the caches
 _TINY = 1e-300

@@ -17,7 +17,7 @@ from engines.bootstrap import (
     percentile_interval,
     resample,
 )
-from engines.scores import detected_at
+from engines.scores import operating_points
 
 
 def _images(count: int, seed: int, levels: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -43,7 +43,9 @@ def test_figures_of_weights_are_those_of_repeated_images(levels: int, grouped: b
         fake, score = generator[rows] > 0, p[rows]
         assert found.overall["auroc"][row] == pytest.approx(roc_auc_score(fake, score), abs=1e-12)
         assert found.overall["ap"][row] == pytest.approx(average_precision_score(fake, score), abs=1e-12)
-        assert found.overall["tpr_at_fpr_5"][row] == pytest.approx(detected_at(fake, score, 0.05), abs=1e-12)
+        assert found.overall["tpr_at_fpr_5"][row] == pytest.approx(
+            operating_points(fake, score)["tpr_at_fpr_5"], abs=1e-12
+        )
         for index in range(4):
             own = rows[generator[rows] == index]
             assert counts["all"][row, index] == len(own)
@@ -57,7 +59,7 @@ def test_figures_of_weights_are_those_of_repeated_images(levels: int, grouped: b
             assert found.each["auroc"][row, index] == pytest.approx(roc_auc_score(fake, score), abs=1e-12)
             ap = average_precision_score(fake, score)
             assert found.each["ap"][row, index] == pytest.approx(ap, abs=1e-12)
-            tpr = detected_at(fake, score, 0.01)
+            tpr = operating_points(fake, score)["tpr_at_fpr_1"]
             assert found.each["tpr_at_fpr_1"][row, index] == pytest.approx(tpr, abs=1e-12)
     # A generator without images, and nature against itself.
     assert all(np.isnan(found.each[key][:, [0, 4]]).all() for key in RANKED)

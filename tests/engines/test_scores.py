@@ -56,9 +56,10 @@ def test_formulas_equal_other_libraries(fake: np.ndarray, p: np.ndarray) -> None
     assert scores.image_nll(fake, p).mean() == pytest.approx(scores.nll(fake, p), rel=1e-9)
     called = p >= 0.5
     assert scores.balanced_accuracy(fake, called) == pytest.approx(balanced_accuracy_score(fake, called))
-    for rate in (0.01, 0.05, 0.3):
+    points = scores.operating_points(fake, p)
+    for key, rate in (("tpr_at_fpr_1", 0.01), ("tpr_at_fpr_5", 0.05)):
         sensitivity, _ = binary_sensitivity_at_specificity(preds, target, min_specificity=1 - rate)
-        assert scores.detected_at(fake, p, rate) == pytest.approx(sensitivity.item(), abs=1e-6)
+        assert points[key] == pytest.approx(sensitivity.item(), abs=1e-6)
 
 
 @pytest.mark.parametrize(("fake", "p"), CASES)
@@ -69,7 +70,7 @@ def test_equal_error_rate_is_where_the_roc_curve_meets_the_diagonal(fake: np.nda
     along = np.linspace(0, 1, len(false_alarms))
     x, y = interp1d(along, false_alarms), interp1d(along, detected)
     root = brentq(lambda t: 1 - x(t) - y(t), 0.0, 1.0)
-    found = scores.equal_error_rate(fake, p)
+    found = scores.operating_points(fake, p)["eer"]
     assert found == pytest.approx(float(x(root)), abs=1e-9)
     # torchmetrics takes the threshold that comes nearest.
     gap = max(np.diff(false_alarms).max(), np.diff(detected).max())
@@ -79,9 +80,10 @@ def test_equal_error_rate_is_where_the_roc_curve_meets_the_diagonal(fake: np.nda
 
 def test_equal_error_rate_of_known_curves() -> None:
     fake = np.array([0, 0, 0, 0, 1, 1, 1, 1], bool)
-    assert scores.equal_error_rate(fake, np.array([0.1, 0.2, 0.3, 0.8, 0.4, 0.7, 0.9, 0.95])) == 0.25
-    assert scores.equal_error_rate(fake, fake.astype(float)) == 0.0
-    assert scores.equal_error_rate(fake, 1.0 - fake) == 1.0
+    mixed = np.array([0.1, 0.2, 0.3, 0.8, 0.4, 0.7, 0.9, 0.95])
+    assert scores.operating_points(fake, mixed)["eer"] == 0.25
+    assert scores.operating_points(fake, fake.astype(float))["eer"] == 0.0
+    assert scores.operating_points(fake, 1.0 - fake)["eer"] == 1.0
 
 
 @settings(max_examples=40, deadline=None)
