@@ -13,6 +13,7 @@ from dataio.index import read_manifest
 from engines.command import is_main_process
 from engines.intervals import RESAMPLES
 from engines.metrics import compute_metrics
+from engines.openset import check_held_out
 from engines.predictions import build_table, reason_of, write_predictions
 
 PREDICTIONS, METRICS = "predictions.parquet", "metrics.json"
@@ -47,11 +48,14 @@ def evaluate_checkpoint(
         the metrics on rank 0, None on the others.
 
     Raises:
-        UserError: the output cannot be written (found before anything is computed); what
-            `engines.inference.predict_split` raises; predictions that lack a sample.
+        UserError: the output cannot be written, a held-out name is unknown (both found before
+            anything is computed); what `engines.inference.predict_split` raises; predictions
+            that lack a sample.
     """
     if is_main_process():
         check_writable(output)
+        if held_out:
+            check_held_out(held_out, read_manifest(data)["generators"])
     from engines.inference import predict_split
 
     arrays = predict_split(

@@ -1,5 +1,6 @@
 """The bootstrap: figures from weights, the resamples themselves, and how often intervals hold the truth."""
 
+import os
 from typing import Any
 
 import numpy as np
@@ -96,6 +97,17 @@ def test_seed_and_nothing_else_decides() -> None:
         shuffled = Sample(generator[order], 4, ids[order], None if cluster is None else 7 - cluster[order])
         options = {"resamples": 50, "seed": 1, "grouped": cluster is not None}
         assert np.array_equal(_auroc(straight, p, **options), _auroc(shuffled, p[order], **options))
+
+
+def test_one_core_gives_what_several_do() -> None:
+    generator, p = _images(3000, 7)
+    sample, cores = Sample(generator, 4, np.arange(3000)), os.sched_getaffinity(0)
+    several = _auroc(sample, p, resamples=200, seed=0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        assert np.array_equal(several, _auroc(sample, p, resamples=200, seed=0))
+    finally:
+        os.sched_setaffinity(0, cores)
 
 
 def test_spread_is_that_of_the_binomial() -> None:
