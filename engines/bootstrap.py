@@ -12,17 +12,19 @@ once. A batch of resamples is one matrix of weights.
   value that its resampled images have.
 """
 
+import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.scores import Bools, Floats
+from engines.scores import RATES, Bools, Floats
 
 LEVEL = 0.95
-RATES = {"tpr_at_fpr_1": 0.01, "tpr_at_fpr_5": 0.05}
 RANKED = ("auroc", "ap", *RATES)
 _CHUNK = 1 << 17  # weights in one batch: small enough for the caches
 _TINY = 1e-300
@@ -146,7 +148,7 @@ class Ranking:
         score = p[sample.order]
         self.real = int(sample.starts[1])
         self._generators = sample.generators
-        self._kept: dict[str, Floats] = {}
+        self._kept = threading.local()
         self._present = [index for index, _ in sample.blocks() if index]
         self._reals = np.argsort(score[: self.real], kind="stable")
         real_scores = score[self._reals]
@@ -222,9 +224,9 @@ class Ranking:
     # Large arrays are kept from batch to batch: to be given new memory takes as long as the sums.
 
     def _space(self, name: str, shape: tuple[int, int]) -> Floats:
-        found = self._kept.get(name)
+        found = self._kept.__dict__.get(name)
         if found is None or found.shape != shape:
-            found = self._kept[name] = np.zeros(shape)
+            found = self._kept.__dict__[name] = np.zeros(shape)
         return found
 
     def _taken(self, name: str, values: Floats, columns: NDArray[np.int64]) -> Floats:
@@ -260,8 +262,9 @@ def resample(
         random = np.random.default_rng([seed, number, int(grouped)])
         return compute(sample.weights(random, counts[number], grouped=grouped))
 
-    # Not in threads: most of their time went into the system's giving them memory.
-    parts = [one(number) for number in range(len(counts))]
+    # NumPy lets go of the interpreter in its loops, so that threads do share the work.
+    with ThreadPoolExecutor(min(4, len(os.sched_getaffinity(0)))) as pool:
+        parts = list(pool.map(one, range(len(counts))))
     return Figures(
         {key: np.concatenate([part.overall[key] for part in parts]) for key in parts[0].overall},
         {key: np.concatenate([part.each[key] for part in parts]) for key in parts[0].each},

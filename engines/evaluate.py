@@ -3,6 +3,7 @@
 import json
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ from dataio import atomic
 from dataio.errors import UserError
 from dataio.index import read_manifest
 from engines.command import is_main_process
+from engines.intervals import RESAMPLES
 from engines.metrics import compute_metrics
+from engines.openset import check_held_out
 from engines.predictions import build_table, reason_of, write_predictions
 
 PREDICTIONS, METRICS = "predictions.parquet", "metrics.json"
@@ -26,6 +29,8 @@ def evaluate_checkpoint(
     mirror: bool = False,
     verify: bool = False,
     threads: int | None = None,
+    resamples: int = RESAMPLES,
+    held_out: Sequence[str] = (),
 ) -> dict[str, Any] | None:
     """Predict a split and write what follows from it; under torchrun every rank calls this.
 
@@ -37,16 +42,20 @@ def evaluate_checkpoint(
         batch: images per forward pass; None leaves it to `predict_split`.
         mirror: see `predict_split`. verify: check the shards' SHA-256 first.
         threads: CPU threads of PyTorch; None takes this process's share of the cores.
+        resamples: of the bootstrap. held_out: see `engines.openset.compute_open_set`.
 
     Returns:
         the metrics on rank 0, None on the others.
 
     Raises:
-        UserError: the output cannot be written (found before anything is computed); what
-            `engines.inference.predict_split` raises; predictions that lack a sample.
+        UserError: the output cannot be written, a held-out name is unknown (both found before
+            anything is computed); what `engines.inference.predict_split` raises; predictions
+            that lack a sample.
     """
     if is_main_process():
         check_writable(output)
+        if held_out:
+            check_held_out(held_out, read_manifest(data)["generators"])
     from engines.inference import predict_split
 
     arrays = predict_split(
@@ -61,7 +70,7 @@ def evaluate_checkpoint(
             f"{data}: {table.num_rows} samples of the {split} split were predicted, expected {expected}; "
             "were the shards written again meanwhile? evaluate once more"
         )
-    metrics = compute_metrics(table)
+    metrics = compute_metrics(table, resamples=resamples, held_out=held_out)
     folder = Path(output)
     try:
         folder.mkdir(parents=True, exist_ok=True)

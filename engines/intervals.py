@@ -19,6 +19,7 @@ from engines.bootstrap import (
 )
 from engines.labels import Labels
 from engines.metric_sections import Section
+from engines.predictions import TOP
 from engines.scores import Bools, Floats
 from engines.significance import wilson
 
@@ -66,7 +67,10 @@ class Headline:
         columns: dict[str, tuple[Any, Bools | None]] = {
             "generator_error": (t.generator != t.generator_pred, t.closed),
             "real_fake_error": (t.called_fake != t.fake, None),
+            "real_fake_error_argmax": ((t.generator_pred != 0) != t.fake, None),
             "object_error": (t.object != t.object_pred, t.known),
+            "object_error_nature": (t.object != t.object_pred, t.known & ~t.fake),
+            "object_error_fake": (t.object != t.object_pred, t.known & t.fake),
             "joint_error": (
                 (t.generator != t.generator_pred) | (t.object != t.object_pred),
                 t.known & t.closed,
@@ -74,6 +78,8 @@ class Headline:
             "nll": (scores.image_nll(t.fake, t.p_fake), None),
             "brier": ((t.p_fake - t.fake) ** 2, None),
         }
+        if len(t.objects) > TOP:
+            columns["object_top5_error"] = (~t.in_top5, t.known)
         if t.can_merge:
             columns["generator_error_sd_merged"] = (
                 t.merged(t.generator) != t.merged(t.generator_pred),

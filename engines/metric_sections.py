@@ -13,14 +13,8 @@ from engines.scores import Bools, Floats
 NO_IMAGES = "no images"
 NO_OBJECTS = "no image with a known object"
 NO_CALIBRATION = "no calibration"
-# Figures that need both real and fake images, from (fake, p).
-RANKING: Mapping[str, Callable[[Bools, Floats], float]] = {
-    "auroc": scores.auroc,
-    "ap": scores.average_precision,
-    "eer": scores.equal_error_rate,
-    "tpr_at_fpr_1": lambda fake, p: scores.detected_at(fake, p, 0.01),
-    "tpr_at_fpr_5": lambda fake, p: scores.detected_at(fake, p, 0.05),
-}
+# Figures that need both real and fake images.
+RANKING = ("auroc", "ap", "eer", *scores.RATES)
 # Figures of a probability, on any images.
 PROBABILITY: Mapping[str, Callable[[Bools, Floats], float]] = {
     "ece": scores.calibration_error,
@@ -77,8 +71,9 @@ class Section:
             self.nulls(("balanced_accuracy", *RANKING), f"no images of {' and '.join(missing)}")
         else:
             self.values["balanced_accuracy"] = scores.balanced_accuracy(fake, called)
-            for key, formula in RANKING.items():
-                self.values[key] = formula(fake, p)
+            self.values["auroc"] = scores.auroc(fake, p)
+            self.values["ap"] = scores.average_precision(fake, p)
+            self.values |= scores.operating_points(fake, p)
         self.share("accuracy_real", ~called[~fake], f"no images of {names[1]}")
         self.share("accuracy_fake", called[fake], f"no images of {names[0]}")
         self.probability(fake, p)

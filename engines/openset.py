@@ -24,7 +24,7 @@ from sklearn.metrics import roc_auc_score
 from dataio.errors import UserError
 from engines.labels import Labels
 from engines.metric_sections import Section
-from engines.predictions import checkpoint_info, probabilities
+from engines.predictions import checkpoint_info, label_spaces, probabilities, unseen_generators
 from engines.scores import Bools, Floats
 
 SCORE = "1 - largest probability among trained labels (nature included)"
@@ -36,16 +36,25 @@ def held_out_of(table: pa.Table, held_out: Sequence[str] = ()) -> tuple[str, ...
     Raises:
         UserError: a name that is nature or that the table does not know.
     """
-    t = Labels(table)
-    unseen = t.generators[len(t.space) :]
+    generators, _ = label_spaces(table)
+    unseen = unseen_generators(table)
     named = tuple(held_out) or tuple(checkpoint_info(table).get("held_out", ()))
-    for name in named:
-        if name == "nature" or name not in t.generators:
+    check_held_out(named, (*generators, *unseen))
+    return tuple(name for name in (*generators, *unseen) if name in named or name in unseen)
+
+
+def check_held_out(names: Sequence[str], generators: Sequence[str]) -> None:
+    """Find out whether `names` may be held out of a label space that starts with nature.
+
+    Raises:
+        UserError: a name that is nature or not in the label space.
+    """
+    for name in names:
+        if name not in generators[1:]:
             raise UserError(
-                f"held-out generator {name!r}: expected some of [{', '.join(t.generators[1:])}]; "
-                "name generators of the predictions' label space"
+                f"held-out generator {name!r}: expected some of [{', '.join(generators[1:])}]; "
+                "name generators of the label space"
             )
-    return tuple(name for name in t.generators if name in named or name in unseen)
 
 
 def rejection(p: NDArray[np.floating], trained: Bools) -> tuple[Floats, NDArray[np.int64]]:

@@ -14,6 +14,7 @@ Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 
 BINS = 15  # of the expected calibration error
+RATES = {"tpr_at_fpr_1": 0.01, "tpr_at_fpr_5": 0.05}
 CLIP = 1e-12  # probabilities are kept this far from 0 and 1 before a logarithm
 
 
@@ -28,17 +29,20 @@ def average_precision(fake: Bools, p: Floats) -> float:
     return min(1.0, float(average_precision_score(fake, p)))
 
 
-def equal_error_rate(fake: Bools, p: Floats) -> float:
-    """Where the share of false alarms equals that of misses, on straight lines between thresholds."""
+def operating_points(fake: Bools, p: Floats) -> dict[str, float]:
+    """Figures of single points of the ROC curve; both classes must be there.
+
+    Returns:
+        eer, where the share of false alarms equals that of misses, on straight lines between
+        thresholds; tpr_at_fpr_1 and tpr_at_fpr_5, the largest share of fakes detected by a
+        threshold with at most 1 % and 5 % of false alarms.
+    """
     false_alarms, detected, _ = roc_curve(fake, p, drop_intermediate=False)
     # Strictly increasing from -1 to 1: each threshold adds a false alarm or a detection.
-    return float(np.interp(0.0, false_alarms - (1 - detected), false_alarms))
-
-
-def detected_at(fake: Bools, p: Floats, false_alarm_rate: float) -> float:
-    """The largest share of fakes detected by a threshold with at most this share of false alarms."""
-    false_alarms, detected, _ = roc_curve(fake, p, drop_intermediate=False)
-    return float(detected[false_alarms <= false_alarm_rate].max())
+    points = {"eer": float(np.interp(0.0, false_alarms - (1 - detected), false_alarms))}
+    for key, rate in RATES.items():
+        points[key] = float(detected[false_alarms <= rate].max())
+    return points
 
 
 def balanced_accuracy(fake: Bools, called_fake: Bools) -> float:

@@ -39,7 +39,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--pictures", type=int, default=2, help="per generator and outcome in the report's gallery; 0: none"
     )
+    parser.add_argument(
+        "--resamples", type=int, default=1000, help="of the bootstrap behind the intervals (default: 1000)"
+    )
+    parser.add_argument(
+        "--held-out", default="", help="generators, with commas, that the model was not trained on"
+    )
     options = parser.parse_args(argv)
+    if options.resamples < 1:
+        parser.error(f"--resamples is {options.resamples}, expected at least 1")
     if options.batch is not None and options.batch < 1:
         parser.error(f"--batch is {options.batch}, expected at least 1")
     if options.pictures < 0:
@@ -50,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from engines.process import die_with_launcher
 
     die_with_launcher()
-    metrics = evaluate_checkpoint(**{key: options[key] for key in _KEYS})
+    held_out = [name for name in options.held_out.split(",") if name]
+    metrics = evaluate_checkpoint(**{key: options[key] for key in _KEYS}, held_out=held_out)
     if metrics is not None:
         print(f"{options.checkpoint} on {options.data}, {options.split} split")
         print(format_table(metrics))
@@ -67,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-_KEYS = ("checkpoint", "data", "split", "output", "batch", "mirror", "verify")
+_KEYS = ("checkpoint", "data", "split", "output", "batch", "mirror", "verify", "resamples")
 
 if __name__ == "__main__":
     run_command(main)

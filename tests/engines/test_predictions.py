@@ -12,11 +12,13 @@ from engines.predictions import (
     PredictionArrays,
     build_table,
     checkpoint_info,
+    clusters,
     label_indices,
     label_spaces,
     probabilities,
     probability_column,
     read_predictions,
+    unseen_generators,
     write_predictions,
 )
 
@@ -219,6 +221,7 @@ def _replace_column(path, name: str, values) -> None:
         (lambda p: _rewrite_metadata(p, generators=["nature", "glide", "adm"]), ["their order"]),
         (lambda p: _rewrite_metadata(p, objects=OBJECTS[1:]), ["column object", "label space"]),
         (lambda p: _replace_column(p, "sample_id", [0, *range(19)]), ["more than once"]),
+        (lambda p: _replace_column(p, "sample_id", [None, *range(19)]), ["1 rows have no sample_id"]),
         (lambda p: _replace_column(p, "p_adm", np.full(20, np.nan, np.float32)), ["nan"]),
         (lambda p: _replace_column(p, "p_fake", np.full(20, np.nan)), ["p_fake"]),
         (lambda p: _replace_column(p, "generator_pred", ["dalle"] * 20), ["generator_pred"]),
@@ -236,6 +239,50 @@ def test_bad_files_are_one_line(tmp_path, damage, words) -> None:
     assert "\n" not in message and str(path) in message
     for word in words:
         assert word in message
+
+
+def test_groups_are_read_and_images_without_one_are_alone(tmp_path) -> None:
+    arrays = make_arrays(6)
+    assert clusters(build_table(arrays)) is None
+    by_id = ["a", None, "a", "", "b", ""]
+    table = build_table(replace(arrays, group=[by_id[i] for i in arrays.sample_id]))
+    write_predictions(tmp_path / "p", table)
+    again = read_predictions(tmp_path / "p")
+    assert again["group"].to_pylist() == by_id
+    codes = clusters(again)
+    assert codes is not None and codes[0] == codes[2] and len(set(codes.tolist())) == 5
+    # No two images share one: as if there were none.
+    assert clusters(build_table(replace(arrays, group=list("abcdef")))) is None
+    assert clusters(build_table(replace(arrays, group=[None] * 6))) is None
+    assert clusters(again.slice(0, 0)) is None
+
+
+def test_groups_of_several_chunks() -> None:
+    table = build_table(replace(make_arrays(6), group=list("aabbcc")))
+    pieces = pa.concat_tables([table.slice(0, 1), table.slice(1, 4), table.slice(5)])
+    first, second = clusters(table), clusters(pieces)
+    assert first is not None and second is not None and first.tolist() == second.tolist()
+
+
+def test_true_generators_that_the_model_cannot_name(tmp_path) -> None:
+    arrays = replace(make_arrays(6), unseen=("dalle",), generator=np.array([0, 1, 2, 3, 3, 0]))
+    write_predictions(tmp_path / "p", build_table(arrays))
+    table = read_predictions(tmp_path / "p")
+    assert unseen_generators(table) == ("dalle",) and label_spaces(table) == (GENERATORS, OBJECTS)
+    assert table["generator"].to_pylist().count("dalle") == 2
+    assert unseen_generators(build_table(make_arrays())) == ()
+    with pytest.raises(UserError, match="twice"):
+        build_table(replace(arrays, unseen=("adm",)))
+
+
+@pytest.mark.parametrize(
+    ("group", "words"), [(pa.array([1] * 20), "int64"), (pa.array([["a"]] * 20), "list")]
+)
+def test_groups_that_are_no_names_are_one_line(tmp_path, group, words) -> None:
+    path = tmp_path / "p"
+    pq.write_table(build_table(make_arrays()).append_column("group", group), path)
+    with pytest.raises(UserError, match=f"column group holds {words}"):
+        read_predictions(path)
 
 
 def test_a_folder_is_not_a_table(tmp_path) -> None:

@@ -87,6 +87,16 @@ def test_every_image_once_by_any_number_of_processes(work: Path, repo_root: Path
     assert dict(zip(names.tolist(), counts.tolist(), strict=True)) == expected
 
 
+def test_held_out_generators_and_resamples_reach_the_metrics(work: Path, repo_root: Path) -> None:
+    flags = ["--checkpoint", "best.pt", "--split", "train", "--output", "held"]
+    done = _evaluate(repo_root, work, *flags, "--held-out", "adm,glide", "--resamples", "20")
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((work / "held" / "metrics.json").read_text())
+    assert metrics["open_set"]["held_out"] == ["adm", "glide"]
+    assert metrics["intervals"]["resamples"] == 20
+    assert "never seen: adm, glide" in done.stdout
+
+
 def test_an_export_predicts_what_its_checkpoint_does_bit_for_bit(work: Path, repo_root: Path) -> None:
     command = [sys.executable, str(repo_root / "launch" / "export.py"), "--checkpoint", "best.pt"]
     done = subprocess.run([*command, "--output", "exported"], cwd=work, capture_output=True, text=True)
@@ -130,6 +140,8 @@ def test_mirror_is_the_mean_over_an_image_and_its_mirror_image(work: Path, repo_
     ("flags", "words"),
     [
         (["--checkpoint", "missing.pt", "--split", "test"], ["missing.pt"]),
+        (["--checkpoint", "best.pt", "--split", "test", "--held-out", "adm,dalle"], ["'dalle'", "adm, "]),
+        (["--checkpoint", "best.pt", "--split", "test", "--resamples", "0"], ["--resamples is 0"]),
         (["--checkpoint", "best.pt", "--split", "tset"], ["'tset'", "train, val, test"]),
         (["--checkpoint", "other.pt", "--split", "test"], ["label space of generators", "[nature, adm]"]),
     ],
