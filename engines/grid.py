@@ -117,7 +117,7 @@ def run_grid(
     rows = []
     for number, combination in enumerate(combinations, start=1):
         print(f"[{number}/{len(combinations)}] {combination.name}", flush=True)
-        row = _run(combination, output / combination.name, flags, processes, split, weights)
+        row = run_combination(combination, output / combination.name, flags, processes, split, weights)
         if row["failure"]:
             print(f"  failed: {row['failure']}", flush=True)
         rows.append(row)
@@ -125,9 +125,14 @@ def run_grid(
     return rows
 
 
-def _run(
+def run_combination(
     combination: Combination, folder: Path, flags: Sequence[str], processes: int, split: str, weights: str
 ) -> dict[str, Any]:
+    """Train one combination into `folder` (its log lies beside) and evaluate it into `folder`/evaluation.
+
+    Returns:
+        its row of the table, see `run_grid`.
+    """
     row: dict[str, Any] = {"name": combination.name, "failure": ""}
     # Relative paths in the file are the repository's, so that the grid runs from anywhere.
     settings = dict(combination.settings)
