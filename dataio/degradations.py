@@ -68,7 +68,7 @@ class Draws:
 
 @dataclass(frozen=True, slots=True)
 class _State:
-    """An image in a chain, RGB, and its file where it has just come out of a lossy codec."""
+    """An image in a chain, RGB, and its file where it is as it came out of that."""
 
     image: Image.Image
     file: bytes | None = None
@@ -88,18 +88,20 @@ def _webp(image: Image.Image, severity: float, draws: Draws) -> _State:
     return _through(image, "WEBP", quality=round(severity), method=4)
 
 
-def _scaled(image: Image.Image, factor: float) -> _State:
+def _scaled(image: Image.Image, factor: float) -> _State | None:
     size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+    if size == image.size:
+        return None
     # Pillow's bicubic widens its support when shrinking, which is the antialiasing.
     return _State(image.resize(size, Image.Resampling.BICUBIC))
 
 
-def _resize(image: Image.Image, severity: float, draws: Draws) -> _State:
+def _resize(image: Image.Image, severity: float, draws: Draws) -> _State | None:
     return _scaled(image, severity)
 
 
-def _short_side(image: Image.Image, severity: float, draws: Draws) -> _State:
-    return _State(image) if min(image.size) <= severity else _scaled(image, severity / min(image.size))
+def _short_side(image: Image.Image, severity: float, draws: Draws) -> _State | None:
+    return None if min(image.size) <= severity else _scaled(image, severity / min(image.size))
 
 
 def _blur(image: Image.Image, severity: float, draws: Draws) -> _State:
@@ -114,8 +116,10 @@ def _noise(image: Image.Image, severity: float, draws: Draws) -> _State:
     return _State(_from_float(pixels + severity * noise))
 
 
-def _crop(image: Image.Image, severity: float, draws: Draws) -> _State:
+def _crop(image: Image.Image, severity: float, draws: Draws) -> _State | None:
     width, height = (max(1, round(side * severity)) for side in image.size)
+    if (width, height) == image.size:
+        return None
     left = math.floor(draws.between(0, image.width - width + 1))
     top = math.floor(draws.between(0, image.height - height + 1))
     return _State(image.crop((left, top, left + width, top + height)))
@@ -130,13 +134,13 @@ class Family:
     """One kind of operation.
 
     Attributes:
-        apply: image, severity and random numbers to the image after it.
+        apply: image, severity and random numbers to the image after it; None where nothing changes.
         low, high: the severities that make sense, both included.
         meaning: of the severity, for messages and documents.
         chained: the range that chains draw from. whole: severities are whole numbers.
     """
 
-    apply: Callable[[Image.Image, float, Draws], _State]
+    apply: Callable[[Image.Image, float, Draws], _State | None]
     low: float
     high: float
     meaning: str
@@ -189,22 +193,22 @@ def draw_chain(length: int, seed: int, key: str) -> list[Operation]:
 def degrade(source: bytes, operations: Sequence[Operation], seed: int, key: str) -> bytes:
     """One image file after the operations, in order; a pure function of its arguments.
 
-    EXIF orientation is applied first, and no metadata is kept. Without operations the bytes
-    come back as they are.
+    EXIF orientation is applied first, and no metadata is kept. Where nothing is changed (no
+    operations, an image that is small enough) the bytes come back as they are.
 
     Raises:
         dataio.codec.Undecodable: see `open_image`.
     """
     if not operations:
-        return source
+        return source  # also what cannot be decoded: that is for the codec to say
     opened = open_image(source)
     if opened.getexif().get(0x0112, 1) != 1:
         opened = ImageOps.exif_transpose(opened)
-    state = _State(to_rgb(opened))
+    state = _State(to_rgb(opened), source)
     for place, operation in enumerate(operations):
         # Not by severity: a curve is of the same noise and the same place of the crop.
         draws = Draws(seed, key, f"{place}:{operation.family}")
-        state = FAMILIES[operation.family].apply(state.image, operation.severity, draws)
+        state = FAMILIES[operation.family].apply(state.image, operation.severity, draws) or state
     return png(state.image) if state.file is None else state.file
 
 

@@ -11,6 +11,8 @@ from dataio.errors import UserError
 from dataio.views import VIEWS
 from engines.command import Parser
 
+# A string first: with any other order "off" would become a boolean.
+Flag = str | bool | int | float | list[Any]
 VIEWED = ("robustness", "aligned")  # a checkpoint sees originals in several ways
 TRAINED = ("cross_generator", "leave_one_out")  # several checkpoints see one set of shards
 
@@ -64,7 +66,7 @@ class ProtocolConfig:
     """aligned: side of view size, pixels; 0 takes the shortest side of any generated image."""
     config: str = ""
     """cross_generator, leave_one_out: the trainings' YAML file, as for launch/train.py."""
-    flags: dict[str, Any] = field(default_factory=dict)
+    flags: dict[str, Flag] = field(default_factory=dict)
     """cross_generator, leave_one_out: what the trainings change of it."""
     generators: list[str] = field(default_factory=list)
     """cross_generator, leave_one_out: the generators of the matrix; empty takes all that have training images."""
@@ -162,22 +164,8 @@ def _defaults() -> dict[str, Any]:
 
 
 _VIEWED_KEYS = frozenset(
-    [
-        "checkpoint",
-        "layout",
-        "source",
-        "val_labels",
-        "root",
-        "subsets",
-        "split_from_path",
-        "halve_test",
-        "skip_unknown",
-        "images",
-        "batch",
-        "workers",
-        "samples_per_shard",
-        "keep_shards",
-    ]
+    ["checkpoint", "layout", "source", "val_labels", "root", "subsets", "split_from_path", "halve_test"]
+    + ["skip_unknown", "images", "batch", "workers", "samples_per_shard", "keep_shards"]
 )
 _TRAINED_KEYS = frozenset(["config", "flags", "generators", "weights", "processes"])
 _OWN_KEYS = {
