@@ -6,9 +6,11 @@ end in one table. A grid that is killed continues where it was: finished runs ar
 """
 
 import csv
+import ctypes
 import io
 import itertools
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -172,8 +174,18 @@ def _call(words: list[str], log: Path, mode: str) -> int:
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, mode) as file:
         return subprocess.run(
-            [sys.executable, *words], stdout=file, stderr=subprocess.STDOUT, check=False
+            [sys.executable, *words],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            check=False,
+            preexec_fn=_end_with_parent,
         ).returncode
+
+
+def _end_with_parent() -> None:
+    # A training that outlived a killed grid would stand in the way of the next one. SIGTERM,
+    # on which torchrun ends its workers and they save.
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM, 0, 0, 0)
 
 
 def _failure(folder: Path) -> str:

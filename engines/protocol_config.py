@@ -164,8 +164,9 @@ def _defaults() -> dict[str, Any]:
 
 
 _VIEWED_KEYS = frozenset(
-    ["checkpoint", "layout", "source", "val_labels", "root", "subsets", "split_from_path", "halve_test"]
-    + ["skip_unknown", "images", "batch", "workers", "samples_per_shard", "keep_shards"]
+    ["checkpoint", "layout", "source", "val_labels", "root", "subsets", "split_from_path"]
+) | frozenset(
+    ["halve_test", "skip_unknown", "images", "batch", "workers", "samples_per_shard", "keep_shards"]
 )
 _TRAINED_KEYS = frozenset(["config", "flags", "generators", "weights", "processes"])
 _OWN_KEYS = {
