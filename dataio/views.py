@@ -60,13 +60,17 @@ class Degraded:
 
 @dataclass(frozen=True)
 class JpegFakes:
-    """See `jpeg_fakes` above; a JPEG that was generated is coded once more."""
+    """See `jpeg_fakes` above; a JPEG that was generated is coded once more.
+
+    Photographs are filtered by quality alone, whatever their subsampling (Pillow's number).
+    """
 
     quality: int
+    subsampling: int = 2
 
     def __call__(self, source: bytes, key: str, real: bool) -> bytes:
         if not real:
-            return _as_jpeg(source, self.quality)
+            return _as_jpeg(source, self.quality, self.subsampling)
         found = jpeg_quality(source)
         if found is None:
             raise LeftOut(f"{LEFT_OUT}a photograph that is no JPEG")
@@ -81,9 +85,10 @@ class JpegAll:
     """See `jpeg_all` above."""
 
     quality: int
+    subsampling: int = 2
 
     def __call__(self, source: bytes, key: str, real: bool) -> bytes:
-        return _as_jpeg(source, self.quality)
+        return _as_jpeg(source, self.quality, self.subsampling)
 
 
 @dataclass(frozen=True)
@@ -131,7 +136,7 @@ class SizeMatched:
         return png(image.crop((left, top, left + self.side, top + self.side)))
 
 
-def _as_jpeg(source: bytes, quality: int, subsampling: int = 2) -> bytes:
+def _as_jpeg(source: bytes, quality: int, subsampling: int) -> bytes:
     buffer = io.BytesIO()
     image = to_rgb(ImageOps.exif_transpose(open_image(source)))
     image.save(buffer, "JPEG", quality=quality, subsampling=subsampling)

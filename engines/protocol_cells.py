@@ -155,7 +155,7 @@ class ViewedWork(Work):
         if cell.name == "size":
             side = config.size or smallest_side(self.originals.sources(fakes_only=True))
             return SizeMatched(side), {"side": side}
-        return (JpegFakes if cell.name == "jpeg_fakes" else JpegAll)(config.quality), {}
+        return (JpegFakes if cell.name == "jpeg_fakes" else JpegAll)(config.quality, config.subsampling), {}
 
 
 def _open_originals(config: ProtocolConfig) -> Layout:

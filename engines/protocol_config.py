@@ -62,6 +62,8 @@ class ProtocolConfig:
     """aligned: which of raw, jpeg_fakes, jpeg_all, history, size; raw is always there."""
     quality: int = 96
     """aligned: JPEG quality of jpeg_fakes and jpeg_all."""
+    subsampling: Literal[0, 1, 2] = 2
+    """aligned: of those JPEGs: 2 is 4:2:0, as UnbiasedGenImage has it; 1 is 4:2:2, 0 is 4:4:4."""
     size: int = 0
     """aligned: side of view size, pixels; 0 takes the shortest side of any generated image."""
     config: str = ""
@@ -171,7 +173,7 @@ _VIEWED_KEYS = frozenset(
 _TRAINED_KEYS = frozenset(["config", "flags", "generators", "weights", "processes"])
 _OWN_KEYS = {
     "robustness": frozenset(["operations", "chains", "genimage"]),
-    "aligned": frozenset(["views", "quality", "size"]),
+    "aligned": frozenset(["views", "quality", "subsampling", "size"]),
 }
 # Which keys each protocol has no use for.
 FOREIGN = {

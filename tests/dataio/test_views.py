@@ -113,13 +113,14 @@ def test_jpeg_fakes_filters_photographs_and_codes_the_others():
             view(source, "k", real=True)
     made = view(encoded("PNG"), "k", real=False)
     assert jpeg_history(made) == "96:2"
+    assert jpeg_history(JpegFakes(96, 0)(encoded("PNG"), "k", real=False)) == "96:0"
     again = view(encoded("JPEG", quality=50), "k", real=False)
     assert jpeg_history(again) == "96:2"
 
 
 def test_jpeg_all_codes_everything():
     for source in (encoded("PNG"), encoded("JPEG", quality=50)):
-        assert {jpeg_history(JpegAll(90)(source, "k", real)) for real in (True, False)} == {"90:2"}
+        assert {jpeg_history(JpegAll(90, 1)(source, "k", real)) for real in (True, False)} == {"90:1"}
 
 
 def test_history_is_drawn_as_the_codec_draws_it_and_lossy_files_stay():

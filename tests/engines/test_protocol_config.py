@@ -81,6 +81,7 @@ def test_settings_are_what_the_protocol_has_a_use_for(parse):
         ("protocol: robustness\nchains: [6]", VIEWED, "chains: 6 operations, expected 1 to 5"),
         ("protocol: aligned\nviews: [raw, odd]", VIEWED, "no view 'odd'; there are raw, jpeg_fakes"),
         ("protocol: aligned\nquality: 101", VIEWED, "quality is 101, expected 1 to 100"),
+        ("protocol: aligned\nsubsampling: 3", VIEWED, r"protocol\.yaml: .*subsampling"),
         ("protocol: aligned\nimages: -1", VIEWED, "images is -1, expected 0 or more"),
         ("protocol: aligned\nchains: [1]", VIEWED, "chains: the aligned protocol has no use for it"),
         (ROBUST, VIEWED[2:], "checkpoint: missing"),
