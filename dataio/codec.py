@@ -22,7 +22,7 @@ from PIL import Image, ImageOps, JpegImagePlugin, UnidentifiedImageError
 from dataio.errors import UserError
 
 PRESETS = ("default", "reference", "native-crop", "keep")
-_LOSSLESS = frozenset(["PNG", "BMP", "TIFF", "GIF", "PPM"])
+LOSSLESS = frozenset(["PNG", "BMP", "TIFF", "GIF", "PPM"])
 _EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp", "TIFF": "tiff"}
 
 
@@ -196,7 +196,7 @@ def encode(source: bytes, policy: CodecPolicy, image: Image.Image | None = None)
         image = to_rgb(image)
     else:
         image = to_rgb(image)
-        if policy.match_history and policy.history and kind in _LOSSLESS:
+        if policy.match_history and policy.history and kind in LOSSLESS:
             image = Image.open(io.BytesIO(_jpeg(image, *draw_history(source, policy.history))))
         image = _shape(image, policy)
     return Encoded(
@@ -216,34 +216,58 @@ def _shape(image: Image.Image, policy: CodecPolicy) -> Image.Image:
 
 
 @lru_cache
-def _luminance_tables() -> dict[tuple[int, ...], int]:
-    """{luminance table: quality} of the IJG encoder, asked of the encoder itself."""
+def _luminance_tables() -> dict[tuple[int, ...], tuple[int, tuple[int, ...]]]:
+    """{luminance table: (quality, chrominance table)} of the IJG encoder, asked of the encoder itself."""
     tables = {}
     for quality in range(1, 101):
         buffer = io.BytesIO(_jpeg(Image.new("RGB", (8, 8)), quality, 0))
         with Image.open(buffer) as image:
-            tables[tuple(image.quantization[0])] = quality  # type: ignore[attr-defined]
+            found = image.quantization  # type: ignore[attr-defined]
+            tables[tuple(found[0])] = (quality, tuple(found[1]))
     return tables
+
+
+@dataclass(frozen=True, slots=True)
+class JpegQuality:
+    """What a JPEG's quantisation tables say.
+
+    Attributes:
+        quality: 1 to 100 by the IJG scale; where no quality has these tables (cameras,
+            Photoshop), the nearest by mean absolute difference of the luminance table.
+        exact: luminance and chrominance are the IJG tables of that quality.
+        subsampling: Pillow's number (0 is 4:4:4, 1 is 4:2:2, 2 is 4:2:0 or anything else).
+    """
+
+    quality: int
+    exact: bool
+    subsampling: int
+
+
+def jpeg_quality(source: bytes) -> JpegQuality | None:
+    """Read the quality from a JPEG's header, without decoding; None for anything else."""
+    try:
+        with Image.open(io.BytesIO(source)) as image:
+            if image.format != "JPEG":
+                return None
+            found = image.quantization  # type: ignore[attr-defined]
+            table, chroma = tuple(found[0]), [tuple(found[n]) for n in found if n]
+            sampling = JpegImagePlugin.get_sampling(image)
+    except (OSError, ValueError, SyntaxError, KeyError):
+        return None
+    tables = _luminance_tables()
+    nearest = table
+    if table not in tables:
+        wanted = np.array(table)
+        nearest = min(tables, key=lambda known: float(np.abs(np.array(known) - wanted).mean()))
+    quality, its_chroma = tables[nearest]
+    exact = nearest == table and all(other in (its_chroma, table) for other in chroma)
+    return JpegQuality(quality, exact, sampling if sampling in (0, 1, 2) else 2)
 
 
 def jpeg_history(source: bytes) -> str | None:
     """Read "quality:subsampling" from a JPEG's header; None for anything else.
 
-    Tables that no IJG quality has (cameras, Photoshop) count as the nearest by mean
-    absolute difference of the luminance table.
+    Tables that no IJG quality has count as the nearest, see `JpegQuality`.
     """
-    try:
-        with Image.open(io.BytesIO(source)) as image:
-            if image.format != "JPEG":
-                return None
-            table = tuple(image.quantization[0])  # type: ignore[attr-defined]
-            sampling = JpegImagePlugin.get_sampling(image)
-    except (OSError, ValueError, SyntaxError, KeyError):
-        return None
-    tables = _luminance_tables()
-    if table not in tables:
-        wanted = np.array(table)
-        quality = tables[min(tables, key=lambda known: float(np.abs(np.array(known) - wanted).mean()))]
-    else:
-        quality = tables[table]
-    return f"{quality}:{sampling if sampling in (0, 1, 2) else 2}"
+    found = jpeg_quality(source)
+    return f"{found.quality}:{found.subsampling}" if found else None

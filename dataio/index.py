@@ -102,9 +102,10 @@ def sha256_of(path: str | Path) -> str:
 class ShardSet:
     """One split of a shard folder, opened for reading by sample id.
 
-    A sample id is a row of the split's index (of the selected rows, where `subsets`
-    selects). Opening checks the size of every tar and index against the manifest, and
-    with `verify` their SHA-256, so that a stale or truncated file is named before the
+    A sample id is a row of the split's index (of the selected rows, where `subsets` or
+    `generators` select; photographs belong to every selection of generators). The label
+    spaces are the folder's, whatever is selected. Opening checks the size of every tar and
+    index against the manifest, and with `verify` their SHA-256, so that a stale or truncated file is named before the
     first step instead of yielding garbage at hour ten.
 
     Attributes:
@@ -113,11 +114,17 @@ class ShardSet:
         labels: the label spaces.
 
     Raises:
-        UserError: missing, truncated or changed files; an unknown split or subset.
+        UserError: missing, truncated or changed files; an unknown split, subset or generator.
     """
 
     def __init__(
-        self, folder: str | Path, split: str, *, subsets: Sequence[str] = (), verify: bool = False
+        self,
+        folder: str | Path,
+        split: str,
+        *,
+        subsets: Sequence[str] = (),
+        generators: Sequence[str] = (),
+        verify: bool = False,
     ) -> None:
         self.folder, self.split = Path(folder), split
         self.manifest = read_manifest(folder)
@@ -130,8 +137,11 @@ class ShardSet:
         rows = self._load_rows(entry)
         if subsets:
             rows = rows[np.isin(rows["subset"], self._subset_numbers(subsets))]
+        if generators:
+            rows = rows[np.isin(rows["generator"], self._generator_numbers(generators))]
         if len(rows) == 0:
             chosen = f" in subsets {', '.join(subsets)}" if subsets else ""
+            chosen += f" of generators {', '.join(generators)}" if generators else ""
             raise UserError(
                 f"{folder}: the {split} split has no samples{chosen}; choose another --split or shard more"
             )
@@ -147,6 +157,15 @@ class ShardSet:
                 f"{self.folder}: no subset {unknown[0]!r}; there are {', '.join(known)} (data.subsets)"
             )
         return [known.index(name) for name in subsets]
+
+    def _generator_numbers(self, generators: Sequence[str]) -> list[int]:
+        known = self.labels.generators
+        unknown = [name for name in generators if name not in known]
+        if unknown:
+            raise UserError(
+                f"{self.folder}: no generator {unknown[0]!r}; there are {', '.join(known)} (data.generators)"
+            )
+        return [0, *(known.index(name) for name in generators)]
 
     def _check_files(self, entry: dict[str, Any], verify: bool) -> None:
         wanted = [(entry["index"]["file"], entry["index"]["bytes"], entry["index"]["sha256"])]

@@ -52,6 +52,8 @@ class DataConfig:
     """Folder written by launch/shard.py."""
     subsets: list[str] = field(default_factory=list)
     """Train and validate on these parts only (GenImage's generator folders); empty means all."""
+    generators: list[str] = field(default_factory=list)
+    """Train and validate on photographs and these generators only; empty means all. The heads stay as they are."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """What else happens to training images."""
     sampling: Literal["natural", "balanced", "square_root"] = "natural"

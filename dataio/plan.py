@@ -160,7 +160,8 @@ def make_plan(layout: Layout, work: Path, policy: CodecPolicy, settings: dict[st
                         offset += file.write(line)
                     key, number = key + len(chunk), number + 1
         (spools / PLAN_LINES).rename(work / PLAN_LINES)
-    if policy.match_history:
+    # A checkpoint's policy brings the histogram it was trained with.
+    if policy.match_history and policy.history is None:
         policy = replace(policy, history=_history(layout, work, tasks, seed))
     plan = Plan(
         settings,

@@ -6,9 +6,11 @@ end in one table. A grid that is killed continues where it was: finished runs ar
 """
 
 import csv
+import ctypes
 import io
 import itertools
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -117,7 +119,7 @@ def run_grid(
     rows = []
     for number, combination in enumerate(combinations, start=1):
         print(f"[{number}/{len(combinations)}] {combination.name}", flush=True)
-        row = _run(combination, output / combination.name, flags, processes, split, weights)
+        row = run_combination(combination, output / combination.name, flags, processes, split, weights)
         if row["failure"]:
             print(f"  failed: {row['failure']}", flush=True)
         rows.append(row)
@@ -125,9 +127,14 @@ def run_grid(
     return rows
 
 
-def _run(
+def run_combination(
     combination: Combination, folder: Path, flags: Sequence[str], processes: int, split: str, weights: str
 ) -> dict[str, Any]:
+    """Train one combination into `folder` (its log lies beside) and evaluate it into `folder`/evaluation.
+
+    Returns:
+        its row of the table, see `run_grid`.
+    """
     row: dict[str, Any] = {"name": combination.name, "failure": ""}
     # Relative paths in the file are the repository's, so that the grid runs from anywhere.
     settings = dict(combination.settings)
@@ -167,8 +174,18 @@ def _call(words: list[str], log: Path, mode: str) -> int:
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, mode) as file:
         return subprocess.run(
-            [sys.executable, *words], stdout=file, stderr=subprocess.STDOUT, check=False
+            [sys.executable, *words],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            check=False,
+            preexec_fn=_end_with_parent,
         ).returncode
+
+
+def _end_with_parent() -> None:
+    # A training that outlived a killed grid would stand in the way of the next one. SIGTERM,
+    # on which torchrun ends its workers and they save.
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM, 0, 0, 0)
 
 
 def _failure(folder: Path) -> str:

@@ -81,9 +81,10 @@ def ensure_shards(config: Config) -> None:
 
 def _open_sets(config: Config) -> tuple[ShardSet, ShardSet | None]:
     data = config.data
-    train_set = ShardSet(data.shards, "train", subsets=data.subsets, verify=data.verify)
+    chosen = {"subsets": data.subsets, "generators": data.generators}
+    train_set = ShardSet(data.shards, "train", **chosen, verify=data.verify)
     has_val = train_set.manifest["splits"].get("val", {}).get("samples", 0) > 0
-    val_set = ShardSet(data.shards, "val", subsets=data.subsets, verify=data.verify) if has_val else None
+    val_set = ShardSet(data.shards, "val", **chosen, verify=data.verify) if has_val else None
     return train_set, val_set
 
 

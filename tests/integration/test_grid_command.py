@@ -1,7 +1,9 @@
 """launch/grid.py: every combination trained by the real command, one table, failures in it."""
 
 import csv
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -9,7 +11,7 @@ import yaml
 from dataio.errors import UserError
 from engines.grid import format_grid, read_grid
 from engines.runlog import sweep_run_folder
-from tests.support import flags
+from tests.support import alive, descendants, environment, flags, wait_until
 
 
 def sweep_file(tmp_path, **changes):
@@ -102,3 +104,20 @@ def test_the_table_leaves_unknown_errors_open():
     row = {"name": "a", "failure": "", "steps": 2, "val_real_fake_error": 0.125, "val_object_error": None}
     text = format_grid([row], "test")
     assert " 12.50      -      -      -" in text
+
+
+def test_a_killed_grids_run_dies_with_it(repo_root, tmp_path):
+    code = (
+        "import sys, pathlib; from engines.grid import _call; "
+        "_call(['-c', 'import time; time.sleep(300)'], pathlib.Path(sys.argv[1]), 'w')"
+    )
+    grid = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "log")], cwd=repo_root, env=environment()
+    )
+    wait_until(lambda: bool(descendants(grid.pid)), 120, "the run's start")
+    (child,) = descendants(grid.pid)
+    # Python has begun, so what is asked of the kernel before that has been asked.
+    wait_until(lambda: b"time.sleep" in Path(f"/proc/{child}/cmdline").read_bytes(), 20, "the run's program")
+    grid.kill()
+    grid.wait()
+    wait_until(lambda: not alive(child), 20, "the run's end")
