@@ -138,5 +138,6 @@ def _build_timm(name: str, stochastic_depth: float, image_size: int | None) -> t
         # Not every network has every option, and the library says so in its own way.
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"model.backbone {TIMM}{name} cannot be built with {options}: {reason}") from None
-    features: Any = net.num_features
+    # What the network gives, which some widen behind their last map (MobileNetV3).
+    features: Any = getattr(net, "head_hidden_size", None) or net.num_features
     return net, int(features)

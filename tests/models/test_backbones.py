@@ -32,6 +32,7 @@ def build(backbone, size=32, **config):
         ("timm:resnet18", 32),
         ("timm:vit_tiny_patch16_224", 32),
         ("timm:convnext_atto", 32),
+        ("timm:mobilenetv3_small_050", 32),
     ],
 )
 def test_every_family_gives_two_heads_and_gradients_everywhere(name, size):
