@@ -3,7 +3,8 @@ r"""Export a checkpoint as safetensors and a JSON description.
     python launch/export.py --checkpoint runs/quickstart/best.pt --output exported
 
 Writes exported/model.safetensors and exported/config.json (architecture, label spaces,
-preprocessing, codec policy). launch/evaluate.py takes the folder as a checkpoint, and
+preprocessing, codec policy), and exported/model.calibration.json where launch/calibrate.py has
+calibrated the checkpoint. launch/evaluate.py takes the folder as a checkpoint, and
 gives the same predictions bit for bit.
 
     python launch/export.py --format tinyllava --checkpoint runs/tinyllava/model --output published
@@ -33,10 +34,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.format == "tinyllava":
         return _export_tinyllava(options.checkpoint, options.output)
-    from engines.export import SETTINGS, TENSORS, export_checkpoint
+    from engines.export import CALIBRATION, SETTINGS, TENSORS, export_checkpoint
 
     folder = export_checkpoint(options.checkpoint, options.output)
-    print(f"exported: {folder / TENSORS}, {folder / SETTINGS}")
+    files = [folder / name for name in (TENSORS, SETTINGS, CALIBRATION)]
+    print(f"exported: {', '.join(str(file) for file in files if file.exists())}")
     return 0
 
 
