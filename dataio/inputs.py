@@ -46,7 +46,7 @@ def find_inputs(paths: Iterable[str], stdin: BinaryIO, *, null: bool = False) ->
     for path in paths:
         if path == "-":
             for line in _lines(stdin, b"\0" if null else b"\n"):
-                yield from _follow(os.fsdecode(line))
+                yield from _follow(os.fsdecode(line if null else line.removesuffix(b"\r")))
         elif not os.path.lexists(path) and any(mark in path for mark in "*?["):
             yield from _glob(path)
         else:
@@ -55,7 +55,8 @@ def find_inputs(paths: Iterable[str], stdin: BinaryIO, *, null: bool = False) ->
 
 def _lines(stream: BinaryIO, end: bytes) -> Iterator[bytes]:
     rest = b""
-    while block := stream.read(65536):
+    read = getattr(stream, "read1", stream.read)  # what is there, where the writer is slow
+    while block := read(65536):
         *whole, rest = (rest + block).split(end)
         yield from filter(None, whole)
     if rest:
@@ -96,7 +97,9 @@ def _glob(pattern: str) -> Iterator[Input]:
     # Not glob.glob, whose ** follows links in a circle.
     anchor = Path(pattern).anchor
     try:
-        found = sorted(map(str, Path(anchor or ".").glob(os.path.relpath(pattern, anchor) if anchor else pattern)))
+        found = sorted(
+            map(str, Path(anchor or ".").glob(os.path.relpath(pattern, anchor) if anchor else pattern))
+        )
     except (ValueError, NotImplementedError, OSError) as error:
         yield Input(pattern, None, f"not a usable pattern ({error})")
         return

@@ -68,7 +68,9 @@ class Calibration:
     def __post_init__(self) -> None:
         numbers = (self.temperature, self.shift, self.threshold, *self.unsure)
         if not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers):
-            raise ValueError(f"temperature, shift, threshold and unsure are {numbers}, expected finite numbers")
+            raise ValueError(
+                f"temperature, shift, threshold and unsure are {numbers}, expected finite numbers"
+            )
         if self.temperature <= 0 or len(self.unsure) != 2 or not 0 <= self.unsure[0] <= self.unsure[1]:
             raise ValueError("expected temperature > 0 and unsure as [low, high], 0 <= low <= high")
         if self.unsure[1] != self.threshold:
@@ -232,7 +234,7 @@ def _quality(p: NDArray[np.float64], fake: NDArray[np.bool_]) -> dict[str, float
     from sklearn.metrics import log_loss
     from torchmetrics.functional.classification import binary_calibration_error
 
-    ece = binary_calibration_error(torch.from_numpy(p), torch.from_numpy(fake.astype(np.int64)), n_bins=15)
+    ece = binary_calibration_error(torch.tensor(p), torch.tensor(fake.astype(np.int64)), n_bins=15)
     return {"nll": float(log_loss(fake, np.clip(p, CLIP, 1 - CLIP), labels=[0, 1])), "ece": float(ece)}
 
 
@@ -251,7 +253,7 @@ def false_alarm_threshold(p: NDArray[np.float64], fake: NDArray[np.bool_], rate:
         return 0.0
     last = float(reals[allowed])  # the highest score that must not be called AI-generated
     above = p[p > last]
-    return _between(last, float(above.min()) if len(above) else max(1.0, last))
+    return _between(last, float(above.min()) if len(above) else last)
 
 
 def miss_threshold(p: NDArray[np.float64], fake: NDArray[np.bool_], rate: float) -> float:
@@ -262,13 +264,13 @@ def miss_threshold(p: NDArray[np.float64], fake: NDArray[np.bool_], rate: float)
         return 1.0
     first = float(fakes[allowed])  # the lowest score that must not be called real
     below = p[p < first]
-    return _between(float(below.max()) if len(below) else 0.0, first) if first > 0 else 0.0
+    return _between(float(below.max()), first) if len(below) else first
 
 
 def _between(low: float, high: float) -> float:
-    """A number t with low < t <= high; above `low` = 1, where there is none, the next one."""
+    """The middle of (low, high]; just above `low` where that interval is empty."""
     middle = (low + high) / 2
-    return middle if low < middle <= high else max(high, math.nextafter(low, 2.0))
+    return middle if low < middle <= high else math.nextafter(low, 2.0)
 
 
 def weights_sha256(weights: Mapping[str, torch.Tensor]) -> str:

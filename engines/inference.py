@@ -160,7 +160,9 @@ def _predict(
         views = [forward(model, loaded.image, precision)]
         if mirror:
             views.append(forward(model, loaded.image.flip(3), precision))
-        generator, objects = (sum(v[head].double().softmax(1) for v in views) / len(views) for head in (0, 1))
+        generator, objects = (
+            torch.stack([view[head].double().softmax(1) for view in views]).mean(0) for head in (0, 1)
+        )
         ids.append(loaded.sample_id.numpy())
         probabilities.append(generator.cpu().numpy())
         top5.append(objects.topk(best).indices.cpu().numpy())

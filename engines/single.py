@@ -77,21 +77,23 @@ class Detector:
         """What the network says of at most `batch` prepared images, in their order.
 
         One that DALI cannot decode, though Pillow could, is returned as the reason.
+
+        Raises:
+            UserError: the network's answers are NaN.
         """
         if not images:
             return []
         try:
-            return list(self._look(self._decode(images)))
+            pixels = self._decode(images)
         except RuntimeError as error:
             # A pipeline that met an undecodable image is dead, and does not say which it was.
             self._pipeline = None
-            if isinstance(error, torch.OutOfMemoryError):
+            if "memory" in str(error):
                 raise
             if len(images) > 1:
                 return [seen for image in images for seen in self.see([image])]
-            if not _is_decoding(error):
-                raise
             return [Undecodable("DALI cannot decode it")]
+        return list(self._look(pixels))
 
     def picture(self, seen: Seen) -> np.ndarray:
         """The network's input to look at, uint8 [S, S, 3]."""
@@ -129,8 +131,11 @@ class Detector:
     def _look(self, pixels: torch.Tensor) -> Iterator[Seen]:
         with torch.inference_mode():
             generator, objects = (
-                head.double().softmax(1).cpu().numpy() for head in forward(self.model, pixels, self._precision)
+                head.double().softmax(1).cpu().numpy()
+                for head in forward(self.model, pixels, self._precision)
             )
+        if not np.isfinite(generator).all():
+            raise UserError("the detector's probabilities are no numbers; did the training diverge?")
         p_fake = np.clip(generator[:, 1:].sum(1), 0.0, 1.0)
         if self.calibration is not None:
             p_fake = self.calibration.probability(p_fake)
@@ -147,10 +152,6 @@ class Detector:
                 p_generator=float(p[best]),
                 object=names[int(object_.argmax())] if names else "",
             )
-
-
-def _is_decoding(error: RuntimeError) -> bool:
-    return "decode" in str(error).lower() or "dali" in str(error).lower()
 
 
 def look_at_file(detector: Detector, path: str | Path) -> Seen:
