@@ -15,7 +15,9 @@ from typing import Any
 
 from PIL import Image
 
-_SOURCE_TYPE = re.compile(rb"""DigitalSourceType(?:\s*=\s*["']|[^>]*>\s*)([^"'<>\s]+)""")
+_SOURCE_TYPE = re.compile(
+    rb"""DigitalSourceType(?:(?:\s+rdf:resource)?\s*=\s*["']|[^<>]*>\s*)([^"'<>\s]+)""",
+)
 _NO_C2PA = "C2PA: a manifest, not read (c2pa-python is not installed)"
 
 

@@ -103,12 +103,19 @@ def _glob(pattern: str) -> Iterator[Input]:
     except (ValueError, NotImplementedError, OSError) as error:
         yield Input(pattern, None, f"not a usable pattern ({error})")
         return
+    given = set(Path(pattern).parts)
+    found = [path for path in found if not _hidden(set(Path(path).parts) - given)]
     if not found:
         yield Input(pattern, None, "no file matches")
     for path in found:
         # Of a ** the folders come too, whose files come by themselves.
         if "**" not in pattern or not os.path.isdir(path):
             yield from _follow(path)
+
+
+def _hidden(parts: set[str]) -> bool:
+    """Whether a wildcard matched a name that begins with a dot, as in a shell it would not."""
+    return any(part.startswith(".") for part in parts)
 
 
 def _in_folder(top: str) -> Iterator[Input]:

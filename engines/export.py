@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from dataio.atomic import sync_folder, write_text, write_with
 from dataio.errors import UserError
+from engines.config import Config, to_dict
 
 TENSORS, SETTINGS = "model.safetensors", "config.json"
 CALIBRATION = "model.calibration.json"
@@ -40,21 +41,7 @@ def export_checkpoint(checkpoint: str | Path, output: str | Path) -> Path:
     ours = (TENSORS, SETTINGS, CALIBRATION)
     if folder.is_dir() and any(p.name not in ours for p in folder.iterdir()):
         raise UserError(f"--output {folder}: holds something else; choose an empty or new folder")
-    from engines.config import to_dict
-
-    settings = to_dict(config)
-    described = {
-        "format": FORMAT,
-        "version": VERSION,
-        "generators": info["labels"]["generators"],
-        "objects": info["labels"]["objects"],
-        "preprocessing": {key: settings["data"][key] for key in _PREPROCESSING},
-        "real_fake": "P(fake) = 1 - softmax(generator logits)[0]",
-        "codec": info["codec"],
-        "layout": info["layout"],
-        "step": info["step"],
-        "config": settings,
-    }
+    described = describe(config, info)
     tensors = {name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -71,6 +58,27 @@ def export_checkpoint(checkpoint: str | Path, output: str | Path) -> Path:
             f"--output {folder}: cannot be written ({error.strerror or error}); choose another"
         ) from None
     return folder
+
+
+def describe(config: Config, info: dict[str, Any]) -> dict[str, Any]:
+    """What another program needs to know of a detector, and telltale to build it again.
+
+    Args:
+        info: as `engines.inference.load_model` gives it.
+    """
+    settings = to_dict(config)
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "generators": info["labels"]["generators"],
+        "objects": info["labels"]["objects"],
+        "preprocessing": {key: settings["data"][key] for key in _PREPROCESSING},
+        "real_fake": "P(fake) = 1 - softmax(generator logits)[0]",
+        "codec": info["codec"],
+        "layout": info["layout"],
+        "step": info["step"],
+        "config": settings,
+    }
 
 
 def read_export(folder: str | Path) -> dict[str, Any]:
