@@ -10,7 +10,6 @@ import importlib.util
 import io
 import json
 import re
-from functools import lru_cache
 from typing import Any
 
 from PIL import Image
@@ -53,26 +52,18 @@ def _c2pa(source: bytes) -> str:
     # Manifests lie in JUMBF boxes labelled c2pa (C2PA specification, section 11.1).
     if b"jumb" not in source or b"c2pa" not in source:
         return ""
-    c2pa = _reader()
-    if c2pa is None:
+    if importlib.util.find_spec("c2pa") is None:
         return _NO_C2PA
+    c2pa = importlib.import_module("c2pa")
     try:
         with Image.open(io.BytesIO(source)) as image:
             kind = Image.MIME.get(image.format or "", "")
-        with c2pa.Reader(kind, io.BytesIO(source)) as reader:
+        # An image must not make this program call a host of its choice.
+        context = c2pa.Context.from_dict({"verify": {"remote_manifest_fetch": False, "ocsp_fetch": False}})
+        with c2pa.Reader(kind, io.BytesIO(source), context=context) as reader:
             return f"C2PA: {_describe(json.loads(reader.json()))}"
     except Exception as error:  # whatever the package finds wrong with a manifest
         return f"C2PA: a manifest that cannot be read ({_one_line(str(error))})"
-
-
-@lru_cache(maxsize=1)
-def _reader() -> Any:
-    if importlib.util.find_spec("c2pa") is None:
-        return None
-    c2pa = importlib.import_module("c2pa")
-    # An image must not make this program call a host of its choice.
-    c2pa.load_settings({"verify": {"remote_manifest_fetch": False, "ocsp_fetch": False}})
-    return c2pa
 
 
 def _describe(store: dict[str, Any]) -> str:

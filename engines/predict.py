@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import io
 import json
 import re
 import sys
@@ -258,13 +259,21 @@ def no_images() -> UserError:
 
 
 def _csv_writer(file: TextIO, names: list[str]) -> Callable[[dict[str, Any]], None]:
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(names)
+    line = io.StringIO(newline="")
+    # With its own ending "\r\n" the module quotes a lone "\r" too, which readers take for an end.
+    writer = csv.writer(line, lineterminator="\r\n")
+
+    def put_cells(cells: list[Any]) -> None:
+        writer.writerow(cells)
+        file.write(line.getvalue().removesuffix("\r\n") + "\n")
+        line.seek(0)
+        line.truncate()
 
     def put(values: dict[str, Any]) -> None:
-        cells = (values[name] for name in names)
-        writer.writerow([str(c).lower() if isinstance(c, bool) else "" if c is None else c for c in cells])
+        cells = [values[name] for name in names]
+        put_cells([str(c).lower() if isinstance(c, bool) else "" if c is None else c for c in cells])
 
+    put_cells(names)
     return put
 
 

@@ -34,7 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="RUN/best.pt, a file of RUN/checkpoints/, or RUN/final.safetensors; tinyllava: RUN/model",
     )
     parser.add_argument("--output", required=True, help="folder of the export")
-    parser.add_argument("--format", choices=["detector", "onnx", "tinyllava"], default="detector", help="what it is")
+    parser.add_argument(
+        "--format", choices=["detector", "onnx", "tinyllava"], default="detector", help="what it is"
+    )
     options = parser.parse_args(argv)
     if options.format == "tinyllava":
         return _export_tinyllava(options.checkpoint, options.output)

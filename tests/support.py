@@ -96,12 +96,14 @@ def write_detector(
     )
     head = model.generator_head
     assert isinstance(head, torch.nn.Linear)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None  # one batch is all there is
     with torch.no_grad():
-        for _ in range(30):
-            model.train()(images)
+        model.train()(images)
         logits = model.eval()(images)[0]
-        head.weight *= 2 / logits.std(0, keepdim=True).T
-        head.bias -= model(images)[0].mean(0)
+        head.weight.mul_(2 / logits.std(0, keepdim=True).T)
+        head.bias.sub_(model(images)[0].mean(0))
     state = {
         "format": checkpoints.FORMAT,
         "version": checkpoints.VERSION,

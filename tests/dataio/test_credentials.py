@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -15,7 +16,8 @@ RESOURCE = f'<Iptc4xmpExt:DigitalSourceType rdf:resource="{VALUE}"/>'
 
 
 def _file(kind: str, xmp: str | None) -> bytes:
-    buffer, options = io.BytesIO(), {}
+    buffer = io.BytesIO()
+    options: dict[str, Any] = {}
     packet = f'<x:xmpmeta xmlns:x="adobe:ns:meta/">{xmp}</x:xmpmeta>'.encode()
     if xmp is not None and kind == "PNG":
         from PIL.PngImagePlugin import PngInfo

@@ -121,6 +121,7 @@ def test_what_is_no_file_is_an_error_when_read(tmp_path):
     with pytest.raises(FileNotFoundError):
         missing.read()
     (zero,) = find_inputs(["a\0b.jpg"], io.BytesIO())
+    assert zero.read is not None
     with pytest.raises(OSError, match="null"):
         zero.read()
     (tmp_path / "empty").mkdir()

@@ -211,7 +211,7 @@ def test_damaged_calibrations_are_one_line(checkpoint, damage):
         "unknown": json.dumps({**values, "colour": 1}),
     }[damage]
     path.write_text(text)
-    with pytest.raises(UserError, match="best.calibration.json: not a calibration") as caught:
+    with pytest.raises(UserError, match=r"best.calibration.json: not a calibration") as caught:
         load_calibration(checkpoint)
     assert "\n" not in str(caught.value)
 

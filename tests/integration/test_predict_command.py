@@ -1,6 +1,8 @@
 """launch/predict.py and launch/calibrate.py on a network of random weights and files of every kind."""
 
+import contextlib
 import csv
+import importlib
 import io
 import json
 import os
@@ -10,7 +12,9 @@ import subprocess
 import sys
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,7 +25,10 @@ from dataio.index import read_manifest
 from dataio.layouts.genimage import GenImageLayout
 from dataio.layouts.synthetic import write_synthetic
 from dataio.shards import write_shards
+from engines.calibrate import calibrate_checkpoint
 from engines.calibration import load_calibration
+from engines.command import run_command
+from engines.evaluate import evaluate_checkpoint
 from engines.inference import predict_split
 from engines.predictions import build_table, read_predictions
 from tests.support import environment, write_detector
@@ -51,9 +58,30 @@ def work(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return folder
 
 
-def _run(root: Path, folder: Path, command: str, *flags: object, **options) -> subprocess.CompletedProcess:
+def _run(root: Path, folder: Path, command: str, *flags: object) -> subprocess.CompletedProcess:
     words = [sys.executable, str(root / "launch" / f"{command}.py"), *map(str, flags)]
-    return subprocess.run(words, cwd=folder, env=environment(), capture_output=True, timeout=240, **options)
+    return subprocess.run(words, cwd=folder, env=environment(), capture_output=True, text=True, timeout=240)
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch) -> Callable[..., SimpleNamespace]:
+    """Call a command in this process, as `python launch/COMMAND.py` would, but sooner."""
+
+    def run(folder: Path, command: str, *flags: object, stdin: bytes = b"") -> SimpleNamespace:
+        monkeypatch.setattr(sys, "path", list(sys.path))  # launch files change its first entry
+        main = importlib.import_module(f"launch.{command}").main
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        out, err = io.StringIO(), io.StringIO()
+        with (
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            pytest.raises(SystemExit) as end,
+        ):
+            run_command(lambda: main([str(flag) for flag in flags]))
+        return SimpleNamespace(returncode=end.value.code, stdout=out.getvalue(), stderr=err.getvalue())
+
+    return run
 
 
 def _rows(path: Path) -> list[dict]:
@@ -76,7 +104,7 @@ def _sources(data: Path, split: str) -> list[str]:
 
 
 def test_predictions_are_evaluations_on_the_same_images_raw_and_calibrated(
-    work: Path, repo_root: Path
+    work: Path, repo_root: Path, call
 ) -> None:
     sources = [f"source/{path}" for path in _sources(work / "data", "val")]
     assert len(sources) > 10
@@ -85,13 +113,13 @@ def test_predictions_are_evaluations_on_the_same_images_raw_and_calibrated(
 
     done = _run(repo_root, work, "predict", *flags, "--output", "raw.jsonl")
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count(b"not calibrated") == 1
+    assert done.stderr.count("not calibrated") == 1
     rows = _rows(work / "raw.jsonl")
     assert [row["path"] for row in rows] == sources
     raw = table["p_fake"].to_numpy()
     assert np.ptp(raw) > 0.05, "the detector tells images apart"
     np.testing.assert_allclose([row["p_fake"] for row in rows], raw, atol=TOLERANCE)
-    assert [row["verdict"] for row in rows] == [("real", "AI-generated")[p >= 0.5] for p in raw]
+    assert [row["verdict"] for row in rows] == ["AI-generated" if p >= 0.5 else "real" for p in raw]
     assert [row["generator"] for row in rows] == table["generator_pred"].to_pylist()
     assert [row["object"] for row in rows] == table["object_pred"].to_pylist()
     likeliest = [table[f"p_{row['generator']}"][n].as_py() for n, row in enumerate(rows)]
@@ -101,13 +129,13 @@ def test_predictions_are_evaluations_on_the_same_images_raw_and_calibrated(
         repo_root, work, "calibrate", "--checkpoint", "run", "--data", "data", "--false-alarm-rate", "0.2"
     )
     assert done.returncode == 0, done.stderr
-    assert b"calibration: run/best.calibration.json" in done.stdout
+    assert "calibration: run/best.calibration.json" in done.stdout
     found = load_calibration(work / "run" / "best.pt")
     assert (
         found is not None and found.split == "val" and found.counts["real"] + found.counts["fake"] == len(raw)
     )
-    done = _run(repo_root, work, "predict", *flags, "--output", "calibrated.csv")
-    assert done.returncode == 0 and done.stderr == b"", done.stderr
+    done = call(work, "predict", *flags, "--output", "calibrated.csv")
+    assert done.returncode == 0 and done.stderr == "", done.stderr
     rows = _rows(work / "calibrated.csv")
     assert list(rows[0])[:7] == NAMED
     p = [float(row["p_fake"]) for row in rows]
@@ -116,20 +144,9 @@ def test_predictions_are_evaluations_on_the_same_images_raw_and_calibrated(
     assert {row["calibrated"] for row in rows} == {"true"}
 
     # The table of predictions has raw probabilities and says how to calibrate them.
-    done = _run(
-        repo_root,
-        work,
-        "evaluate",
-        "--checkpoint",
-        "run",
-        "--data",
-        "data",
-        "--split",
-        "val",
-        "--output",
-        "out",
+    evaluate_checkpoint(
+        checkpoint=str(work / "run"), data=str(work / "data"), split="val", output=str(work / "out")
     )
-    assert done.returncode == 0, done.stderr
     info = json.loads((work / "out" / "metrics.json").read_text())["checkpoint"]
     assert info["calibration"] == found.summary() and set(info["calibration"]) == {
         *("temperature", "shift", "threshold", "unsure", "false_alarm_rate")
@@ -201,7 +218,7 @@ def _odd_files(folder: Path) -> dict[str, str]:
     return {name: error for name, (_, error) in files.items()}
 
 
-def test_bad_files_have_their_errors_and_stop_nothing(work: Path, repo_root: Path, tmp_path: Path) -> None:
+def test_bad_files_have_their_errors_and_stop_nothing(work: Path, call, tmp_path: Path) -> None:
     kept = work.name.startswith("keep")
     expected = _odd_files(tmp_path / "odd")
     if kept:  # original bytes: no GIF there, and nothing is resized
@@ -211,8 +228,8 @@ def test_bad_files_have_their_errors_and_stop_nothing(work: Path, repo_root: Pat
     (tmp_path / "odd" / "secret.jpg").write_bytes(_picture("JPEG"))
     (tmp_path / "odd" / "secret.jpg").chmod(0)
     expected["secret.jpg"] = "" if os.geteuid() == 0 else "cannot be read (Permission denied)"
-    with open(os.fsencode(tmp_path / "odd") + b"/latin\xe9.png", "wb") as file:
-        file.write(_picture("PNG"))
+    with open(os.fsencode(tmp_path / "odd") + b"/latin\xe9.png", "wb") as odd:
+        odd.write(_picture("PNG"))
     expected[os.fsdecode(b"latin\xe9.png")] = ""
     (tmp_path / "empty").mkdir()
     for name in ("out.csv", "out.jsonl"):
@@ -228,9 +245,9 @@ def test_bad_files_have_their_errors_and_stop_nothing(work: Path, repo_root: Pat
             "missing.jpg",
             "empty",
         ]
-        done = _run(repo_root, tmp_path, "predict", *words)
-        assert done.returncode == 0, done.stderr.decode()
-        assert b"Traceback" not in done.stderr and done.stderr.count(b"\n") == 1  # not calibrated
+        done = call(tmp_path, "predict", *words)
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr and done.stderr.count("\n") == 1  # not calibrated
         rows = {row["path"]: row for row in _rows(tmp_path / name)}
         assert set(rows) == {f"odd/{name}" for name in expected} | {"missing.jpg", "empty"}
         for file, error in expected.items():
@@ -242,7 +259,7 @@ def test_bad_files_have_their_errors_and_stop_nothing(work: Path, repo_root: Pat
         assert rows["empty"]["error"].startswith("holds no image")
 
 
-def test_a_zip_a_list_and_a_folder_say_the_same(work: Path, repo_root: Path, tmp_path: Path) -> None:
+def test_a_zip_a_list_and_a_folder_say_the_same(work: Path, call, tmp_path: Path) -> None:
     (tmp_path / "photos" / "sub").mkdir(parents=True)
     for number in range(6):
         picture = np.random.default_rng(number).integers(0, 255, (40, 40, 3), dtype=np.uint8)
@@ -253,16 +270,17 @@ def test_a_zip_a_list_and_a_folder_say_the_same(work: Path, repo_root: Path, tmp
             archive.write(tmp_path / path, path.relative_to("photos"))
     listed = "\0".join(map(str, files)).encode()
     answers = {}
-    for what, words in {
+    paths: dict[str, list[str]] = {
         "folder": ["photos"],
         "zip": ["photos.zip"],
         "list": ["--null", "-"],
         "glob": ["photos/**/*.png"],
-    }.items():
-        words = ["--checkpoint", work / "run" / "best.pt", "--output", "out.jsonl", *words]
-        done = _run(repo_root, tmp_path, "predict", *words, input=listed)
+    }
+    for what, given in paths.items():
+        words = ["--checkpoint", work / "run" / "best.pt", "--output", "out.jsonl", *given]
+        done = call(tmp_path, "predict", *words, stdin=listed)
         assert done.returncode == 0, done.stderr
-        assert b"6 images: " in done.stdout and b"0 unreadable" in done.stdout
+        assert "6 images: " in done.stdout and "0 unreadable" in done.stdout
         rows = _rows(tmp_path / "out.jsonl")
         answers[what] = {row["path"].replace(".zip", ""): row["p_fake"] for row in rows}
     assert set(answers["folder"]) == set(map(str, files))
@@ -282,30 +300,30 @@ def test_a_zip_a_list_and_a_folder_say_the_same(work: Path, repo_root: Path, tmp
         (["good.jpg", "--explain", "good.jpg"], 2, "--explain good.jpg: cannot be written"),
     ],
 )
-def test_runs_that_read_nothing_are_one_line(work, repo_root, tmp_path, flags, code, words) -> None:
+def test_runs_that_read_nothing_are_one_line(work, call, tmp_path, flags, code, words) -> None:
     if work.name.startswith("keep"):
         pytest.skip("the codec makes no difference here")
     (tmp_path / "good.jpg").write_bytes(_picture("JPEG"))
     (tmp_path / "cut.zip").write_bytes(b"PK\x03\x04 and no more")
     output = [] if "--output" in flags else ["--output", "out.csv"]
-    done = _run(repo_root, tmp_path, "predict", "--checkpoint", work / "run", *flags, *output, input=b"")
+    done = call(tmp_path, "predict", "--checkpoint", work / "run", *flags, *output)
     assert done.returncode == code
-    lines = [line for line in done.stderr.decode().splitlines() if not line.startswith("not calibrated")]
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("not calibrated")]
     assert len(lines) == 1 and lines[0].startswith("error: ") and words in lines[0]
     left = {"good.jpg", "cut.zip"} | ({"out.csv"} if "first" in words or "cut" in words else set())
     assert {file.name for file in tmp_path.iterdir()} == left
 
 
-def test_the_table_on_the_screen_and_maps(work: Path, repo_root: Path, tmp_path: Path) -> None:
+def test_the_table_on_the_screen_and_maps(work: Path, call, tmp_path: Path) -> None:
     if work.name.startswith("keep"):
         pytest.skip("the codec makes no difference here")
     (tmp_path / "esc\x1b[31m.jpg").write_bytes(_picture("JPEG"))
     words = ["--checkpoint", work / "run", "--explain", "maps", "esc\x1b[31m.jpg", "none.jpg"]
-    done = _run(repo_root, tmp_path, "predict", *words)
+    done = call(tmp_path, "predict", *words)
     assert done.returncode == 0, done.stderr
-    lines = done.stdout.decode().splitlines()
+    lines = done.stdout.splitlines()
     assert len(lines) == 3 and lines[0].split() == ["verdict", "P(fake)", "likeliest", "generator", "path"]
-    assert "esc\\x1b[31m.jpg" in lines[1] and "\x1b" not in done.stdout.decode()
+    assert "esc\\x1b[31m.jpg" in lines[1] and "\x1b" not in done.stdout
     assert lines[2].startswith("-") and lines[2].endswith(
         "none.jpg: cannot be read (No such file or directory)"
     )
@@ -316,22 +334,21 @@ def test_the_table_on_the_screen_and_maps(work: Path, repo_root: Path, tmp_path:
     assert heat.dtype == np.uint8 and np.ptp(heat) > 0 and not np.array_equal(picture, both)
 
 
-def test_explain_uses_the_calibration(work: Path, repo_root: Path, tmp_path: Path) -> None:
+def test_explain_uses_the_calibration(work: Path, call, tmp_path: Path) -> None:
     if work.name.startswith("keep"):
         pytest.skip("the codec makes no difference here")
     (tmp_path / "a.png").write_bytes(_picture("PNG"))
     shutil.copytree(work / "run", tmp_path / "run")
     flags = ["--checkpoint", tmp_path / "run" / "best.pt", "a.png"]
-    raw = _run(repo_root, tmp_path, "explain", *flags)
-    assert raw.returncode == 0 and b"(not calibrated)" in raw.stdout, raw.stderr
-    words = ["--checkpoint", "run", "--data", work / "data"]
-    assert _run(repo_root, tmp_path, "calibrate", *words).returncode == 0
+    raw = call(tmp_path, "explain", *flags)
+    assert raw.returncode == 0 and "(not calibrated)" in raw.stdout, raw.stderr
+    calibrate_checkpoint(checkpoint=str(tmp_path / "run"), data=str(work / "data"))
     found = load_calibration(tmp_path / "run")
     assert found is not None
     for name in ("a.json", "a.html"):
-        assert _run(repo_root, tmp_path, "explain", *flags, "--output", name).returncode == 0
+        assert call(tmp_path, "explain", *flags, "--output", name).returncode == 0
     (one,) = json.loads((tmp_path / "a.json").read_text())
-    before = float(raw.stdout.decode().split("P(fake) ")[1].split()[0])
+    before = float(raw.stdout.split("P(fake) ")[1].split()[0])
     assert one["calibrated"] and one["p_fake"] == pytest.approx(float(found.probability(before)), abs=2e-3)
     assert {"Real": "real", "Fake": "AI-generated", "Unsure": "unsure"}[one["verdict"]] == found.verdict(
         one["p_fake"]
