@@ -189,9 +189,9 @@ class Tally:
         self.unreadable = 0
         self.first_error = ""
 
-    def watch(self, rows: Iterable[Row]) -> Iterator[Row]:
-        """Pass rows on, with a progress bar where a person watches."""
-        for row in tqdm(rows, unit="img", disable=not sys.stderr.isatty(), leave=False):
+    def watch(self, rows: Iterable[Row], *, bar: bool) -> Iterator[Row]:
+        """Pass rows on, with a progress bar where that is wanted and a person watches."""
+        for row in tqdm(rows, unit="img", disable=not (bar and sys.stderr.isatty()), leave=False):
             if row.verdict is not None:
                 self.verdicts[row.verdict] += 1
             else:

@@ -54,7 +54,7 @@ def _export_onnx(checkpoint: str, output: str) -> int:
     from engines.export_onnx import GRAPH, export_onnx
 
     folder, difference = export_onnx(checkpoint, output)
-    print(f"exported: {folder / GRAPH}; its probabilities differ from PyTorch's by at most {difference:.1e}")
+    print(f"exported: {folder / GRAPH}; ONNX Runtime's logits differ from PyTorch's by {difference:.1e}")
     return 0
 
 

@@ -58,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     inputs = find_inputs(options.paths, sys.stdin.buffer, null=options.null)
     workers = options.workers or default_threads()
     tally = Tally()
-    rows = tally.watch(predict(detector, inputs, workers=workers, explain=options.explain))
+    rows = predict(detector, inputs, workers=workers, explain=options.explain)
+    rows = tally.watch(rows, bar=bool(options.output))  # a table on the screen is progress enough
     if options.output:
         write_rows(options.output, rows, maps=bool(options.explain))
         print(f"{tally}\nresults: {options.output}")

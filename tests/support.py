@@ -90,10 +90,8 @@ def write_detector(
     torch.manual_seed(seed)
     model = DualHead(from_dict(config).model, generators, objects)
     # A fresh network hardly tells one image from another: give it statistics and a wide head.
-    coarse = torch.randn(64, 3, 4, 4)
-    images = torch.nn.functional.interpolate(coarse, size=size, mode="bilinear") + 0.3 * torch.randn(
-        64, 3, size, size
-    )
+    coarse, fine = torch.randn(16, 3, 4, 4), torch.randn(16, 3, size, size)
+    images = torch.nn.functional.interpolate(coarse, size=size, mode="bilinear") + 0.3 * fine
     head = model.generator_head
     assert isinstance(head, torch.nn.Linear)
     for module in model.modules():
