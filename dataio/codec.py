@@ -22,7 +22,7 @@ from PIL import Image, ImageOps, JpegImagePlugin, UnidentifiedImageError
 from dataio.errors import UserError
 
 PRESETS = ("default", "reference", "native-crop", "keep")
-_MOST_PIXELS = 2**26  # of a resized image; a line of one pixel would otherwise use up the memory
+_MOST_PIXELS = 2**25  # of a resized image; a line of one pixel would otherwise use up the memory
 _LOSSLESS = frozenset(["PNG", "BMP", "TIFF", "GIF", "PPM"])
 _EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp", "TIFF": "tiff"}
 
