@@ -23,6 +23,7 @@ from dataio.errors import UserError
 
 PRESETS = ("default", "reference", "native-crop", "keep")
 LOSSLESS = frozenset(["PNG", "BMP", "TIFF", "GIF", "PPM"])
+_MOST_PIXELS = 2**25  # of a resized image; a line of one pixel would otherwise use up the memory
 _EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp", "TIFF": "tiff"}
 
 
@@ -176,7 +177,7 @@ def encode(source: bytes, policy: CodecPolicy, image: Image.Image | None = None)
         image: the source as `open_image` gives it, where that has been done already.
 
     Raises:
-        Undecodable: see `open_image`.
+        Undecodable: see `open_image`; also what `policy` cannot keep or resize.
     """
     image = open_image(source) if image is None else image
     kind = image.format or ""
@@ -208,6 +209,8 @@ def _shape(image: Image.Image, policy: CodecPolicy) -> Image.Image:
     if policy.resize == "shortest" and min(image.size) != policy.size:
         scale = policy.size / min(image.size)
         wanted = tuple(max(policy.size, round(side * scale)) for side in image.size)
+        if wanted[0] * wanted[1] > _MOST_PIXELS:
+            raise Undecodable(f"{image.width} x {image.height} pixels are too long and thin to be resized")
         # Pillow's bicubic widens its support when shrinking, which is the antialiasing.
         image = image.resize((wanted[0], wanted[1]), Image.Resampling.BICUBIC)
     width, height = (min(side, policy.size) for side in image.size)

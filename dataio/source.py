@@ -83,6 +83,19 @@ class Source:
             return not path.endswith("/") and path in self._archive().NameToInfo
         return (self.path / path).is_file()
 
+    def size(self, path: str) -> int:
+        """The size of one file as its directory says, bytes.
+
+        Raises:
+            OSError: it is missing.
+        """
+        if not self.is_zip:
+            return (self.path / path).stat().st_size
+        try:
+            return self._archive().getinfo(path).file_size
+        except KeyError as error:
+            raise OSError(f"{path}: not in the zip") from error
+
     def read(self, path: str) -> bytes:
         """Return the bytes of one file.
 

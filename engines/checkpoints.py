@@ -38,6 +38,13 @@ def cpu_state(module: nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
+def locate(path: str | Path) -> Path:
+    """The file or export that a path means: of a run's folder its best.pt, else the path itself."""
+    path = Path(path)
+    best = path / "best.pt"
+    return best if best.is_file() and not (path / "config.json").exists() else path
+
+
 def load(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint or best.pt; tensors on the CPU, no code is ever run.
 

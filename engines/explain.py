@@ -1,11 +1,9 @@
 """Verdict, Grad-CAM and words for single images, as text, JSON or a page."""
 
 import base64
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 from jinja2 import Environment, StrictUndefined
@@ -14,16 +12,18 @@ from PIL import Image
 from dataio.blind import verdict_in
 from dataio.errors import UserError
 from engines.gradcam import grad_cam, overlay
-from engines.inference import load_model
-from engines.single import look, prepare
+from engines.single import Detector, look_at_file, to_png
 from engines.vqa_answers import NEW_TOKENS, Answerer
 
 QUESTION = "Is this image real or artificially generated? Please explain your answer."
 TOLD = "A detector says that this image is {verdict}, with a probability of {p:.0%}. {question}"
+TOLD_UNSURE = "A detector is unsure: this image is fake with a probability of {p:.0%}. {question}"
 UNCALIBRATED = (
-    "the detector's probabilities are not calibrated: its checkpoint holds no calibration, so 90 % may not "
+    "the detector's probabilities are not calibrated (see launch/calibrate.py), so 90 % may not "
     "mean right nine times in ten"
 )
+# The words that the language model uses, and one that it does not.
+_VERDICTS = {"real": "Real", "AI-generated": "Fake", "unsure": "Unsure"}
 
 
 @dataclass
@@ -62,7 +62,7 @@ def explain_images(
         raise UserError("give --checkpoint (a detector), --model (a language model) or both")
     if tell and (checkpoint is None or answerer is None):
         raise UserError("--tell-verdict needs both --checkpoint and --model")
-    detector = load_model(checkpoint) if checkpoint is not None else None
+    detector = Detector(checkpoint, batch=1) if checkpoint is not None else None
     found = []
     for path in paths:
         try:
@@ -72,22 +72,26 @@ def explain_images(
     return found
 
 
-def _explain(path: str, detector: Any, answerer: Answerer | None, tell: bool, cam: bool) -> Explanation:
+def _explain(
+    path: str, detector: Detector | None, answerer: Answerer | None, tell: bool, cam: bool
+) -> Explanation:
     result = Explanation(path=str(path), told_the_verdict=tell)
     if detector is not None:
-        model, config, info = detector
-        seen = look(model, config, prepare(path, config, info["codec"]))
-        result.verdict, result.p_fake = seen.verdict, seen.p_fake
-        result.generator, result.p_generator, result.object = seen.generator, seen.p_generator, seen.object
-        result.picture = _data_uri(seen.picture)
+        seen = look_at_file(detector, path)
+        result.verdict, result.calibrated = _VERDICTS[seen.verdict], seen.calibrated
+        result.p_fake, result.generator = seen.p_fake, seen.generator
+        result.p_generator, result.object = seen.p_generator, seen.object
+        picture = detector.picture(seen)
+        result.picture = _data_uri(picture)
         if cam:
-            heat = grad_cam(model, seen.pixels.clone(), fake=seen.verdict == "Fake")
-            result.cam = _data_uri(overlay(seen.picture, heat))
+            heat = grad_cam(detector.model, seen.pixels.clone(), fake=result.verdict != "Real")
+            result.cam = _data_uri(overlay(picture, heat))
     if answerer is not None:
         question = QUESTION
         if tell and result.p_fake is not None:
-            sure = result.p_fake if result.verdict == "Fake" else 1 - result.p_fake
-            question = TOLD.format(verdict=result.verdict.lower(), p=sure, question=QUESTION)
+            told = TOLD_UNSURE if result.verdict == "Unsure" else TOLD
+            sure = 1 - result.p_fake if result.verdict == "Real" else result.p_fake
+            question = told.format(verdict=result.verdict.lower(), p=sure, question=QUESTION)
         (result.explanation,) = answerer.answers([question], [path], NEW_TOKENS["open"])
         result.explanation_verdict = verdict_in(result.explanation) or "unparsed"
         item = {"id": path, "question": question, "ground_truth": ""}
@@ -101,9 +105,7 @@ def _explain(path: str, detector: Any, answerer: Answerer | None, tell: bool, ca
 
 
 def _data_uri(picture: np.ndarray) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return "data:image/png;base64," + base64.b64encode(to_png(picture)).decode()
 
 
 def as_json(found: Sequence[Explanation]) -> str:
@@ -124,7 +126,8 @@ def as_text(found: Sequence[Explanation]) -> str:
             lines.append(f"  error: {one.error}")
         if one.verdict:
             lines.append(
-                f"  detector: {one.verdict}, P(fake) {one.p_fake:.3f} (not calibrated), likeliest generator "
+                f"  detector: {one.verdict}, P(fake) {one.p_fake:.3f} "
+                f"({'calibrated' if one.calibrated else 'not calibrated'}), likeliest generator "
                 f"{one.generator} ({one.p_generator:.3f})" + (f", object {one.object}" if one.object else "")
             )
         if one.explanation_verdict:
@@ -159,7 +162,7 @@ def as_html(found: Sequence[Explanation], *, checkpoint: str | None, model: str 
         checkpoint=checkpoint,
         model=model,
         tell=tell,
-        note=UNCALIBRATED,
+        note="" if any(one.calibrated for one in found) else UNCALIBRATED,
         asked=TOLD.format(verdict="...", p=0, question=QUESTION).replace("0%", "...") if tell else QUESTION,
     )
 
@@ -176,7 +179,7 @@ article h2 { grid-column: 1 / -1; font-size: 1rem; margin: 0; overflow-wrap: any
 figure { margin: 0 } img { width: 100%; max-width: 18rem; image-rendering: auto; border-radius: 3px }
 figcaption { font-size: .85rem; color: #555 }
 dl { margin: 0 } dt { font-size: .85rem; color: #555 } dd { margin: 0 0 .6rem }
-.verdict { font-weight: 700 } .fake { color: #a02000 } .real { color: #00582c }
+.verdict { font-weight: 700 } .fake { color: #a02000 } .real { color: #00582c } .unsure { color: #6a5200 }
 .note { background: #f4f1e8; padding: .6rem .9rem; border-left: 4px solid #b39000 }
 .error { color: #a02000 }
 </style></head><body>
@@ -186,14 +189,14 @@ dl { margin: 0 } dt { font-size: .85rem; color: #555 } dd { margin: 0 0 .6rem }
 {% if model %}<p class="note">{% if tell %}The language model was told the detector's verdict before it answered:
 its words may repeat that verdict and are no second opinion.{% else %}The language model was not told the detector's
 verdict: its words come from the image alone. They may still name traces that are not there.{% endif %}</p>{% endif %}
-{% if checkpoint %}<p class="note">Note: {{ note }}.</p>{% endif %}
+{% if checkpoint and note %}<p class="note">Note: {{ note }}.</p>{% endif %}
 {% for one, disagree in rows %}
 <article><h2>{{ one.path }}</h2>
 {% if one.error %}<p class="error">{{ one.error }}</p>{% else %}
 {% if one.picture %}<figure><img src="{{ one.picture }}" alt="the image"><figcaption>the image{% if checkpoint %}
 as the detector sees it{% endif %}</figcaption></figure>{% endif %}
 {% if one.cam %}<figure><img src="{{ one.cam }}" alt="Grad-CAM"><figcaption>Grad-CAM: red speaks for
-“{{ one.verdict|lower }}”</figcaption></figure>{% endif %}
+“{{ 'real' if one.verdict == 'Real' else 'fake' }}”</figcaption></figure>{% endif %}
 <dl>{% if one.verdict %}<dt>Detector</dt><dd><span class="verdict {{ one.verdict|lower }}">{{ one.verdict }}</span>,
 P(fake) {{ "%.3f"|format(one.p_fake) }}<br>likeliest: {{ one.generator }}
 ({{ "%.3f"|format(one.p_generator) }}){% if one.object %}<br>object: {{ one.object }}{% endif %}</dd>{% endif %}

@@ -9,8 +9,10 @@ from safetensors.torch import load_file, save_file
 
 from dataio.atomic import sync_folder, write_text, write_with
 from dataio.errors import UserError
+from engines.config import Config, to_dict
 
 TENSORS, SETTINGS = "model.safetensors", "config.json"
+CALIBRATION = "model.calibration.json"
 FORMAT = "telltale-export"
 VERSION = 1
 # What a program needs to repeat telltale's evaluation of one image, out of data.*.
@@ -18,7 +20,7 @@ _PREPROCESSING = ("size", "eval_crop", "mean", "std")
 
 
 def export_checkpoint(checkpoint: str | Path, output: str | Path) -> Path:
-    """Write a checkpoint's evaluated weights and all that is needed to use them.
+    """Write a checkpoint's evaluated weights and all that is needed to use them, calibration included.
 
     Args:
         checkpoint: best.pt, a file of RUN/checkpoints, or final.safetensors.
@@ -30,16 +32,42 @@ def export_checkpoint(checkpoint: str | Path, output: str | Path) -> Path:
     Raises:
         UserError: not a checkpoint; the folder holds something else or cannot be written.
     """
+    from engines.calibration import load_calibration, save_calibration
     from engines.inference import load_model
 
     model, config, info = load_model(checkpoint)
+    calibration = load_calibration(checkpoint, model.state_dict())
     folder = Path(output)
-    if folder.is_dir() and any(p.name not in (TENSORS, SETTINGS) for p in folder.iterdir()):
+    ours = (TENSORS, SETTINGS, CALIBRATION)
+    if folder.is_dir() and any(p.name not in ours for p in folder.iterdir()):
         raise UserError(f"--output {folder}: holds something else; choose an empty or new folder")
-    from engines.config import to_dict
+    described = describe(config, info)
+    tensors = {name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # The settings last: a folder without them is no export.
+        for name in (SETTINGS, CALIBRATION):
+            (folder / name).unlink(missing_ok=True)
+        write_with(folder / TENSORS, lambda temporary: save_file(tensors, temporary))
+        if calibration is not None:
+            save_calibration(folder, calibration)
+        write_text(folder / SETTINGS, json.dumps(described, indent=2) + "\n")
+        sync_folder(folder)
+    except OSError as error:
+        raise UserError(
+            f"--output {folder}: cannot be written ({error.strerror or error}); choose another"
+        ) from None
+    return folder
 
+
+def describe(config: Config, info: dict[str, Any]) -> dict[str, Any]:
+    """What another program needs to know of a detector, and telltale to build it again.
+
+    Args:
+        info: as `engines.inference.load_model` gives it.
+    """
     settings = to_dict(config)
-    described = {
+    return {
         "format": FORMAT,
         "version": VERSION,
         "generators": info["labels"]["generators"],
@@ -51,19 +79,6 @@ def export_checkpoint(checkpoint: str | Path, output: str | Path) -> Path:
         "step": info["step"],
         "config": settings,
     }
-    tensors = {name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # The settings last: a folder without them is no export.
-        (folder / SETTINGS).unlink(missing_ok=True)
-        write_with(folder / TENSORS, lambda temporary: save_file(tensors, temporary))
-        write_text(folder / SETTINGS, json.dumps(described, indent=2) + "\n")
-        sync_folder(folder)
-    except OSError as error:
-        raise UserError(
-            f"--output {folder}: cannot be written ({error.strerror or error}); choose another"
-        ) from None
-    return folder
 
 
 def read_export(folder: str | Path) -> dict[str, Any]:

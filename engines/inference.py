@@ -11,6 +11,7 @@ from dataio.errors import UserError
 from dataio.index import ShardSet, label_mismatch
 from dataio.loader import Loader, evaluation_work
 from engines import checkpoints
+from engines.calibration import load_calibration, weights_sha256
 from engines.config import Config, from_dict
 from engines.export import read_export
 from engines.predictions import PredictionArrays
@@ -23,7 +24,8 @@ def load_model(path: str | Path) -> tuple[DualHead, Config, dict[str, Any]]:
     """Build the network a checkpoint holds, in evaluation mode on the CPU.
 
     Args:
-        path: best.pt, a file of RUN/checkpoints, final.safetensors, or the folder of an export.
+        path: best.pt, a file of RUN/checkpoints, final.safetensors, the folder of an export, or
+            RUN, which means its best.pt.
 
     Returns:
         the model, the configuration it was trained with, and the checkpoint's other plain
@@ -32,6 +34,7 @@ def load_model(path: str | Path) -> tuple[DualHead, Config, dict[str, Any]]:
     Raises:
         UserError: missing, damaged, or not a telltale checkpoint.
     """
+    path = checkpoints.locate(path)
     state = read_export(path) if Path(path).is_dir() else checkpoints.load(path)
     config = from_dict(state["config"])
     labels = state["labels"]
@@ -51,6 +54,7 @@ def predict_split(
     mirror: bool = False,
     verify: bool = False,
     threads: int | None = None,
+    calibrated: bool = True,
 ) -> PredictionArrays | None:
     """Predict every image of a split once; also under torchrun.
 
@@ -60,6 +64,8 @@ def predict_split(
         mirror: predict each image's mirror image too and take the mean of both probabilities.
         verify: check the shards' SHA-256 first.
         threads: CPU threads of PyTorch; None takes the cores, shared among the processes.
+        calibrated: note the calibration beside the checkpoint, if there is one. The
+            probabilities stay raw. One for single views says nothing of `mirror`.
 
     Returns:
         the predictions on rank 0, None on the others.
@@ -70,6 +76,8 @@ def predict_split(
     world = join()
     try:
         model, config, info = together(world, lambda: load_model(checkpoint))
+        info["checkpoint"], info["split"] = Path(checkpoint).name, split
+        together(world, lambda: _describe(checkpoint, model, info, calibrated and not mirror))
         shards = together(world, lambda: _open(data, split, verify, info, checkpoint))
         from dataio.pipeline import default_threads
 
@@ -85,7 +93,6 @@ def predict_split(
             return None
         ids, probabilities, top5 = (np.concatenate(columns) for columns in zip(*parts, strict=True))
         rows = shards.rows[ids]
-        info["checkpoint"] = Path(checkpoint).name
         return PredictionArrays(
             sample_id=ids,
             key=[f"{int(key):09d}" for key in rows["key"]],
@@ -96,12 +103,24 @@ def predict_split(
             generators=shards.labels.generators,
             objects=shards.labels.objects,
             checkpoint={
-                **{key: info[key] for key in ("checkpoint", "step", "layout")},
+                **{key: info[key] for key in _DESCRIBED if key in info},
                 **({"mirror": True} if mirror else {}),
             },
         )
     finally:
         leave(world)
+
+
+_DESCRIBED = ("checkpoint", "step", "layout", "split", "weights_sha256", "calibration")
+
+
+def _describe(checkpoint: str, model: DualHead, info: dict[str, Any], calibrated: bool) -> None:
+    """Add to `info` which weights these are, and their calibration where there is one."""
+    weights = model.state_dict()
+    info["weights_sha256"] = weights_sha256(weights)
+    calibration = load_calibration(checkpoint, weights) if calibrated else None
+    if calibration is not None:
+        info["calibration"] = calibration.summary()
 
 
 def _open(data: str, split: str, verify: bool, info: dict[str, Any], checkpoint: str) -> ShardSet:
@@ -110,6 +129,18 @@ def _open(data: str, split: str, verify: bool, info: dict[str, Any], checkpoint:
     if mismatch:
         raise UserError(f"{checkpoint}: its {mismatch} ({data}); evaluate on shards of the same label space")
     return shards
+
+
+def forward(model: DualHead, image: torch.Tensor, precision: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both heads' logits, [N, G] and [N, O], computed as evaluation computes them.
+
+    Args:
+        image: float32 [N, 3, S, S] on the model's device. precision: fp32, bf16 or fp16.
+    """
+    with torch.autocast(
+        image.device.type, PRECISIONS.get(precision, torch.bfloat16), enabled=precision != "fp32"
+    ):
+        return model(image)
 
 
 @torch.inference_mode()
@@ -126,13 +157,12 @@ def _predict(
     probabilities.append(np.zeros((0, len(shards.labels.generators))))
     top5.append(np.zeros((0, best), np.int64))
     for loaded in Loader(shards, config.data, work, batch=batch, device=world.device, train=False):
-        with torch.autocast(
-            world.device.type, PRECISIONS.get(precision, torch.bfloat16), enabled=precision != "fp32"
-        ):
-            views = [model(loaded.image)]
-            if mirror:
-                views.append(model(loaded.image.flip(3)))
-        generator, objects = (sum(v[head].double().softmax(1) for v in views) / len(views) for head in (0, 1))
+        views = [forward(model, loaded.image, precision)]
+        if mirror:
+            views.append(forward(model, loaded.image.flip(3), precision))
+        generator, objects = (
+            torch.stack([view[head].double().softmax(1) for view in views]).mean(0) for head in (0, 1)
+        )
         ids.append(loaded.sample_id.numpy())
         probabilities.append(generator.cpu().numpy())
         top5.append(objects.topk(best).indices.cpu().numpy())

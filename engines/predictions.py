@@ -75,7 +75,11 @@ def label_spaces(table: pa.Table) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def checkpoint_info(table: pa.Table) -> dict[str, Any]:
-    """What predicted this table, as plain values."""
+    """What predicted this table, as plain values.
+
+    "calibration" is there where the checkpoint has one: its temperature, shift, threshold,
+    unsure ([low, high]) and false_alarm_rate, see `engines.calibration`. p_fake stays raw.
+    """
     return dict(_metadata(table, "checkpoint"))
 
 

@@ -3,8 +3,13 @@ r"""Export a checkpoint as safetensors and a JSON description.
     python launch/export.py --checkpoint runs/quickstart/best.pt --output exported
 
 Writes exported/model.safetensors and exported/config.json (architecture, label spaces,
-preprocessing, codec policy). launch/evaluate.py takes the folder as a checkpoint, and
+preprocessing, codec policy), and exported/model.calibration.json where launch/calibrate.py has
+calibrated the checkpoint. launch/evaluate.py takes the folder as a checkpoint, and
 gives the same predictions bit for bit.
+
+    python launch/export.py --format onnx --checkpoint runs/quickstart/best.pt --output onnx
+
+writes onnx/model.onnx for ONNX Runtime, compared with PyTorch before it is kept.
 
     python launch/export.py --format tinyllava --checkpoint runs/tinyllava/model --output published
 
@@ -22,21 +27,34 @@ from engines.command import Parser, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(description="Export a checkpoint as safetensors and a JSON description.")
+    parser = Parser(description="Export a checkpoint for other programs.")
     parser.add_argument(
         "--checkpoint",
         required=True,
         help="RUN/best.pt, a file of RUN/checkpoints/, or RUN/final.safetensors; tinyllava: RUN/model",
     )
     parser.add_argument("--output", required=True, help="folder of the export")
-    parser.add_argument("--format", choices=["detector", "tinyllava"], default="detector", help="what it is")
+    parser.add_argument(
+        "--format", choices=["detector", "onnx", "tinyllava"], default="detector", help="what it is"
+    )
     options = parser.parse_args(argv)
     if options.format == "tinyllava":
         return _export_tinyllava(options.checkpoint, options.output)
-    from engines.export import SETTINGS, TENSORS, export_checkpoint
+    if options.format == "onnx":
+        return _export_onnx(options.checkpoint, options.output)
+    from engines.export import CALIBRATION, SETTINGS, TENSORS, export_checkpoint
 
     folder = export_checkpoint(options.checkpoint, options.output)
-    print(f"exported: {folder / TENSORS}, {folder / SETTINGS}")
+    files = [folder / name for name in (TENSORS, SETTINGS, CALIBRATION)]
+    print(f"exported: {', '.join(str(file) for file in files if file.exists())}")
+    return 0
+
+
+def _export_onnx(checkpoint: str, output: str) -> int:
+    from engines.export_onnx import GRAPH, export_onnx
+
+    folder, difference = export_onnx(checkpoint, output)
+    print(f"exported: {folder / GRAPH}; ONNX Runtime's logits differ from PyTorch's by {difference:.1e}")
     return 0
 
 

@@ -2,8 +2,9 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 TINY = {
     "data.size": 24,
@@ -66,3 +67,50 @@ def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None
     while not condition():
         assert time.monotonic() < deadline, f"waited {seconds} s in vain for {what}"
         time.sleep(0.02)
+
+
+def write_detector(
+    path: Path,
+    *,
+    seed: int = 1,
+    generators: Sequence[str] = ("nature", "adm"),
+    objects: Sequence[str] = ("cat", "dog", "frog"),
+    codec: dict[str, Any] | None = None,
+    size: int = 32,
+    backbone: str = "cifarnet_narrow",
+) -> Path:
+    """Write a checkpoint of random weights; returns its path."""
+    import torch
+
+    from engines import checkpoints
+    from engines.config import from_dict
+    from models.dual_head import DualHead
+
+    config = {"model": {"backbone": backbone}, "data": {"size": size, "eval_crop": 0.875}}
+    torch.manual_seed(seed)
+    model = DualHead(from_dict(config).model, generators, objects)
+    # A fresh network hardly tells one image from another: give it statistics and a wide head.
+    coarse, fine = torch.randn(16, 3, 4, 4), torch.randn(16, 3, size, size)
+    images = torch.nn.functional.interpolate(coarse, size=size, mode="bilinear") + 0.3 * fine
+    head = model.generator_head
+    assert isinstance(head, torch.nn.Linear)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None  # one batch is all there is
+    with torch.no_grad():
+        model.train()(images)
+        logits = model.eval()(images)[0]
+        head.weight.mul_(2 / logits.std(0, keepdim=True).T)
+        head.bias.sub_(model(images)[0].mean(0))
+    state = {
+        "format": checkpoints.FORMAT,
+        "version": checkpoints.VERSION,
+        "step": 5,
+        "model": checkpoints.cpu_state(model),
+        "labels": {"generators": list(generators), "objects": list(objects)},
+        "codec": codec or {"preset": "default", "resize": "shortest", "size": 32},
+        "layout": "synthetic",
+        "config": config,
+    }
+    checkpoints.save(path, state)
+    return path

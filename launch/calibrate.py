@@ -1,0 +1,67 @@
+r"""Calibrate a checkpoint on the validation split and freeze its decision.
+
+    python launch/calibrate.py --checkpoint runs/quickstart/best.pt --data data/quickstart
+
+Writes best.calibration.json beside best.pt: temperature and shift of the logit of P(fake), the
+threshold from which an image is called AI-generated, and the band below it that is called
+unsure. launch/evaluate.py, predict.py, explain.py and export.py use it from then on.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from engines.calibrate import calibrate_checkpoint, format_calibration
+from engines.command import Parser, run_command
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(description="Calibrate a checkpoint on the validation split and freeze its decision.")
+    parser.add_argument("--checkpoint", required=True, help="RUN, RUN/best.pt or an export")
+    parser.add_argument("--data", help="folder written by launch/shard.py")
+    parser.add_argument("--predictions", help="instead: predictions.parquet of this checkpoint on the split")
+    parser.add_argument("--split", default="val", help="what to calibrate on (default: val)")
+    parser.add_argument(
+        "--false-alarm-rate",
+        type=float,
+        default=0.01,
+        help="share of the split's real images that may be called AI-generated (default: 0.01)",
+    )
+    parser.add_argument(
+        "--unsure",
+        type=float,
+        default=0.05,
+        help="share of its generated images that may be called real; what lies between is unsure "
+        "(default: 0.05; 1 for no such band)",
+    )
+    parser.add_argument("--batch", type=int, default=None, help="images per forward pass")
+    parser.add_argument("--allow-test", action="store_true", help="let --split be test")
+    options = parser.parse_args(argv)
+    if not 0 < options.false_alarm_rate < 1:
+        parser.error(f"--false-alarm-rate is {options.false_alarm_rate:g}, expected a fraction in (0, 1)")
+    if not 0 <= options.unsure <= 1:
+        parser.error(f"--unsure is {options.unsure:g}, expected a fraction in [0, 1]")
+    if options.batch is not None and options.batch < 1:
+        parser.error(f"--batch is {options.batch}, expected at least 1")
+
+    from engines.process import die_with_launcher
+
+    die_with_launcher()
+    done = calibrate_checkpoint(
+        miss_rate=options.unsure,
+        **{key: options[key] for key in _KEYS},
+    )
+    if done is not None:
+        found, path = done
+        print(f"{format_calibration(found)}\n\ncalibration: {path}")
+        for note in found.notes:
+            print(f"warning: {note}", file=sys.stderr)
+    return 0
+
+
+_KEYS = ("checkpoint", "data", "split", "predictions", "false_alarm_rate", "allow_test", "batch")
+
+if __name__ == "__main__":
+    run_command(main)

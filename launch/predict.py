@@ -1,0 +1,75 @@
+r"""Predict images: real, AI-generated or unsure, the likeliest generator, and the object.
+
+    python launch/predict.py --checkpoint runs/quickstart --output predictions.csv photos/ 'more/*.png' archive.zip
+    find photos -name '*.jpg' -print0 | python launch/predict.py --checkpoint runs/quickstart --null -
+
+One row for each image, to FILE.csv or FILE.jsonl, else as a table on the screen: path, verdict,
+p_fake, generator, p_generator, object, error, calibrated, credentials. A file that cannot be read
+has its reason in `error` and stops nothing; the exit code is 2 only if none could be read.
+Probability and verdict follow the calibration that launch/calibrate.py put beside the
+checkpoint; without one they are raw, and AI-generated means P(fake) >= 0.5.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from engines.command import EXIT_USER_ERROR, Parser, run_command
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(description="Predict images: real, AI-generated or unsure.")
+    parser.add_argument(
+        "paths", nargs="+", help="files, folders, 'globs', zips, or - for a list on standard input"
+    )
+    parser.add_argument("--checkpoint", required=True, help="RUN, RUN/best.pt or an export")
+    parser.add_argument("--output", help="FILE.csv or FILE.jsonl (default: a table on the screen)")
+    parser.add_argument("--explain", help="folder for each image as seen, its Grad-CAM map, and both in one")
+    parser.add_argument("--null", action="store_true", help="the list ends its names with zero bytes")
+    parser.add_argument("--batch", type=int, default=None, help="images per forward pass")
+    parser.add_argument("--workers", type=int, default=0, help="threads that read (default: the cores)")
+    options = parser.parse_args(argv)
+    if options.batch is not None and options.batch < 1:
+        parser.error(f"--batch is {options.batch}, expected at least 1")
+    if options.workers < 0:
+        parser.error(f"--workers is {options.workers}, expected at least 1, or 0 for the cores")
+
+    from engines.predict import check_output
+
+    if options.output:
+        check_output(options.output)
+    import torch
+
+    from dataio.inputs import find_inputs
+    from dataio.pipeline import default_threads
+    from engines.predict import Tally, predict, print_rows, write_rows
+    from engines.single import Detector
+
+    torch.set_num_threads(default_threads())
+    detector = Detector(options.checkpoint, options.batch)
+    if detector.calibration is None:
+        print(
+            "not calibrated: verdicts are P(fake) >= 0.5; see launch/calibrate.py",
+            file=sys.stderr,
+            flush=True,
+        )
+    inputs = find_inputs(options.paths, sys.stdin.buffer, null=options.null)
+    workers = options.workers or default_threads()
+    tally = Tally()
+    rows = predict(detector, inputs, workers=workers, explain=options.explain)
+    rows = tally.watch(rows, bar=bool(options.output))  # a table on the screen is progress enough
+    if options.output:
+        write_rows(options.output, rows, maps=bool(options.explain))
+        print(f"{tally}\nresults: {options.output}")
+    else:
+        print_rows(rows)
+    if not tally.read:
+        print(f"error: no image could be read; first {tally.first_error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)
