@@ -10,7 +10,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from dataio.audit_verdict import judge
 from dataio.duplicates import FINGERPRINT, Pairs, exact_pairs, near_pairs
 from dataio.errors import UserError
 from dataio.index import read_manifest, sha256_of
+from dataio.layouts.manifest import ManifestLayout
 from dataio.pool import Progress
 from dataio.records import SPLITS, Layout
 
@@ -93,7 +94,12 @@ def audit_layout(layout: Layout, settings: Settings) -> dict[str, Any]:
         counting.add(pick.path, pick.generator, pick.object)
         if pick.split in settings.splits:
             chooser.offer(pick)
-    looked = _look(chooser.chosen(), layout, settings)
+    picks = chooser.chosen()
+    if isinstance(layout, ManifestLayout):
+        wanted = {pick.path for pick in picks}
+        origins = {path: value for path, value in layout.column("source") if path in wanted}
+        picks = [replace(pick, origin=origins[pick.path]) for pick in picks]
+    looked = _look(picks, layout, settings)
     source = {"kind": "layout", "layout": layout.name, "source": layout.root, "manifest_sha256": None}
     counts = balance(chooser.counts, layout.generators)
     material = _Material(source, tuple(layout.generators), tuple(layout.objects), looked, counts)
@@ -174,6 +180,7 @@ def _audit(material: _Material, settings: Settings) -> dict[str, Any]:
         },
         "unreadable": unreadable[:_LISTED],
         "probes": probes,
+        "origins": _probe_origins(arrays, settings.seed),
         "duplicates": _duplicates([one for one in looked if one.measured is not None]),
         "balance": material.counts,
         "order": {**material.order, "names": against_names(looked, names, material.objects)},
@@ -208,6 +215,26 @@ def _probe_all(
     return found
 
 
+def _probe_origins(arrays: dict[str, np.ndarray], seed: int) -> dict[str, Any]:
+    """Photographs of each origin against the other photographs, by pixel statistics.
+
+    No generator has touched these, so what is found here is how the origins were processed
+    (or what they show), and says how far the fakes' figures may be the same.
+    """
+    real = np.flatnonzero(~arrays["fake"])
+    origins = arrays["origin"][real]
+    found: dict[str, Any] = {}
+    if len(np.unique(origins)) > 1:
+        for name in np.unique(origins):
+            data = Data(arrays["pixels"][real], origins == name, arrays["group"][real])
+            one = probe(data, "pixels", seed=seed)
+            images = {"images": one.pop("fake"), "others": one.pop("real")}
+            if one["auroc"] is not None:
+                one["families"] = probe_families(data, arrays["jpeg"][real], "pixels", seed=seed)
+            found[str(name)] = images | one
+    return found
+
+
 def _duplicates(looked: list[Looked]) -> dict[str, Any]:
     """Pairs among the images looked at, by `dataio.duplicates`, those that matter most first."""
     rows = np.array(
@@ -221,7 +248,8 @@ def _duplicates(looked: list[Looked]) -> dict[str, Any]:
 
 
 def _describe_pairs(kind: str, pairs: Pairs, picks: list[Pick]) -> dict[str, Any]:
-    across, both, listed = 0, 0, []
+    across, both = 0, 0
+    listed: list[tuple[bool, bool, int, list[Any]]] = []
     for first, second, distance in zip(pairs.first, pairs.second, pairs.distance, strict=True):
         one, other = picks[first], picks[second]
         crosses = one.split != other.split

@@ -123,6 +123,14 @@ def _number(name: str, known: tuple[str, ...]) -> int:
     return known.index(name) if name in known else len(known)
 
 
+def described(name: str, value: float) -> float | str:
+    """A feature's value for a reader: the name behind a number, or four digits."""
+    names = {"format": _FORMATS, "mode": _MODES}.get(name)
+    if names is None:
+        return round(value, 4)
+    return names[int(value)] if value < len(names) else "other"
+
+
 def _centre(image: Image.Image) -> NDArray[np.uint8]:
     """The centre, uint8 [H, W, 3] of at most CROP a side, on the file's own grid of 8 x 8 blocks."""
     width, height = (min(side, CROP) for side in image.size)

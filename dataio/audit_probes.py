@@ -1,9 +1,11 @@
 """How well a small classifier tells fakes from photographs by an audit's features.
 
 Container features are few, mostly categories, and act by thresholds ("width is 256"), so
-gradient boosting of small trees alone is asked. Pixel statistics are many and smooth: the
-mean probability of a logistic regression and of the same boosting is what counts. Their
-mean, and not the better of the two, because choosing afterwards would make figures too good.
+extremely randomised trees (Geurts, Ernst and Wehenkel 2006) alone are asked: they need no
+scaling, take a feature that a format lacks as such, and are as exact as boosting here at a
+third of its time. Pixel statistics are many and smooth: what counts is the mean probability
+of a logistic regression of the scaled features and of the same trees. Their mean, and not
+the better of the two, because choosing afterwards would make figures too good.
 
 All figures are out of fold: an image is scored by a model that saw neither it nor any
 image of its group. Intervals are percentiles of a bootstrap over groups (over images where
@@ -17,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.ensemble import ExtraTreesClassifier
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
@@ -25,11 +27,12 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from dataio.audit_features import CONTAINER, JPEG_ONLY, PIXELS
+from dataio.audit_features import CONTAINER, JPEG_ONLY, PIXELS, described
 
 FOLDS = 5
 RESAMPLES = 1000
 LEAST = 15  # groups of either class: below, folds and intervals mean nothing
+LEAST_ALIKE = 5  # images of either class that suffice where all have the very same features
 # A leak is an interval that lies wholly above its bar. Chance is 0.5; the margin is there
 # because intervals miss some variation and several generators are asked at once. Pictures
 # of different things differ in colour and detail anyway, so pixels have the wider one.
@@ -85,23 +88,15 @@ def bootstrap_auroc(
 
 
 def _models(kind: str, seed: int) -> dict[str, Any]:
-    boosted = HistGradientBoostingClassifier(
-        max_iter=60,
-        max_leaf_nodes=8,
-        min_samples_leaf=10,
-        l2_regularization=1.0,
-        class_weight="balanced",
-        early_stopping=False,
-        random_state=seed,
-    )
+    trees = ExtraTreesClassifier(100, min_samples_leaf=3, class_weight="balanced", random_state=seed)
     if kind == "container":
-        return {"boosted_trees": boosted}
+        return {"extra_trees": trees}
     linear = make_pipeline(
         SimpleImputer(strategy="median", keep_empty_features=True),
         StandardScaler(),
         LogisticRegression(C=0.3, class_weight="balanced", max_iter=2000),
     )
-    return {"boosted_trees": boosted, "logistic_regression": linear}
+    return {"extra_trees": trees, "logistic_regression": linear}
 
 
 def too_few(fake: NDArray[np.bool_], group: NDArray[np.int64]) -> str:
@@ -134,13 +129,13 @@ def probe(data: Data, kind: str, *, seed: int, resamples: int = RESAMPLES) -> di
         "fake": int(data.fake.sum()),
         "groups": len(np.unique(data.group)),
     }
+    differing = _differing(data.features)
+    if not differing.any() and min(found["real"], found["fake"]) >= LEAST_ALIKE:
+        # Nothing to learn from; this is chance, exactly, and not for lack of images.
+        return {**found, "auroc": 0.5, "low": 0.5, "high": 0.5, "constant": True}
     reason = too_few(data.fake, data.group)
     if reason:
         return {**found, "reason": reason}
-    differing = _differing(data.features)
-    if not differing.any():
-        # Nothing to learn from; this is chance, exactly, and not for lack of images.
-        return {**found, "auroc": 0.5, "low": 0.5, "high": 0.5, "constant": True}
     scores = _out_of_fold(data.take(np.arange(len(data.fake)), list(np.flatnonzero(differing))), kind, seed)
     mean = np.mean(list(scores.values()), axis=0)
     low, high = bootstrap_auroc(data.fake, mean, data.group, resamples=resamples, seed=seed)
@@ -199,13 +194,13 @@ def single_features(data: Data, kind: str) -> list[dict[str, Any]]:
     An image without a feature counts as below all that have it.
     """
     names = [name for own in FAMILIES[kind].values() for name in own]
-    found = []
+    found: list[dict[str, Any]] = []
     for column, name in enumerate(names):
         values = data.features[:, column]
         if len(np.unique(np.nan_to_num(values, nan=-np.inf))) < 2:
             continue
         auroc = _auroc(data.fake, np.nan_to_num(values, nan=-1e12))
-        medians = [_median(values[rows]) for rows in (~data.fake, data.fake)]
+        medians = [_median(name, values[rows]) for rows in (~data.fake, data.fake)]
         found.append(
             {
                 "feature": name,
@@ -217,9 +212,9 @@ def single_features(data: Data, kind: str) -> list[dict[str, Any]]:
     return sorted(found, key=lambda one: -one["auroc"])[:LISTED]
 
 
-def _median(values: Float) -> float | None:
+def _median(name: str, values: Float) -> float | str | None:
     known = values[~np.isnan(values)]
-    return round(float(np.median(known)), 4) if len(known) else None
+    return described(name, float(np.median(known))) if len(known) else None
 
 
 def leaks(found: Mapping[str, Any], kind: str) -> bool:

@@ -37,6 +37,7 @@ class Pick:
     Attributes:
         name: what messages call it. path: of the source; of a shard's sample known once it is read.
         tar: shard file, "" for a layout's own file. offset, size: of the image's bytes in it.
+        origin: the part of the data set it comes from, "" where there are no parts.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Pick:
     tar: str = ""
     offset: int = 0
     size: int = 0
+    origin: str = ""
 
 
 @dataclass(frozen=True)
@@ -117,13 +119,15 @@ def picks_of_layout(layout: Layout) -> Iterator[Pick]:
         UserError: see `Layout.records`.
     """
     for record in layout.records():
-        yield Pick(record.path, record.generator, record.object, record.split, record.group, record.path)
+        place = (record.split, record.group, record.path)
+        yield Pick(record.path, record.generator, record.object, *place, origin=record.subset)
 
 
 def picks_of_shards(shards: Iterable[ShardSet]) -> Iterator[Pick]:
     """Every sample of opened splits as a pick."""
     for opened in shards:
         generators, files = opened.labels.generators, [shard["file"] for shard in opened.shards]
+        subsets = opened.manifest["subsets"]
         for row in opened.rows:
             shard, label = files[int(row["shard"])], int(row["object"])
             yield Pick(
@@ -134,6 +138,7 @@ def picks_of_shards(shards: Iterable[ShardSet]) -> Iterator[Pick]:
                 tar=str(opened.folder / shard),
                 offset=int(row["offset"]),
                 size=int(row["size"]),
+                origin=subsets[int(row["subset"])],
             )
 
 
@@ -217,7 +222,7 @@ def balance(counts: Mapping[tuple[str, str], int], generators: Sequence[str]) ->
 
 
 def stack(looked: Sequence[Looked]) -> dict[str, np.ndarray]:
-    """Arrays over the readable images: container, pixels [N, F], jpeg, fake, generator, group [N]."""
+    """Arrays over the readable images: container, pixels [N, F]; jpeg, fake, generator, origin, group [N]."""
     good = [(one.pick, one.measured) for one in looked if one.measured is not None]
     # An image without a group is a group of its own.
     groups = [pick.group or f"\0{pick.name}" for pick, _ in good]
@@ -227,5 +232,6 @@ def stack(looked: Sequence[Looked]) -> dict[str, np.ndarray]:
         "jpeg": np.array([m.is_jpeg for _, m in good], bool),
         "fake": np.array([pick.generator != "nature" for pick, _ in good], bool),
         "generator": np.array([pick.generator for pick, _ in good]),
+        "origin": np.array([pick.origin for pick, _ in good]),
         "group": np.unique(np.array(groups), return_inverse=True)[1],
     }

@@ -32,7 +32,7 @@ class Reason:
 
 def judge(found: dict[str, Any]) -> dict[str, Any]:
     """Put verdict, reasons and their short forms in front of an audit's findings."""
-    reasons = [*_leak_reasons(found["probes"]), *_other_reasons(found)]
+    reasons = [*_leak_reasons(found["probes"], found["origins"]), *_other_reasons(found)]
     reasons.sort(key=lambda reason: -_LEVELS.index(reason.level))
     verdict = reasons[0].level if reasons else "pass"
     head = {"format": found["format"], "version": found["version"], "verdict": verdict}
@@ -55,15 +55,15 @@ def _and(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def _leak_reasons(probes: Mapping[str, Any]) -> Iterator[Reason]:
+def _leak_reasons(probes: Mapping[str, Any], origins: Mapping[str, Any]) -> Iterator[Reason]:
     for kind, found in probes.items():
         overall, title = found["overall"], _TITLES[kind]
         if leaks(overall, kind):
-            yield _leak(kind, "fakes", overall, found)
+            yield _leak(kind, "fakes", overall, found, origins)
             continue
         for name, one in found["generators"].items():
             if leaks(one, kind):
-                yield _leak(kind, name, one, one)
+                yield _leak(kind, name, one, one, origins)
         unsure = cannot_say(overall, kind)
         if unsure:
             text = f"{title}: too few images to say: {unsure}; give more, or a larger --sample"
@@ -79,16 +79,30 @@ def _leak_reasons(probes: Mapping[str, Any]) -> Iterator[Reason]:
             yield Reason("warn", text, f"{title}: too few images of {len(few)} generators")
 
 
-def _leak(kind: str, what: str, one: Mapping[str, Any], told: Mapping[str, Any]) -> Reason:
+def _leak(
+    kind: str, what: str, one: Mapping[str, Any], told: Mapping[str, Any], origins: Mapping[str, Any]
+) -> Reason:
     names = carriers(told, kind)
-    by_family = _and([f"{name} (AUROC {interval(told['families'][name])})" for name in names])
+    by_family = _and([f"{name} ({told['families'][name]['auroc']:.3f})" for name in names])
     text = (
         f"{_TITLES[kind]} leak: {what} are told from photographs without looking at the picture, AUROC "
         f"{interval(one)}, bar {BARS[kind]:.2f}; carried by {by_family}"
     )
     if kind == "pixels":
-        meanings = dict.fromkeys(_MEANING[name] for name in names)  # once each
-        text += f"; this may be {'; or '.join(meanings)}"
+        text += f". The first of these means {_MEANING[names[0]]}"
+        apart = [name for name, origin in origins.items() if leaks(origin, kind)]
+        if apart:
+            best = max(apart, key=lambda name: origins[name]["auroc"])
+            by_origin = _and(
+                [
+                    f"{name} ({origins[best]['families'][name]['auroc']:.3f})"
+                    for name in carriers(origins[best], kind)
+                ]
+            )
+            text += (
+                f". Photographs of different sources were not treated alike either: {len(apart)} of {len(origins)} "
+                f"sources are told from the others, {best} with AUROC {interval(origins[best])} by {by_origin}"
+            )
     of = "" if what == "fakes" else f" of {what}"
     return Reason(_LEVEL[kind], text, f"{_TITLES[kind]}{of} {one['auroc']:.2f} ({_and(names)})")
 
@@ -150,6 +164,7 @@ def format_audit(found: Mapping[str, Any]) -> str:
         "",
         *_family_table(found["probes"]),
         "",
+        *_origin_table(found["origins"]),
         *_balance_table(found["balance"]),
         "",
         *_duplicate_lines(found["duplicates"]),
@@ -188,6 +203,16 @@ def _family_table(probes: Mapping[str, Any]) -> Iterator[str]:
             yield f"  {name:22}{one['reason'] if one['auroc'] is None else _cell(one, kind)}"
         for one in found["features"][:3] if leaks(found["overall"], kind) else ():
             yield f"    {one['feature']}: alone {one['auroc']:.3f}; median {one['real']} real, {one['fake']} fake"
+
+
+def _origin_table(origins: Mapping[str, Any]) -> Iterator[str]:
+    if not origins:
+        return
+    yield "photographs of each source against the other photographs: pixel statistics"
+    for name, one in origins.items():
+        by = f" by {', '.join(carriers(one, 'pixels'))}" if leaks(one, "pixels") else ""
+        yield f"  {name or '(none given)'} ({one['images']}): {_cell(one, 'pixels').strip()}{by}"
+    yield ""
 
 
 def _balance_table(balance: Mapping[str, Any]) -> Iterator[str]:
