@@ -199,7 +199,10 @@ def _probe_all(
         own = arrays["generator"] == name
         if name != "nature" and own.any():
             rows = np.flatnonzero(own | ~arrays["fake"])
-            found["generators"][name] = probe(data.take(rows), kind, seed=seed)
+            whole = len(rows) == len(own)  # the only generator there is: the same question
+            found["generators"][name] = (
+                dict(found["overall"]) if whole else probe(data.take(rows), kind, seed=seed)
+            )
     overall = found["overall"]
     found["families"], found["features"] = {}, []
     if overall["auroc"] is not None:

@@ -31,6 +31,7 @@ from dataio.audit_features import CONTAINER, JPEG_ONLY, PIXELS, described
 
 FOLDS = 5
 RESAMPLES = 1000
+TREES = 50
 LEAST = 15  # groups of either class: below, folds and intervals mean nothing
 LEAST_ALIKE = 5  # images of either class that suffice where all have the very same features
 # A leak is an interval that lies wholly above its bar. Chance is 0.5; the margin is there
@@ -88,7 +89,7 @@ def bootstrap_auroc(
 
 
 def _models(kind: str, seed: int) -> dict[str, Any]:
-    trees = ExtraTreesClassifier(100, min_samples_leaf=3, class_weight="balanced", random_state=seed)
+    trees = ExtraTreesClassifier(TREES, min_samples_leaf=3, class_weight="balanced", random_state=seed)
     if kind == "container":
         return {"extra_trees": trees}
     linear = make_pipeline(
