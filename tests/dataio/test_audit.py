@@ -2,8 +2,10 @@
 
 import csv
 import io
+import itertools
 import json
 import os
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from dataio.layouts import open_layout
 from dataio.layouts.synthetic import draw_scene
 from dataio.shards import write_shards
 
-QUIET = {"sample": 0, "quiet": True}
+QUIET: dict[str, Any] = {"sample": 0, "quiet": True}
 
 
 def jpeg(image):
@@ -74,11 +76,10 @@ def test_another_format_is_a_fail_that_names_the_format(tmp_path):
 def test_a_leak_of_one_generator_alone_is_found(tmp_path):
     def encode(image, fake):
         # Only the third of four generators' images are wider, by as little as a pixel.
-        width = image.width + (encode.number % 4 == 3)
-        encode.number += 1
+        width = image.width + (next(numbers) % 4 == 3)
         return jpeg(image.resize((width, image.height)))
 
-    encode.number = 0
+    numbers = itertools.count()
     names = ("nature", "nature", "gan", "vqdm")
     found = audit_layout(make_set(tmp_path / "set", encode, 160, generators=names), Settings(**QUIET))
     assert found["verdict"] == "fail"
@@ -262,6 +263,7 @@ def test_counting_classes_shifts_every_label_behind_a_gap():
         counting.add(f"ADM/train/nature/n{label:08d}_1.JPEG", "nature", label)
     counting.add("ADM/train/ai/7_adm_1.PNG", "adm", 7)  # fakes' names hold the class itself
     found = counting.result()
+    assert found is not None
     assert (found["images"], found["shifted_images"]) == (5, 3) and found["first"] == ["ADM/train/nature"]
     names = [f"{n:04d} ({k}).jpg" if k > 1 else f"{n:04d}.jpg" for n in range(3) for k in range(1, 11)]
     for lost in (None, "0001 (10).jpg"):
@@ -270,7 +272,8 @@ def test_counting_classes_shifts_every_label_behind_a_gap():
             if name != lost:
                 suffix = int(name[6:-5]) if "(" in name else 1
                 counting.add(f"train/REAL/{name}", "nature", suffix - 1)
-        assert counting.result()["shifted_images"] == (0 if lost is None else 19)
+        found = counting.result()
+        assert found is not None and found["shifted_images"] == (0 if lost is None else 19)
     assert Counting("manifest").result() is None
 
 
