@@ -56,6 +56,7 @@ def _and(names: list[str]) -> str:
 
 
 def _leak_reasons(probes: Mapping[str, Any], origins: Mapping[str, Any]) -> Iterator[Reason]:
+    doubts = []  # after all that is sure
     for kind, found in probes.items():
         overall, title = found["overall"], _TITLES[kind]
         if leaks(overall, kind):
@@ -67,7 +68,7 @@ def _leak_reasons(probes: Mapping[str, Any], origins: Mapping[str, Any]) -> Iter
         unsure = cannot_say(overall, kind)
         if unsure:
             text = f"{title}: too few images to say: {unsure}; give more, or a larger --sample"
-            yield Reason("warn", text, f"{title}: too few images")
+            doubts.append(Reason("warn", text, f"{title}: too few images"))
             continue
         few = [name for name, one in found["generators"].items() if cannot_say(one, kind)]
         if few:
@@ -76,7 +77,8 @@ def _leak_reasons(probes: Mapping[str, Any], origins: Mapping[str, Any]) -> Iter
                 f"{title}: too few images to say for each generator, though over all there is no leak: {names}; "
                 "give more, or a larger --sample"
             )
-            yield Reason("warn", text, f"{title}: too few images of {len(few)} generators")
+            doubts.append(Reason("warn", text, f"{title}: too few images of {len(few)} generators"))
+    yield from doubts
 
 
 def _leak(
