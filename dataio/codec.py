@@ -143,7 +143,16 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def _jpeg(image: Image.Image, quality: int, subsampling: int) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=quality, subsampling=subsampling, progressive=False, optimize=False)
+    # An empty comment, since Pillow would copy the source's, which photographs have more often.
+    image.save(
+        buffer,
+        "JPEG",
+        quality=quality,
+        subsampling=subsampling,
+        progressive=False,
+        optimize=False,
+        comment=b"",
+    )
     return buffer.getvalue()
 
 

@@ -88,6 +88,8 @@ class DataConfig:
     """On a GPU: share of the images decoded by the hardware JPEG engines."""
     verify: bool = False
     """Check the SHA-256 of every shard before the first step."""
+    require_audit: bool = False
+    """Refuse to train where the shards' audit (launch/audit.py) is a fail, missing or of other shards."""
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     """Makes the shards on first use (the quickstart)."""
 

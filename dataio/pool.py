@@ -77,8 +77,8 @@ def run_tasks(
 class Progress:
     """A bar where a person watches, a line every 30 s where a log does."""
 
-    def __init__(self, total: int, done: int, quiet: bool) -> None:
-        self._total, self._done, self._quiet = total, done, quiet
+    def __init__(self, total: int, done: int, quiet: bool, what: str = "sharded") -> None:
+        self._total, self._done, self._quiet, self._what = total, done, quiet, what
         self._bar = None
         if not quiet and sys.stderr.isatty():
             self._bar = tqdm(total=total, initial=done, unit="img", unit_scale=True)
@@ -90,7 +90,7 @@ class Progress:
             self._bar.update(count)
         elif not self._quiet and time.monotonic() - self._spoke > 30:
             self._spoke = time.monotonic()
-            print(f"{self._done}/{self._total} images sharded", file=sys.stderr, flush=True)
+            print(f"{self._done}/{self._total} images {self._what}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         if self._bar is not None:

@@ -247,6 +247,7 @@ FREE_KEYS = frozenset(
         "data.prefetch",
         "data.hw_decoder_load",
         "data.verify",
+        "data.require_audit",
         "data.synthetic.images",
         "data.synthetic.size",
         "data.synthetic.seed",

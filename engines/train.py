@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from dataio.atomic import write_text, write_with
+from dataio.audit_stored import audit_line
 from dataio.errors import UserError
 from dataio.index import ShardSet, label_mismatch
 from engines import checkpoints
@@ -79,6 +80,10 @@ def ensure_shards(config: Config) -> None:
     make_synthetic_shards(config.data.shards, images=wanted.images, size=wanted.size, seed=wanted.seed)
 
 
+def _audit_line(config: Config) -> str:
+    return audit_line(config.data.shards, required=config.data.require_audit)
+
+
 def _open_sets(config: Config) -> tuple[ShardSet, ShardSet | None]:
     data = config.data
     chosen = {"subsets": data.subsets, "generators": data.generators}
@@ -91,6 +96,7 @@ def _open_sets(config: Config) -> tuple[ShardSet, ShardSet | None]:
 def _train(config: Config, world: World, folder: Path) -> tuple[int, str]:
     from_main(world, lambda: ensure_shards(config))
     train_set, val_set = together(world, lambda: _open_sets(config))
+    from_main(world, lambda: print(_audit_line(config), flush=True))
     store = checkpoints.CheckpointFolder(folder / "checkpoints", config.checkpoint.keep)
     state = together(world, lambda: _find_state(config, world, store))
     if state is not None:

@@ -16,6 +16,15 @@ DEFAULT_VAL_FRACTION = 0.10
 _NAME = re.compile(r"(\d{1,4})(?: \((\d{1,2})\))?\.jpe?g", re.IGNORECASE)
 
 
+def labels_of_name(path: str) -> tuple[str, int | None] | None:
+    """(generator, object index) as a file's folder and name give them; None for other paths."""
+    parts = path.split("/")
+    match = _NAME.fullmatch(parts[-1])
+    if match is None or len(parts) < 2 or parts[-2].lower() not in ("real", "fake"):
+        return None
+    return GENERATORS[parts[-2].lower() == "fake"], int(match[2] or 1) - 1
+
+
 class CifakeLayout:
     """See `dataio.records.Layout`. The official test is the test split; train gives val.
 

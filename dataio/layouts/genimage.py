@@ -109,6 +109,17 @@ def is_known_broken(path: str) -> bool:
     return match is not None and (int(match[1]), int(match[3])) in _BROKEN.get(match[2], ())
 
 
+def labels_of_name(path: str) -> tuple[str, int | None] | None:
+    """(generator, class index or None) as a file's name alone gives them; None for other names."""
+    stem = path.rsplit("/", 1)[-1].rpartition(".")[0]
+    if match := _FAKE.fullmatch(stem):
+        generator = next((name for name, token in _TOKENS.items() if token == match[2]), None)
+        return (generator, int(match[1])) if generator else None
+    if match := _REAL_TRAIN.fullmatch(stem):
+        return ("nature", index) if (index := imagenet_classes()[0].get(match[1])) is not None else None
+    return ("nature", None) if _REAL_VAL.fullmatch(stem) else None
+
+
 class GenImageLayout:
     """See `dataio.records.Layout`.
 

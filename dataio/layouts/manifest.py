@@ -96,6 +96,11 @@ class ManifestLayout:
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise UserError(f"--source {self.path}: cannot be read as CSV ({error})") from None
 
+    def column(self, name: str) -> Iterator[tuple[str, str]]:
+        """(path, value) of a column that only some lists have; "" where this one has it not."""
+        for _, row in self._rows():
+            yield row["path"], row.get(name, "")
+
     def _check(self) -> tuple[set[str], set[str]]:
         """Check every row; return the generators and the objects."""
         generators, objects, paths = set(), set(), array("Q")

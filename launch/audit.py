@@ -1,0 +1,91 @@
+r"""Ask how far a detector gets without looking at the picture, before you train one.
+
+    python launch/audit.py --layout genimage --source GenImage --val-labels LOC_val_solution.csv --output audit.json
+    python launch/audit.py --shards data/genimage
+
+Small classifiers are asked to tell fakes from photographs by the file's container, then by
+trivial pixel statistics. The verdict is pass, warn or fail. That of shards goes beside their
+manifest, where launch/train.py reads it.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from dataio.audit import Settings, audit_layout, audit_shards, check_output, write_audit
+from dataio.audit_stored import AUDIT
+from dataio.audit_verdict import format_audit
+from dataio.errors import UserError
+from dataio.layouts import NAMES, open_layout
+from dataio.pool import default_workers
+from dataio.records import SPLITS
+from engines.command import Parser, run_command
+
+# Flags that describe a layout, and how `open_layout` calls them.
+LAYOUT_KEYS = (
+    "val_labels",
+    "root",
+    "val_fraction",
+    "skip_unknown",
+    "subsets",
+    "split_from_path",
+    "halve_test",
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(
+        prog="audit.py",
+        description="How far does one get without looking at the picture? Audits a data set, or its shards.",
+    )
+    add = parser.add_argument
+    add("--shards", default=None, help="folder written by launch/shard.py")
+    add("--layout", choices=NAMES, default=None, help="how the source is laid out")
+    add("--source", default=None, help="folder, zip or CSV")
+    add("--output", default=None, help="JSON file; of shards by default audit.json beside their manifest")
+    add("--split", nargs="*", default=list(SPLITS), help="train, val, test; all by default")
+    add("--sample", type=int, default=4000, help="images to look at, spread over the generators; 0: all")
+    add("--seed", type=int, default=0, help="of the sample, the folds and the intervals")
+    add("--workers", type=int, default=default_workers(), help="processes; the result does not depend on it")
+    add("--val-labels", default=None, help="genimage: LOC_val_solution.csv or the devkit's ground truth")
+    add("--root", default=None, help="manifest: where its paths start (folder or zip)")
+    add("--split-from-path", action="store_true", help="manifest: splits are the paths' first folders")
+    add("--val-fraction", type=float, default=None, help="share of train that becomes val")
+    add("--halve-test", action="store_true", help="val is half of the official test, as in the reference")
+    add("--subsets", nargs="*", default=[], help="genimage: only these generators' folders")
+    add("--skip-unknown", action="store_true", help="leave out files that fit no pattern")
+    args = parser.parse_args(argv)
+    settings = Settings(sample=args.sample, seed=args.seed, splits=args.split, workers=args.workers)
+    given = {key: args[key] for key in LAYOUT_KEYS}
+    if args.shards is not None:
+        misplaced = [
+            key for key, value in {"layout": args.layout, "source": args.source, **given}.items() if value
+        ]
+        if misplaced:
+            raise UserError(
+                f"--{misplaced[0].replace('_', '-')}: has no use with --shards; remove one of them"
+            )
+        output = Path(args.output or Path(args.shards) / AUDIT)
+        check_output(output)
+        found = audit_shards(args.shards, settings)
+    else:
+        for flag in ("layout", "source", "output"):
+            if args[flag] is None:
+                raise UserError(f"--{flag}: missing; give --layout, --source and --output, or --shards")
+        check_output(args.output)
+        output = Path(args.output)
+        layout = open_layout(args.layout, args.source, **given)
+        for note in layout.notes:
+            print(f"note: {note}", file=sys.stderr)
+        found = audit_layout(layout, settings)
+    write_audit(output, found)
+    print(f"audit of {args.shards or args.source}")
+    print(format_audit(found))
+    print(f"\nwritten: {output}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)
