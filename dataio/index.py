@@ -4,6 +4,7 @@ import hashlib
 import json
 import mmap
 import os
+import tarfile
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ SAMPLE = np.dtype(
 )
 
 MANIFEST_FORMAT = "telltale-shards"
+_BLOCK = 512  # of a tar
 _OPEN_TARS = 256  # mapped at a time; the order touches only a window of shards
 
 
@@ -228,6 +230,15 @@ class ShardSet:
         """The encoded bytes of one image, uint8 [size], a view of the mapped tar."""
         row = self.rows[sample_id]
         return np.frombuffer(self._map(int(row["shard"])), np.uint8, int(row["size"]), int(row["offset"]))
+
+    def about(self, sample_id: int) -> dict[str, Any]:
+        """A sample's JSON: generator, object, source (its path under the layout's root)."""
+        row = self.rows[sample_id]
+        tar = self._map(int(row["shard"]))
+        # It is the tar's next member: a header, then its text.
+        header = int(row["offset"]) + -(-int(row["size"]) // _BLOCK) * _BLOCK
+        info = tarfile.TarInfo.frombuf(tar[header : header + _BLOCK], "utf-8", "surrogateescape")
+        return json.loads(tar[header + _BLOCK : header + _BLOCK + info.size])
 
     def describe(self, sample_id: int) -> str:
         """Where a sample lies, for messages: "train/000003.tar key 000012345"."""

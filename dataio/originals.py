@@ -2,8 +2,6 @@
 
 import hashlib
 import heapq
-import json
-import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +11,6 @@ from dataio.index import ShardSet
 from dataio.records import Layout, Record
 from dataio.source import Source
 from dataio.views import View
-
-_BLOCK = 512
 
 
 class KeptSource(Source):
@@ -41,17 +37,8 @@ class KeptSource(Source):
 
     def describe(self) -> list[dict[str, object]]:
         """The members' JSON, in shard order."""
-        return [self._about(number) for number in range(len(self._shards()))]
-
-    def _about(self, number: int) -> dict[str, object]:
-        # The JSON is the tar's next member: a header, then its text.
         shards = self._shards()
-        row = shards.rows[number]
-        header = int(row["offset"]) + -(-int(row["size"]) // _BLOCK) * _BLOCK
-        with open(shards.folder / shards.shards[int(row["shard"])]["file"], "rb") as file:
-            file.seek(header)
-            info = tarfile.TarInfo.frombuf(file.read(_BLOCK), "utf-8", "surrogateescape")
-            return json.loads(file.read(info.size))
+        return [shards.about(number) for number in range(len(shards))]
 
     def files(self) -> Iterator[str]:
         return iter([str(about["source"]) for about in self.describe()])

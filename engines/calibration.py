@@ -30,10 +30,10 @@ from dataio.atomic import write_text
 from dataio.errors import UserError
 from engines.checkpoints import locate
 from engines.predictions import reason_of
+from engines.scores import CLIP, calibrated_probability
 
 FORMAT, VERSION = "telltale-calibration", 1
 Verdict = Literal["real", "AI-generated", "unsure"]
-CLIP = 1e-12  # of probabilities, before their logit is taken
 TEMPERATURES = (0.05, 20.0)  # within which the fit looks
 
 
@@ -78,7 +78,7 @@ class Calibration:
 
     def probability(self, p_fake: ArrayLike) -> NDArray[np.float64]:
         """The calibrated P(fake), float64 of the same shape as `p_fake`."""
-        return expit((_logit(p_fake) + self.shift) / self.temperature)
+        return calibrated_probability(np.asarray(p_fake, np.float64), self.temperature, self.shift)
 
     def verdict(self, p: float) -> Verdict:
         """What a calibrated probability is called."""
@@ -157,7 +157,7 @@ def fit(
             "choose other data or another split"
         )
     temperature, shift, notes = _fit_logits(_logit(p), truth)
-    calibrated = expit((_logit(p) + shift) / temperature)
+    calibrated = calibrated_probability(p, temperature, shift)
     threshold = false_alarm_threshold(calibrated, truth, false_alarm_rate)
     low = min(miss_threshold(calibrated, truth, miss_rate), threshold)
     if false_alarm_rate * reals < 1:

@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from scipy.special import expit, logit
 
 from dataio.errors import UserError
 from engines.predictions import checkpoint_info
-from engines.scores import CLIP
+from engines.scores import calibrated_probability
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +33,7 @@ class Decision:
 
     def probability(self, p_fake: NDArray[np.float64]) -> NDArray[np.float64]:
         """The calibrated P(fake), float64 [N], of a raw one [N], which is kept CLIP from 0 and 1."""
-        return expit((logit(np.clip(p_fake, CLIP, 1 - CLIP)) + self.shift) / self.temperature)
+        return calibrated_probability(p_fake, self.temperature, self.shift)
 
     def calls_fake(self, p: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Which calibrated probabilities [N] are called fake when nothing is left undecided."""

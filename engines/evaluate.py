@@ -9,7 +9,8 @@ from typing import Any
 
 from dataio import atomic
 from dataio.errors import UserError
-from dataio.index import read_manifest
+from dataio.groups import groups_of, read_groups
+from dataio.index import ShardSet, read_manifest
 from engines.command import is_main_process
 from engines.intervals import RESAMPLES
 from engines.metrics import compute_metrics
@@ -29,6 +30,7 @@ def evaluate_checkpoint(
     mirror: bool = False,
     verify: bool = False,
     threads: int | None = None,
+    groups: str = "",
     resamples: int = RESAMPLES,
     held_out: Sequence[str] = (),
 ) -> dict[str, Any] | None:
@@ -42,6 +44,7 @@ def evaluate_checkpoint(
         batch: images per forward pass; None leaves it to `predict_split`.
         mirror: see `predict_split`. verify: check the shards' SHA-256 first.
         threads: CPU threads of PyTorch; None takes this process's share of the cores.
+        groups: CSV of path and group, of images that are not independent; intervals respect it.
         resamples: of the bootstrap. held_out: see `engines.openset.compute_open_set`.
 
     Returns:
@@ -63,6 +66,9 @@ def evaluate_checkpoint(
     )
     if arrays is None:
         return None
+    if groups:
+        named = read_groups(groups)
+        arrays.group = groups_of(ShardSet(data, split), arrays.sample_id.tolist(), named, groups)
     table = build_table(arrays)
     expected = read_manifest(data)["splits"][split]["samples"]
     if table.num_rows != expected:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit, logit
 from sklearn.metrics import average_precision_score, log_loss, roc_auc_score, roc_curve
 
 Bools = NDArray[np.bool_]
@@ -93,3 +94,8 @@ def best_threshold(fake: Bools, p: Floats) -> dict[str, Any]:
         "threshold": threshold,
         "balanced_accuracy": float((detected + 1 - false_alarms).max() / 2),
     }
+
+
+def calibrated_probability(p_fake: Floats, temperature: float, shift: float) -> Floats:
+    """sigmoid((logit(P) + shift) / temperature), float64 [N], of P(fake) [N] kept CLIP from 0 and 1."""
+    return expit((logit(np.clip(p_fake, CLIP, 1 - CLIP)) + shift) / temperature)

@@ -45,6 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--held-out", default="", help="generators, with commas, that the model was not trained on"
     )
+    parser.add_argument(
+        "--groups", default="", help="CSV of path and group: images that belong together, for the intervals"
+    )
     options = parser.parse_args(argv)
     if options.resamples < 1:
         parser.error(f"--resamples is {options.resamples}, expected at least 1")
@@ -76,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-_KEYS = ("checkpoint", "data", "split", "output", "batch", "mirror", "verify", "resamples")
+_KEYS = ("checkpoint", "data", "split", "output", "batch", "mirror", "verify", "groups", "resamples")
 
 if __name__ == "__main__":
     run_command(main)
