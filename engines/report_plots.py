@@ -89,7 +89,11 @@ def reliability_figure(fake: NDArray[np.bool_], curves: Mapping[str, NDArray[np.
         axes.plot([0, 1], [0, 1], lw=0.8, ls=":", color=_INK)
         for number, (name, p) in enumerate(curves.items()):
             seen, said = calibration_curve(fake, p, n_bins=15)
-            axes.plot(said, seen, marker="o", ms=4, lw=1.4, color=f"C{number}", label=name)
+            # Bins of few images jump about: their points are as small as they are.
+            counts = np.histogram(p, bins=15, range=(0, 1))[0]
+            size = 6 + 150 * np.sqrt(counts[counts > 0] / counts.max())
+            axes.plot(said, seen, lw=0.7, alpha=0.5, color=f"C{number}")
+            axes.scatter(said, seen, s=size, color=f"C{number}", alpha=0.8, lw=0, label=name)
         axes.set(xlabel="P(fake) as said", ylabel="share of fakes among them", xlim=(0, 1), ylim=(0, 1))
         axes.legend(frameon=False, fontsize=9)
         return _svg(figure, "reliability: share of fakes against the probability said")
