@@ -1,6 +1,7 @@
 """A finetuning run of TinyLLaVA from start to end."""
 
 import gc
+import hashlib
 import math
 import os
 import socket
@@ -84,8 +85,10 @@ def _stand_alone_environment() -> None:
     # DeepSpeed's launcher leaves it open, and every process would take all cores.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // local)))
     # DeepSpeed compiles on first use, with the ninja it finds: this environment's, though it was
-    # not activated. Another one's would also compile all of it again, at every change.
+    # not activated. Another ninja's or another environment's build would be compiled over each time.
     os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
+    own = hashlib.sha256(sys.prefix.encode()).hexdigest()[:8]
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "torch_extensions" / own))
     if "WORLD_SIZE" in os.environ:
         return
     with socket.socket() as probe:
