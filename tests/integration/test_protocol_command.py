@@ -183,6 +183,7 @@ def test_a_finished_protocol_is_merged_again_without_computing(words, whole):
         run(words(ROBUST, output, "--images", "8"))
 
 
+@pytest.mark.slow
 def test_aligned_from_kept_shards_equals_that_from_the_layout(words, work, tmp_path):
     run(words(ALIGNED, tmp_path / "layout"))
     run(words(ALIGNED, tmp_path / "kept", "--shards", str(work / "kept"), source=False))
@@ -215,6 +216,7 @@ def done_by(output):
     return [line.split("] ")[1] for line in lines if ":" not in line]
 
 
+@pytest.mark.slow
 def test_tasks_share_the_cells_and_never_do_one_twice(words, whole, start, tmp_path):
     shared = tmp_path / "shared"
     tasks = [start(words(ROBUST, shared, "--images", "12", "--task", n)) for n in ("0/2", "1/2", "0/1")]
@@ -301,6 +303,7 @@ def cross(kind="cross_generator", **changes):
     return "\n".join([f"protocol: {kind}", "config: configs/quickstart.yaml", "flags:", *lines])
 
 
+@pytest.mark.slow
 def test_cross_generator_trains_on_each_and_tests_on_all(words, start, tiny_shards, tmp_path):
     output = tmp_path / "out"
     more = ["--shards", str(tiny_shards), "--generators", "[adm, big_gan]", "--data.sampling=balanced"]
