@@ -108,13 +108,11 @@ def _prepare(detector: Detector, given: Input) -> tuple[Row, Encoded | None]:
         return row, None
     try:
         source = given.read()
-    except OSError as error:
-        row.error = f"cannot be read ({reason_of(error)})"
-        return row, None
-    try:
         encoded = detector.prepare(source)
         row.credentials = read_credentials(source) or None
         return row, encoded
+    except OSError as error:
+        row.error = f"cannot be read ({reason_of(error)})"
     except Undecodable as error:
         row.error = f"not a readable image ({_one_line(str(error))})"
     # Files from anywhere find errors in decoders that nobody knew; one of them stops no run.

@@ -300,9 +300,8 @@ def test_a_zip_a_list_and_a_folder_say_the_same(work: Path, call, tmp_path: Path
         (["good.jpg", "--explain", "good.jpg"], 2, "--explain good.jpg: cannot be written"),
     ],
 )
+@pytest.mark.parametrize("work", ["default"], indirect=True)
 def test_runs_that_read_nothing_are_one_line(work, call, tmp_path, flags, code, words) -> None:
-    if work.name.startswith("keep"):
-        pytest.skip("the codec makes no difference here")
     (tmp_path / "good.jpg").write_bytes(_picture("JPEG"))
     (tmp_path / "cut.zip").write_bytes(b"PK\x03\x04 and no more")
     output = [] if "--output" in flags else ["--output", "out.csv"]
@@ -314,9 +313,8 @@ def test_runs_that_read_nothing_are_one_line(work, call, tmp_path, flags, code, 
     assert {file.name for file in tmp_path.iterdir()} == left
 
 
+@pytest.mark.parametrize("work", ["default"], indirect=True)
 def test_the_table_on_the_screen_and_maps(work: Path, call, tmp_path: Path) -> None:
-    if work.name.startswith("keep"):
-        pytest.skip("the codec makes no difference here")
     (tmp_path / "esc\x1b[31m.jpg").write_bytes(_picture("JPEG"))
     words = ["--checkpoint", work / "run", "--explain", "maps", "esc\x1b[31m.jpg", "none.jpg"]
     done = call(tmp_path, "predict", *words)
@@ -334,9 +332,8 @@ def test_the_table_on_the_screen_and_maps(work: Path, call, tmp_path: Path) -> N
     assert heat.dtype == np.uint8 and np.ptp(heat) > 0 and not np.array_equal(picture, both)
 
 
+@pytest.mark.parametrize("work", ["default"], indirect=True)
 def test_explain_uses_the_calibration(work: Path, call, tmp_path: Path) -> None:
-    if work.name.startswith("keep"):
-        pytest.skip("the codec makes no difference here")
     (tmp_path / "a.png").write_bytes(_picture("PNG"))
     shutil.copytree(work / "run", tmp_path / "run")
     flags = ["--checkpoint", tmp_path / "run" / "best.pt", "a.png"]
