@@ -202,7 +202,7 @@ P(fake) {{ "%.3f"|format(one.p_fake) }}<br>likeliest: {{ one.generator }}
 ({{ "%.3f"|format(one.p_generator) }}){% if one.object %}<br>object: {{ one.object }}{% endif %}</dd>{% endif %}
 {% if one.explanation_verdict %}<dt>Language model</dt><dd>
 <span class="verdict {{ one.explanation_verdict|lower }}">{{ one.explanation_verdict }}</span>
-{% if one.explanation_p_fake is not none %}, P(fake) {{ "%.3f"|format(one.explanation_p_fake) }}{% endif %}<br>
+{%- if one.explanation_p_fake is not none %}, P(fake) {{ "%.3f"|format(one.explanation_p_fake) }}{% endif %}<br>
 {{ one.explanation }}</dd>{% endif %}
 {% if disagree %}<dt class="error">The two disagree.</dt>{% endif %}</dl>
 {% endif %}</article>
