@@ -40,8 +40,13 @@ class Parser(ArgumentParser):
         raise UserError(f"{' '.join(text.split())} (see --help)") from None
 
 
-def run_command(main: Callable[[], int | None]) -> NoReturn:
-    """Run `main` and leave with its exit code; a UserError becomes one line and code 2."""
+def run_command(main: Callable[[], int | None], *, at_once: bool = False) -> NoReturn:
+    """Run `main` and leave with its exit code; a UserError becomes one line and code 2.
+
+    Args:
+        at_once: leave without Python's own end, in which a library's threads may abort a
+            process whose work is done.
+    """
     try:
         code = main() or 0
         sys.stdout.flush()
@@ -56,4 +61,7 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
         # The reader (head, less) went away; a second flush at exit must not complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
+    if at_once:
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
