@@ -54,12 +54,9 @@ class FinetuneTrainer(Trainer):
         if self.optimizer is None:
             optim = self._settings.optim
             groups = parameter_groups(self.model if model is None else model, optim)
-            if self._offload:
-                from deepspeed.ops.adam import DeepSpeedCPUAdam
-
-                self.optimizer = DeepSpeedCPUAdam(groups, lr=optim.lr, betas=optim.betas)
-            else:
-                self.optimizer = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas)
+            # Also where its state is offloaded: DeepSpeed's own AdamW for hosts (0.19.8) took other
+            # steps than this one where groups have rates of their own.
+            self.optimizer = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas)
         return self.optimizer
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:

@@ -54,6 +54,8 @@ def read_deepspeed(path: str) -> dict[str, Any]:
             raise UserError(
                 f'{path}: {key} is set, but the experiment\'s configuration decides it; remove it or say "auto"'
             )
+    if offloads(settings):
+        settings["zero_force_ds_cpu_optimizer"] = False  # torch's AdamW, see FinetuneTrainer
     return settings
 
 
