@@ -55,7 +55,9 @@ def test_a_manifest_is_mentioned_where_it_cannot_be_read():
     assert found == "C2PA: a manifest, not read (c2pa-python is not installed)"
 
 
-@pytest.mark.skipif(importlib.util.find_spec("c2pa") is None, reason="c2pa-python is not installed")
+@pytest.mark.skipif(
+    importlib.util.find_spec("c2pa") is None, reason="needs c2pa-python: pip install -e .[c2pa]"
+)
 def test_a_damaged_manifest_is_said_to_be():
     found = read_credentials(_file("JPEG", None) + b"....jumb....c2pa....")
     assert found.startswith("C2PA: a manifest that cannot be read (")

@@ -20,8 +20,8 @@ def test_without_the_packages_it_says_what_to_install(tmp_path, monkeypatch):
 
 
 def test_onnx_runtime_says_what_pytorch_says(tmp_path):
-    runtime = pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install -e .[onnx]")
+    pytest.importorskip("onnxscript", reason="needs onnxscript: pip install -e .[onnx]")
     checkpoint = write_detector(tmp_path / "best.pt")
     folder, difference = export_onnx(checkpoint, tmp_path / "out")
     assert sorted(file.name for file in folder.iterdir()) == ["config.json", "model.onnx"]
