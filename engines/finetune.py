@@ -35,7 +35,7 @@ from engines.finetune_resume import (
 from engines.finetune_trainer import FinetuneTrainer, RunCallback
 from engines.process import FolderLock, StopRequest, World, from_main, join, leave, together
 from engines.runlog import RunLog
-from engines.train import write_exit
+from engines.verdict import EXIT, write_exit
 from engines.zero_memory import check_memory, flops_per_token
 from models.flops import peak_flops
 from models.tinyllava import TINY
@@ -61,10 +61,10 @@ def run_finetuning(config: FinetuneConfig) -> int:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     folder = Path(config.run.dir)
-    code, message, lock = 1, "a programming error; see the log", None
+    code, message, reason, lock = 1, "a programming error; see the log", "", None
     try:
         lock = together(world, lambda: _claim(folder) if world.is_main else None)
-        code, message = _finetune(config, world, folder)
+        code, message, reason = _finetune(config, world, folder)
         leave(world)  # the others need not wait while rank 0 answers
         if code == 0 and world.is_main and config.evaluate.benchmarks:
             answer_benchmarks(config, folder, world.device)
@@ -74,7 +74,7 @@ def run_finetuning(config: FinetuneConfig) -> int:
         raise
     finally:
         if world.is_main and lock is not None:
-            write_exit(folder, code, message)
+            write_exit(folder, code, message, reason)
             lock.release()
         leave(world)
 
@@ -103,7 +103,7 @@ def _claim(folder: Path) -> FolderLock:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FolderLock(folder)
-        (folder / "exit.json").unlink(missing_ok=True)
+        (folder / EXIT).unlink(missing_ok=True)
         (folder / "stop").unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"--run.dir {folder}: cannot be written ({error.strerror}); choose another") from None
@@ -120,7 +120,7 @@ def _base_model(config: FinetuneConfig, folder: Path) -> None:
         config.model.weights = str(base)
 
 
-def _finetune(config: FinetuneConfig, world: World, folder: Path) -> tuple[int, str]:
+def _finetune(config: FinetuneConfig, world: World, folder: Path) -> tuple[int, str, str]:
     settings = together(world, lambda: zero.read_deepspeed(config.deepspeed))
     stage = zero.stage_of(settings)
     precision = together(world, lambda: resolve_precision(config.model.precision, world.device))
@@ -207,12 +207,13 @@ def _finetune(config: FinetuneConfig, world: World, folder: Path) -> tuple[int, 
     gc.collect()
     if callback.stopped:
         callback.stop.clear_file()
-        return EXIT_RUN_AGAIN, f"stopped at step {last} ({callback.stop.reason}); the same command continues"
+        reason = callback.stop.reason
+        return EXIT_RUN_AGAIN, f"stopped at step {last} ({reason}); the same command continues", reason
     chosen = Path(best) if best else checkpoints / f"checkpoint-{last}"
     from_main(world, lambda: write_model(config, chosen, folder, processor, precision))
     if world.is_main:
         _say_end(callback.losses, chosen, folder)
-    return 0, f"finished {last} steps"
+    return 0, f"finished {last} steps", ""
 
 
 def _accumulation(config: FinetuneConfig, size: int) -> int:

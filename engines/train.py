@@ -20,6 +20,7 @@ from engines.panels import Panels
 from engines.process import FolderLock, StopRequest, World, from_main, join, leave, together
 from engines.runlog import RunLog
 from engines.trainer import Trainer, data_fingerprint, resolve_precision
+from engines.verdict import EXIT, write_exit
 from models.flops import peak_flops
 
 
@@ -34,33 +35,27 @@ def run_training(config: Config) -> int:
     """
     world = join()
     folder = Path(config.run.dir)
-    code, message, lock = 1, "a programming error; see the log", None
+    code, message, reason, lock = 1, "a programming error; see the log", "", None
     try:
         # Rank 0 takes the lock and the others wait; together, not from_main: it cannot be sent.
         lock = together(world, lambda: _claim(folder) if world.is_main else None)
-        code, message = _train(config, world, folder)
+        code, message, reason = _train(config, world, folder)
         return code
     except UserError as error:
         code, message = EXIT_USER_ERROR, str(error)
         raise
     finally:
         if world.is_main and lock is not None:
-            write_exit(folder, code, message)
+            write_exit(folder, code, message, reason)
             lock.release()
         leave(world)
-
-
-def write_exit(folder: Path, code: int, message: str) -> None:
-    """RUN/exit.json: the verdict for scripts, since torchrun turns every code into 1."""
-    text = json.dumps({"code": code, "message": message}) + "\n"
-    write_text(folder / "exit.json", text)
 
 
 def _claim(folder: Path) -> FolderLock:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FolderLock(folder)
-        (folder / "exit.json").unlink(missing_ok=True)
+        (folder / EXIT).unlink(missing_ok=True)
         (folder / "stop").unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"--run.dir {folder}: cannot be written ({error.strerror}); choose another") from None
@@ -93,7 +88,7 @@ def _open_sets(config: Config) -> tuple[ShardSet, ShardSet | None]:
     return train_set, val_set
 
 
-def _train(config: Config, world: World, folder: Path) -> tuple[int, str]:
+def _train(config: Config, world: World, folder: Path) -> tuple[int, str, str]:
     from_main(world, lambda: ensure_shards(config))
     train_set, val_set = together(world, lambda: _open_sets(config))
     from_main(world, lambda: print(_audit_line(config), flush=True))
@@ -105,7 +100,8 @@ def _train(config: Config, world: World, folder: Path) -> tuple[int, str]:
     if state is not None:
         trainer.load_state(state)
     run = _Run(config, world, folder, store, trainer, state)
-    return run.to_the_end()
+    code, message = run.to_the_end()
+    return code, message, run.stop.reason if code == EXIT_RUN_AGAIN else ""
 
 
 def _find_state(config: Config, world: World, store: checkpoints.CheckpointFolder) -> dict[str, Any] | None:
@@ -381,19 +377,3 @@ def _peak_memory_gib(device: torch.device) -> float:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-def guess_run_folder(argv: list[str], config_file: Path) -> Path | None:
-    """Where exit.json belongs when the configuration itself cannot be parsed."""
-    import yaml
-
-    for index, word in enumerate(argv):
-        if word == "--run.dir" and index + 1 < len(argv):
-            return Path(argv[index + 1])
-        if word.startswith("--run.dir="):
-            return Path(word.partition("=")[2])
-    try:
-        loaded = yaml.safe_load(config_file.read_text())
-        return Path(loaded["run"]["dir"])
-    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
-        return None

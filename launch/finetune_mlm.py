@@ -17,15 +17,20 @@ sys.path[0] = str(ROOT)
 
 from dataio.errors import UserError
 from engines.command import EXIT_USER_ERROR, SharedError, is_main_process, run_command
-from engines.config import parse_as
-from engines.finetune_config import FinetuneConfig
-from engines.process import die_with_launcher
-from engines.train import guess_run_folder, write_exit
+from engines.verdict import guess_run_folder, settled, write_exit
 
 DEFAULT_CONFIG = ROOT / "configs" / "tinyllava_quickstart.yaml"
 
 
 def main() -> int:
+    code = settled(sys.argv[1:], DEFAULT_CONFIG)
+    if code is not None:
+        return code
+    # Seconds to import, for which a restarted worker need not wait.
+    from engines.config import parse_as
+    from engines.finetune_config import FinetuneConfig
+    from engines.process import die_with_launcher
+
     die_with_launcher()
     try:
         config = parse_as(FinetuneConfig, sys.argv[1:], DEFAULT_CONFIG)

@@ -15,15 +15,21 @@ sys.path[0] = str(ROOT)
 
 from dataio.errors import UserError
 from engines.command import EXIT_USER_ERROR, SharedError, is_main_process, run_command
-from engines.config import parse_config
-from engines.process import die_with_launcher
-from engines.runlog import sweep_run_folder
-from engines.train import guess_run_folder, run_training, write_exit
+from engines.verdict import guess_run_folder, settled, write_exit
 
 DEFAULT_CONFIG = ROOT / "configs" / "quickstart.yaml"
 
 
 def main() -> int:
+    code = settled(sys.argv[1:], DEFAULT_CONFIG)
+    if code is not None:
+        return code
+    # Seconds to import, for which a restarted worker need not wait.
+    from engines.config import parse_config
+    from engines.process import die_with_launcher
+    from engines.runlog import sweep_run_folder
+    from engines.train import run_training
+
     die_with_launcher()
     try:
         config = parse_config(sys.argv[1:], DEFAULT_CONFIG)

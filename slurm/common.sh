@@ -1,0 +1,240 @@
+# shellcheck shell=bash
+# What the batch scripts share: environment, preflight, launching, signals and requeueing.
+#
+# A script finds this file, sources it, and calls one function. Everything a site must say comes
+# from environment variables or slurm/site.env (see site.env.example); the environment wins.
+
+set -euo pipefail
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$ROOT" # relative paths in configurations and flags are the repository's
+
+say() { echo "$(date '+%F %T') ${SLURM_JOB_NAME:-telltale} restart ${SLURM_RESTART_COUNT:-0}: $*"; }
+
+die() {
+  echo "error: $*" >&2
+  exit 2
+}
+
+# ---- environment ----------------------------------------------------------------------
+
+load_site() {
+  local file=${TELLTALE_SITE:-$ROOT/slurm/site.env} given
+  if [[ -f $file ]]; then
+    given=$(export -p | grep -E '^declare -x (TELLTALE_|SBATCH_|NCCL_|GLOO_|WANDB_|HF_)' || true)
+    set -a
+    # shellcheck disable=SC1090
+    source "$file" || die "$file: bash cannot read it; correct it after site.env.example"
+    set +a
+    eval "$given" # what the environment said before wins
+  elif [[ -n ${TELLTALE_SITE:-} ]]; then
+    die "TELLTALE_SITE=$file: no such file; name a copy of slurm/site.env.example"
+  fi
+}
+
+load_environment() {
+  if [[ -n ${TELLTALE_MODULES:-} ]]; then
+    type module > /dev/null 2>&1 || die "TELLTALE_MODULES=$TELLTALE_MODULES: this node has no module command; remove it"
+    # shellcheck disable=SC2086 # several names
+    module load $TELLTALE_MODULES
+  fi
+  inside=()
+  container_options=()
+  if [[ -n ${TELLTALE_CONTAINER:-} ]]; then
+    python=${TELLTALE_PYTHON:-python3}
+    case ${TELLTALE_CONTAINER_RUNTIME:-apptainer} in
+      apptainer)
+        # --nv does nothing but warn where there is no GPU.
+        inside=(apptainer exec --nv --bind "$ROOT${TELLTALE_MOUNTS:+,$TELLTALE_MOUNTS}" "$TELLTALE_CONTAINER")
+        ;;
+      pyxis)
+        container_options=(--container-image="$TELLTALE_CONTAINER" --container-workdir="$ROOT"
+          --container-mounts="$ROOT:$ROOT${TELLTALE_MOUNTS:+,$TELLTALE_MOUNTS}")
+        ;;
+      *) die "TELLTALE_CONTAINER_RUNTIME=$TELLTALE_CONTAINER_RUNTIME: expected apptainer or pyxis" ;;
+    esac
+  else
+    python=${TELLTALE_PYTHON:-${TELLTALE_VENV:-$ROOT/.venv}/bin/python}
+    [[ -x $python ]] || die "$python: no such program; run \`make venv\` in $ROOT, or set TELLTALE_VENV or TELLTALE_PYTHON in slurm/site.env"
+  fi
+
+  # Output line by line, or the log of a killed job lacks its end.
+  export PYTHONUNBUFFERED=1
+  # PyTorch's own threads come from train.threads; all other libraries would each take every core.
+  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+  # glibc keeps a heap per thread, and the decoding threads of a node would each hold on to one.
+  export MALLOC_ARENA_MAX=${MALLOC_ARENA_MAX:-4}
+  # Warnings name the interface or the peer that failed; INFO is thousands of lines.
+  export NCCL_DEBUG=${NCCL_DEBUG:-WARN}
+  # A rank whose peer has died must end, or the allocation idles until its time is up.
+  export TORCH_NCCL_ASYNC_ERROR_HANDLING=${TORCH_NCCL_ASYNC_ERROR_HANDLING:-1}
+  if [[ -n ${TELLTALE_INTERFACE:-} ]]; then
+    export NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-$TELLTALE_INTERFACE}
+    export GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-$TELLTALE_INTERFACE}
+  fi
+  # torchrun hands these to its workers; by default it would die of USR1 and leave them.
+  export TORCHELASTIC_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1
+}
+
+# The id scontrol wants. In an array the plain id of the last task means the whole array.
+job_id() {
+  if [[ -n ${SLURM_ARRAY_JOB_ID:-} ]]; then
+    echo "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
+  else
+    echo "$SLURM_JOB_ID"
+  fi
+}
+
+# The fewest CPUs that any node of the job has: srun gives a task one unless it is told.
+cpus_per_node() {
+  echo "${SLURM_CPUS_PER_TASK:-$(tr ',' '\n' <<< "${SLURM_JOB_CPUS_PER_NODE:-1}" | sed 's/(.*//' | sort -n | head -n 1)}"
+}
+
+start_job() {
+  load_site
+  [[ -n ${SLURM_JOB_ID:-} ]] || die "this is a batch script: submit it with sbatch, or use launch/submit.py"
+  load_environment
+  head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+  # From the job's id, so that two jobs on a node do not meet. Preflight has its own.
+  port=$((20000 + SLURM_JOB_ID % 10000))
+  step_options=(--ntasks-per-node=1 --cpus-per-task="$(cpus_per_node)" --kill-on-bad-exit=1 --wait=60 --export=ALL)
+  # Said again, or the step sees none of the job's GPUs.
+  if [[ -n ${SLURM_GPUS_ON_NODE:-} ]]; then
+    step_options+=(--gpus-per-node="$SLURM_GPUS_ON_NODE")
+  fi
+  step_options+=("${container_options[@]}")
+  say "job $(job_id) on $SLURM_JOB_NODELIST, $ROOT"
+}
+
+# One task on each node of the job.
+on_nodes() { srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" "${step_options[@]}" "${inside[@]}" "$@"; }
+
+# One task on the first node.
+on_head() { srun --nodes=1 --ntasks=1 --nodelist="$head" "${step_options[@]}" "${inside[@]}" "$@"; }
+
+# ---- training that is stopped, requeued and continued ------------------------------------
+
+# train_job SCRIPT GPU_CONFIG CPU_CONFIG ARGUMENT...
+train_job() {
+  local script=$1 answer run processes config
+  start_job
+  answer=$(on_nodes "$python" launch/preflight.py --script "$script" --gpu-config "$2" --cpu-config "$3" \
+    --head "$head" --port "$((port + 10000))" -- "${@:4}") || fail_preflight $?
+  { read -r run && read -r processes && read -r config; } <<< "$answer" ||
+    die "preflight said ${answer:-nothing}, expected a run folder, a number of processes and a configuration"
+  say "$run: $SLURM_NNODES x $processes processes${config:+, $config}"
+  local arguments=("${@:4}")
+  [[ -z $config ]] || arguments=(--config "$config" "${arguments[@]}")
+  [[ -z ${TELLTALE_SCRATCH:-} || $script != launch/train.py ]] || arguments+=(--data.cache_dir "$TELLTALE_SCRATCH")
+  # The rendezvous carries the restart: a rank that outlived the last attempt must not join this one.
+  supervise "$run" on_nodes "$python" -m torch.distributed.run \
+    --nnodes="$SLURM_NNODES" --nproc-per-node="$processes" --max-restarts="${TELLTALE_MAX_RESTARTS:-2}" \
+    --rdzv-backend=c10d --rdzv-endpoint="$head:$port" --rdzv-id="$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}" \
+    "$script" "${arguments[@]}"
+}
+
+fail_preflight() {
+  # srun gives the highest code of its tasks; 2 is preflight's own word, already explained.
+  (($1 == 2)) && exit 2
+  say "preflight ended with code $1: a node failed"
+  exit 1
+}
+
+# supervise RUN COMMAND...: run it; on a warning ask it to stop, then requeue; judge by RUN/exit.json.
+supervise() {
+  local run=$1 pid code=0 warned='' verdict reason
+  shift
+  mkdir -p "$run"
+  rm -f "$run/stop" "$run/exit.json"
+  # torchrun reaches only the workers of its own node, and only with signals that it knows; a file
+  # on shared storage reaches all. TERM is left alone: scancel must stay a cancel.
+  trap 'warned=1; say "warned: asking $run to stop"; touch "$run/stop"' USR1
+  "$@" &
+  pid=$!
+  while true; do # a trap ends `wait` early
+    code=0
+    wait "$pid" || code=$?
+    kill -0 "$pid" 2> /dev/null || break
+  done
+  verdict=$(exit_field "$run" code)
+  reason=$(exit_field "$run" reason)
+  case $verdict in
+    0)
+      rm -f "$run"/crashes.*
+      say "finished"
+      exit 0
+      ;;
+    2)
+      say "not requeued: the command or its data must be corrected ($run/exit.json)"
+      exit 2
+      ;;
+    75)
+      if [[ -z $warned && $reason != SIG* ]]; then
+        say "stopped by $run/stop; not requeued: submit the same again to continue"
+        exit 75
+      fi
+      requeue "stopped and saved"
+      ;;
+    *)
+      [[ -z $warned ]] || requeue "ended before it could save; the last checkpoint counts"
+      crashed "$run" "$code"
+      ;;
+  esac
+}
+
+exit_field() {
+  [[ -f $1/exit.json ]] || return 0
+  sed -n "s/.*\"$2\": *\"\{0,1\}\([^\",}]*\).*/\1/p" "$1/exit.json" | head -n 1
+}
+
+requeue() {
+  if ((${SLURM_RESTART_COUNT:-0} >= ${TELLTALE_MAX_REQUEUES:-100})); then
+    say "not requeued: ${SLURM_RESTART_COUNT:-0} times already (TELLTALE_MAX_REQUEUES)"
+    exit 75
+  fi
+  say "$1; requeued"
+  scontrol requeue "$(job_id)" || {
+    say "scontrol requeue failed; submit the same again to continue"
+    exit 75
+  }
+  # Leaving before Slurm takes this shell down would count as the job's end.
+  sleep 600
+  exit 75
+}
+
+# A crash may be the machine's fault, so it is tried again; without a newer checkpoint it is ours.
+crashed() {
+  local run=$1 record=$1/crashes.$SLURM_JOB_ID newest before='' count=0
+  newest=$(find "$run/checkpoints" -maxdepth 1 ! -name '.*' -printf '%f\n' 2> /dev/null | sort | tail -n 1)
+  [[ ! -f $record ]] || read -r count before < "$record" || true
+  [[ $newest == "$before" ]] || count=0
+  count=$((count + 1))
+  echo "$count $newest" > "$record"
+  say "crashed with code $2"
+  if ((count > ${TELLTALE_CRASH_REQUEUES:-2})); then
+    say "not requeued: $count crashes without a new checkpoint (TELLTALE_CRASH_REQUEUES)"
+    exit 1
+  fi
+  requeue "crash $count since the last checkpoint"
+}
+
+# ---- arrays -----------------------------------------------------------------------------
+
+# task_share: "i/n" with i from 0, whatever numbers the array has.
+task_share() {
+  [[ -n ${SLURM_ARRAY_TASK_ID:-} ]] || die "this script is an array: submit it with --array=0-7"
+  local step=$(((SLURM_ARRAY_TASK_MAX - SLURM_ARRAY_TASK_MIN) / (SLURM_ARRAY_TASK_COUNT > 1 ? SLURM_ARRAY_TASK_COUNT - 1 : 1)))
+  echo "$(((SLURM_ARRAY_TASK_ID - SLURM_ARRAY_TASK_MIN) / (step > 0 ? step : 1)))/$SLURM_ARRAY_TASK_COUNT"
+}
+
+# array_job COMMAND...: this task's share, then the merge if it was the last.
+array_job() {
+  local share said
+  share=$(task_share)
+  said=$(on_head "$@" --task "$share") || exit $?
+  echo "$said"
+  # Both of two last tasks may merge: the second finds it done.
+  if [[ $said == *"all are there: now --finish"* || $said == *"is finished already"* ]]; then
+    on_head "$@" --finish
+  fi
+}
