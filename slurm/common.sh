@@ -92,6 +92,8 @@ cpus_per_node() {
 
 start_job() {
   load_site
+  # A pipeline asks how its stages ended; a requeued one ends again.
+  [[ -z ${TELLTALE_STAGE:-} ]] || trap 'echo $? > "$TELLTALE_STAGE.${SLURM_ARRAY_TASK_ID:-0}.exit"' EXIT
   [[ -n ${SLURM_JOB_ID:-} ]] || die "this is a batch script: submit it with sbatch, or use launch/submit.py"
   load_environment
   head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
@@ -106,6 +108,10 @@ start_job() {
   say "job $(job_id) on $SLURM_JOB_NODELIST, $ROOT"
 }
 
+processes_per_node() {
+  echo "${TELLTALE_PROCESSES_PER_NODE:-$(on_head "$python" -c 'import torch; print(max(1, torch.cuda.device_count()))')}"
+}
+
 # One task on each node of the job.
 on_nodes() { srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" "${step_options[@]}" "${inside[@]}" "$@"; }
 
@@ -117,14 +123,16 @@ on_head() { srun --nodes=1 --ntasks=1 --nodelist="$head" "${step_options[@]}" "$
 # train_job SCRIPT GPU_CONFIG CPU_CONFIG ARGUMENT...
 train_job() {
   local script=$1 answer run processes config
-  start_job
   answer=$(on_nodes "$python" launch/preflight.py --script "$script" --gpu-config "$2" --cpu-config "$3" \
     --head "$head" --port "$((port + 10000))" -- "${@:4}") || fail_preflight $?
   { read -r run && read -r processes && read -r config; } <<< "$answer" ||
     die "preflight said ${answer:-nothing}, expected a run folder, a number of processes and a configuration"
-  say "$run: $SLURM_NNODES x $processes processes${config:+, $config}"
   local arguments=("${@:4}")
-  [[ -z $config ]] || arguments=(--config "$config" "${arguments[@]}")
+  if [[ $config != - ]]; then
+    arguments=(--config "$config" "${arguments[@]}")
+    say "no --config given: $config"
+  fi
+  say "$run: $SLURM_NNODES x $processes processes"
   [[ -z ${TELLTALE_SCRATCH:-} || $script != launch/train.py ]] || arguments+=(--data.cache_dir "$TELLTALE_SCRATCH")
   # The rendezvous carries the restart: a rank that outlived the last attempt must not join this one.
   supervise "$run" on_nodes "$python" -m torch.distributed.run \
@@ -223,18 +231,41 @@ crashed() {
 # task_share: "i/n" with i from 0, whatever numbers the array has.
 task_share() {
   [[ -n ${SLURM_ARRAY_TASK_ID:-} ]] || die "this script is an array: submit it with --array=0-7"
-  local step=$(((SLURM_ARRAY_TASK_MAX - SLURM_ARRAY_TASK_MIN) / (SLURM_ARRAY_TASK_COUNT > 1 ? SLURM_ARRAY_TASK_COUNT - 1 : 1)))
-  echo "$(((SLURM_ARRAY_TASK_ID - SLURM_ARRAY_TASK_MIN) / (step > 0 ? step : 1)))/$SLURM_ARRAY_TASK_COUNT"
+  # shellcheck disable=SC2153 # they are not misspelt
+  local from=$SLURM_ARRAY_TASK_MIN count=$SLURM_ARRAY_TASK_COUNT step=1
+  ((count == 1)) || step=$(((SLURM_ARRAY_TASK_MAX - from) / (count - 1)))
+  (((SLURM_ARRAY_TASK_ID - from) % step == 0 && from + step * (count - 1) == SLURM_ARRAY_TASK_MAX)) ||
+    die "--array has $count tasks from $from to $SLURM_ARRAY_TASK_MAX, expected evenly spaced ones such as 0-7"
+  echo "$(((SLURM_ARRAY_TASK_ID - from) / step))/$count"
 }
 
-# array_job COMMAND...: this task's share, then the merge if it was the last.
+# array_job COMMAND...: this task's share, then the merge if it was the last to end.
 array_job() {
-  local share said
+  local share log code=0
   share=$(task_share)
-  said=$(on_head "$@" --task "$share") || exit $?
-  echo "$said"
-  # Both of two last tasks may merge: the second finds it done.
-  if [[ $said == *"all are there: now --finish"* || $said == *"is finished already"* ]]; then
+  log=$(mktemp)
+  supervise_step "$log" on_head "$@" --task "$share" || code=$?
+  ((code == 0)) || exit "$code"
+  # Two last tasks may both merge: the second finds it done.
+  if grep -qE 'all are there: now --finish|is finished already' "$log"; then
     on_head "$@" --finish
   fi
+}
+
+# supervise_step LOG COMMAND...: run a step that continues when it is run again; requeue on a warning.
+supervise_step() {
+  local log=$1 pid code=0 warned=''
+  shift
+  "$@" > >(tee "$log") &
+  pid=$!
+  # srun hands it to its task, which saves what it can.
+  trap 'warned=1; say "warned: asking the step to stop"; kill -USR1 "$pid"' USR1
+  while true; do
+    code=0
+    wait "$pid" || code=$?
+    kill -0 "$pid" 2> /dev/null || break
+  done
+  trap - USR1
+  ((code == 0 || code == 2)) || [[ -z $warned ]] || requeue "stopped"
+  return "$code"
 }

@@ -1,0 +1,96 @@
+r"""Check a job's nodes before any time is spent: one task on each, in the batch scripts of slurm/.
+
+    srun --ntasks-per-node=1 python launch/preflight.py --script launch/train.py \
+        --gpu-config configs/resnet50_genimage.yaml --cpu-config configs/quickstart.yaml \
+        --head NODE --port 30001 -- --optim.lr 0.05
+
+The nodes compare versions, GPUs, data, run folder, free disk and clocks, and time a small
+all-reduce. A node that differs is named, and the job ends with code 2. Standard output is three
+lines for the script: run folder, processes per node, and the configuration that is taken where
+none was given ("" where one was); the table goes to standard error.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[0] = str(ROOT)
+
+from dataio.errors import UserError
+from engines.command import Parser, run_command
+from engines.preflight import Chosen, Node, Place, check_nodes, format_nodes, look, prepare, report_unparsed
+
+NONE = "-"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    words = list(sys.argv[1:] if argv is None else argv)
+    own, rest = (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
+    parser = Parser(description="Check a job's nodes before any time is spent.")
+    add = parser.add_argument
+    add(
+        "--script", choices=["launch/train.py", "launch/finetune_mlm.py"], required=True, help="what will run"
+    )
+    add("--gpu-config", required=True, help="configuration where there are GPUs and the flags name none")
+    add("--cpu-config", required=True, help="the same where there are none")
+    add("--head", default="localhost", help="the first node's name")
+    add("--port", type=int, default=30000, help="a free port there")
+    add("--timeout", type=int, default=120, help="seconds to wait for a node")
+    add("--processes", type=int, default=None, help="per node (default: one for each GPU, else one)")
+    options = parser.parse_args(own)
+    place = Place(
+        number=int(os.environ.get("SLURM_NODEID", "0")),
+        names=_names(),
+        head=options.head,
+        port=options.port,
+        timeout=options.timeout,
+    )
+    default = ROOT / options.cpu_config
+
+    def look_here() -> tuple[Chosen, Node]:
+        configs = {"gpu_config": options.gpu_config, "cpu_config": options.cpu_config}
+        try:
+            chosen = prepare(options.script, rest, **configs, root=ROOT)
+        except UserError as error:
+            if place.is_head:
+                report_unparsed(error, rest, default)
+            raise
+        return chosen, look(place.name, chosen, ROOT)
+
+    chosen, nodes = check_nodes(place, look_here)
+    if place.is_head:
+        print(format_nodes(nodes, chosen), file=sys.stderr, flush=True)
+        processes = options.processes or _given_processes() or max(1, nodes[0].gpus)
+        print(f"{chosen.run}\n{processes}\n{chosen.default_config or NONE}")
+    return 0
+
+
+def _names() -> list[str]:
+    """The names of the job's nodes, in Slurm's order; this machine's where there is no job."""
+    nodes = os.environ.get("SLURM_JOB_NODELIST")
+    if nodes is None:
+        return [socket.gethostname()]
+    shown = subprocess.run(
+        ["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=False
+    )
+    if shown.returncode == 0:
+        return shown.stdout.split()
+    # In a container there may be no scontrol.
+    return [f"node {number}" for number in range(int(os.environ.get("SLURM_NNODES", "1")))]
+
+
+def _given_processes() -> int | None:
+    given = os.environ.get("TELLTALE_PROCESSES_PER_NODE")
+    if given is None:
+        return None
+    if not given.isdigit() or int(given) < 1:
+        raise UserError(f"TELLTALE_PROCESSES_PER_NODE is {given!r}, expected a number of at least 1")
+    return int(given)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,34 @@
+#!/bin/bash
+# Run one or several of telltale's commands on one node, one after the other: the small stages of a pipeline.
+#
+#   sbatch slurm/stage.sh launch/audit.py --shards data/genimage
+#   sbatch slurm/stage.sh launch/calibrate.py --checkpoint RUN --data DATA --then launch/predict.py ...
+#SBATCH --job-name=telltale-stage
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --exclusive
+#SBATCH --mem=0
+#SBATCH --time=04:00:00
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.out
+set -euo pipefail
+
+# sbatch runs a copy from its spool; Slurm knows where the script was.
+here=$(dirname "${BASH_SOURCE[0]}")
+if [[ ! -f $here/common.sh ]]; then
+  here=$(scontrol show job "$SLURM_JOB_ID" | sed -n "s|^ *Command=\(.*\)/[^/]*\.sh\( .*\)\{0,1\}$|\1|p" | head -n 1)
+fi
+# shellcheck source=slurm/common.sh
+source "$here/common.sh"
+
+start_job
+while (($#)); do
+  words=()
+  while (($#)) && [[ $1 != --then ]]; do
+    words+=("$1")
+    shift
+  done
+  (($# == 0)) || shift
+  on_head "$python" "${words[@]}"
+done
