@@ -19,6 +19,10 @@ class SharedError(UserError):
     """A UserError that every rank raises alike; only rank 0 prints it."""
 
 
+class Stopped(Exception):
+    """Raised where a process was asked to stop, by the signal that is named; run again, it continues."""
+
+
 def is_main_process() -> bool:
     """Whether this is rank 0, also before the process group exists."""
     return os.environ.get("RANK", "0") == "0"
@@ -54,6 +58,9 @@ def run_command(main: Callable[[], int | None], *, at_once: bool = False) -> NoR
         if is_main_process() or not isinstance(error, SharedError):
             print(f"error: {error}", file=sys.stderr, flush=True)
         code = EXIT_USER_ERROR
+    except Stopped as signal:
+        print(f"stopped by {signal}; run the same command to continue", flush=True)
+        code = EXIT_RUN_AGAIN
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130
