@@ -29,7 +29,8 @@ def report_evaluation(
 
     Args:
         data, split, checkpoint: what was predicted, and by what. protocols: folders with a
-            protocol.json. explainer: run folder of a finetuned TinyLLaVA. pictures: of each generator and outcome in the gallery; 0: none.
+            protocol.json. explainer: run folder of a finetuned TinyLLaVA. pictures: of each
+            generator and outcome in the gallery; 0: none.
 
     Returns:
         the page.
