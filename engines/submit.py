@@ -154,7 +154,8 @@ def submit(command: Sequence[str], request: Request, root: Path, site: Mapping[s
     )
     if done.returncode != 0:
         raise UserError(
-            f"sbatch refused the job: {' '.join(done.stderr.split())}; correct the options or slurm/site.env. The command: {shlex.join(command)}"
+            f"sbatch refused the job: {' '.join(done.stderr.split())}; correct the options or slurm/site.env. The "
+            f"command was: {shlex.join(command)}"
         )
     job = done.stdout.strip().partition(";")[0]
     run = root / check_flags(request, root)
