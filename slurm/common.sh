@@ -127,7 +127,7 @@ on_head() { srun --nodes=1 --ntasks=1 --nodelist="$head" "${step_options[@]}" "$
 train_job() {
   local script=$1 answer run processes config
   answer=$(on_nodes "$python" launch/preflight.py --script "$script" --gpu-config "$2" --cpu-config "$3" \
-    --head "$head" --port "$((port + 10000))" -- "${@:4}") || fail_preflight $?
+    --names "$(scontrol show hostnames "$SLURM_JOB_NODELIST" | paste -s -d ,)" --head "$head" --port "$((port + 10000))" -- "${@:4}") || fail_preflight $?
   { read -r run && read -r processes && read -r config; } <<< "$answer" ||
     die "preflight said ${answer:-nothing}, expected a run folder, a number of processes and a configuration"
   local arguments=("${@:4}")
