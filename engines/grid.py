@@ -16,6 +16,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import yaml
@@ -23,6 +24,7 @@ import yaml
 from dataio.atomic import write_text
 from dataio.errors import UserError
 from engines.checkpoints import CheckpointFolder
+from engines.command import Stopped
 
 ROOT = Path(__file__).resolve().parent.parent
 ERRORS = ("generator_error", "real_fake_error", "object_error", "joint_error")
@@ -171,15 +173,31 @@ def _log_of(folder: Path) -> Path:
 
 
 def _call(words: list[str], log: Path, mode: str) -> int:
+    """Run a command of ours; returns its exit code.
+
+    Raises:
+        Stopped: this process was asked to stop; the command has saved and ended by then.
+    """
+    asked: list[int] = []
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, mode) as file:
-        return subprocess.run(
-            [sys.executable, *words],
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            check=False,
-            preexec_fn=_end_with_parent,
-        ).returncode
+        child = subprocess.Popen(
+            [sys.executable, *words], stdout=file, stderr=subprocess.STDOUT, preexec_fn=_end_with_parent
+        )
+
+        def hand_on(number: int, frame: FrameType | None) -> None:
+            asked.append(number)
+            child.send_signal(signal.SIGTERM)  # which torchrun hands to its workers
+
+        before = {number: signal.signal(number, hand_on) for number in (signal.SIGTERM, signal.SIGUSR1)}
+        try:
+            code = child.wait()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+    if asked:
+        raise Stopped(signal.Signals(asked[0]).name)
+    return code
 
 
 def _end_with_parent() -> None:

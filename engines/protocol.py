@@ -24,6 +24,7 @@ from dataio.errors import UserError
 from dataio.locks import locked
 from dataio.plan import check_settings
 from dataio.shards import Share
+from engines.command import Stopped
 from engines.protocol_cells import SHARDS, Cell, Work, open_work
 from engines.protocol_config import FREE, Command
 from engines.protocol_result import RESULT, TABLE, format_result, merge
@@ -103,7 +104,9 @@ def run_protocol(command: Command) -> str:
             raise UserError(
                 f"--output {folder.path}: {_names(busy)} being done by another process; run the same again later"
             )
-    return _finish(work, folder)
+    # Of two last tasks both may merge.
+    with locked(folder.path / LOCKS / "finish.lock", wait=f"{folder.path}: waiting for another task"):
+        return _finish(work, folder)
 
 
 def _run_share(work: Work, folder: _Folder, share: Share) -> str:
@@ -149,8 +152,10 @@ def _run_cell(work: Work, folder: _Folder, cell: Cell) -> None:
         own.mkdir(parents=True, exist_ok=True)
         (own / "failure.json").unlink(missing_ok=True)
         result = work.run(cell, own)
-    # Anything: one cell must not take a night's others with it. What is no user's mistake is
-    # shown whole.
+    except Stopped:
+        raise
+    # Anything else: one cell must not take a night's others with it. What is no user's mistake
+    # is shown whole.
     except Exception as error:
         if isinstance(error, UserError):
             message = str(error)

@@ -59,6 +59,7 @@ class Context:
         protocols: contents of protocol.json files. pictures: of the gallery, each with key,
             generator, generator_pred, p_fake, outcome, and data URIs image, heat (or "") and
             overlay (or ""). faithfulness: of their Grad-CAMs, or None.
+        benchmarks: metrics of a finetuned TinyLLaVA's answers, each with its name.
     """
 
     data: str
@@ -67,6 +68,7 @@ class Context:
     protocols: Sequence[Mapping[str, Any]] = ()
     pictures: Sequence[Mapping[str, Any]] = ()
     faithfulness: Mapping[str, Any] | None = None
+    benchmarks: Sequence[Mapping[str, Any]] = ()
 
 
 def write_report(output: str | Path, table: pa.Table, metrics: Mapping[str, Any], context: Context) -> Path:

@@ -16,13 +16,21 @@ AUDIT, PROTOCOL = "audit.json", "protocol.json"
 
 
 def report_evaluation(
-    *, output: str, data: str, split: str, checkpoint: str, protocols: Sequence[str] = (), pictures: int = 2
+    *,
+    output: str,
+    data: str,
+    split: str,
+    checkpoint: str,
+    protocols: Sequence[str] = (),
+    explainer: str | None = None,
+    pictures: int = 2,
 ) -> Path:
     """Write report.html and report.md beside the predictions.parquet and metrics.json of `output`.
 
     Args:
         data, split, checkpoint: what was predicted, and by what. protocols: folders with a
-            protocol.json. pictures: of each generator and outcome in the gallery; 0: none.
+            protocol.json. explainer: run folder of a finetuned TinyLLaVA. pictures: of each
+            generator and outcome in the gallery; 0: none.
 
     Returns:
         the page.
@@ -41,6 +49,7 @@ def report_evaluation(
         protocols=[read_protocol(folder) for folder in protocols],
         pictures=shown,
         faithfulness=faithfulness,
+        benchmarks=[] if explainer is None else read_benchmarks(explainer),
     )
     return write_report(output, table, metrics, context)
 
@@ -55,6 +64,26 @@ def read_protocol(folder: str | Path) -> dict[str, Any]:
     found = _read_json(path)
     if found.get("schema") != "telltale-protocol":
         raise UserError(f"--protocols {path}: not a protocol's result; give a folder of launch/protocol.py")
+    return found
+
+
+def read_benchmarks(run: str | Path) -> list[dict[str, Any]]:
+    """What a finetuned TinyLLaVA's answers to its benchmarks are worth: name and metrics of each.
+
+    Raises:
+        UserError: none were answered, or a file is another program's.
+    """
+    folder, found = Path(run) / "vqa", []
+    for path in sorted(folder.glob("*/metrics.json")):
+        metrics = _read_json(path)
+        if metrics.get("schema") != "telltale-vqa-metrics":
+            raise UserError(f"--explainer {path}: not a benchmark's metrics; answer it again")
+        found.append({"name": path.parent.name, **metrics})
+    if not found:
+        raise UserError(
+            f"--explainer {run}: no answered benchmark in {folder}; give a run folder of launch/finetune_mlm.py "
+            "whose configuration names evaluate.benchmarks"
+        )
     return found
 
 

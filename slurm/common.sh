@@ -72,8 +72,11 @@ load_environment() {
     export NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-$TELLTALE_INTERFACE}
     export GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-$TELLTALE_INTERFACE}
   fi
-  # torchrun hands these to its workers; by default it would die of USR1 and leave them.
-  export TORCHELASTIC_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1
+  # torchrun hands these to its workers (by default it would die of USR1 and leave them), and gives
+  # them this long to save before it kills them. Older torchruns do not look at the variables: there
+  # the stop file must do.
+  export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1
+  export PET_SHUTDOWN_TIMEOUT=${PET_SHUTDOWN_TIMEOUT:-240}
 }
 
 # The id scontrol wants. In an array the plain id of the last task means the whole array.
@@ -134,6 +137,8 @@ train_job() {
   fi
   say "$run: $SLURM_NNODES x $processes processes"
   [[ -z ${TELLTALE_SCRATCH:-} || $script != launch/train.py ]] || arguments+=(--data.cache_dir "$TELLTALE_SCRATCH")
+  # Workers that stop or refuse leave quietly: exit.json has the verdict.
+  export TELLTALE_VERDICT=file
   # The rendezvous carries the restart: a rank that outlived the last attempt must not join this one.
   supervise "$run" on_nodes "$python" -m torch.distributed.run \
     --nnodes="$SLURM_NNODES" --nproc-per-node="$processes" --max-restarts="${TELLTALE_MAX_RESTARTS:-2}" \
@@ -213,7 +218,7 @@ requeue() {
 # A crash may be the machine's fault, so it is tried again; without a newer checkpoint it is ours.
 crashed() {
   local run=$1 record=$1/crashes.$SLURM_JOB_ID newest before='' count=0
-  newest=$(find "$run/checkpoints" -maxdepth 1 ! -name '.*' -printf '%f\n' 2> /dev/null | sort | tail -n 1)
+  newest=$(find "$run/checkpoints" -maxdepth 1 ! -name '.*' -printf '%f\n' 2> /dev/null | sort | tail -n 1) || true # none yet
   [[ ! -f $record ]] || read -r count before < "$record" || true
   [[ $newest == "$before" ]] || count=0
   count=$((count + 1))

@@ -1,0 +1,46 @@
+r"""Write an evaluation's report anew, with whatever else there is by now.
+
+    python launch/report.py --evaluation runs/NAME/evaluation --checkpoint runs/NAME --data data/NAME --split test \
+        --protocols runs/NAME/robustness --explainer runs/EXPLAINER
+
+The same page as `evaluate.py --report` writes, from the predictions and metrics that lie in the
+folder; --explainer adds what a finetuned TinyLLaVA answered to its benchmarks.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from engines.command import Parser, run_command
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(description="Write an evaluation's report anew, from its predictions and metrics.")
+    add = parser.add_argument
+    add("--evaluation", required=True, help="folder with predictions.parquet and metrics.json")
+    add("--checkpoint", required=True, help="RUN or RUN/best.pt, for the gallery's maps")
+    add("--data", required=True, help="folder of the shards that were predicted")
+    add("--split", required=True, help="train, val or test")
+    add("--protocols", nargs="*", default=[], help="folders of launch/protocol.py")
+    add("--explainer", default=None, help="run folder of launch/finetune_mlm.py, for its benchmarks")
+    add("--pictures", type=int, default=2, help="per generator and outcome in the gallery; 0: none")
+    options = parser.parse_args(argv)
+    if options.pictures < 0:
+        parser.error(f"--pictures is {options.pictures}, expected 0 or more")
+
+    from engines.report_inputs import report_evaluation
+
+    page = report_evaluation(
+        output=options.evaluation,
+        **{
+            key: options[key] for key in ("checkpoint", "data", "split", "protocols", "explainer", "pictures")
+        },
+    )
+    print(f"report: {page}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,159 @@
+#!/bin/bash
+# Submit the whole way from images to a report, as jobs that wait for each other:
+#
+#   shard -> audit -> train -> calibrate -> evaluate, finetune -> report
+#
+#   bash slurm/pipeline.sh --name genimage --layout genimage --source /data/GenImage --val-labels LOC_val_solution.csv
+#   bash slurm/pipeline.sh --name small ... --train --train.epochs 2 --finetune --train.epochs 1
+#   bash slurm/pipeline.sh --status runs/genimage
+#
+# Words before --train go to launch/shard.py, those behind it to launch/train.py, those behind
+# --finetune to launch/finetune_mlm.py, those behind --questions to launch/make_vqa.py. Also:
+#   --name NAME     data/NAME, data/NAME-vqa, runs/NAME and runs/NAME-explainer (default: genimage)
+#   --tasks N       of the sharding (default: 8)
+#   --nodes N       of training and finetuning (default: 1)
+#   --no-finetune   leave the explainer out
+# Where a stage fails, those behind it are cancelled, and the last job, which always runs, says which
+# it was. Submitted again, finished work is not done again.
+set -euo pipefail
+
+# sbatch runs a copy from its spool; Slurm knows where the script was.
+here=$(dirname "${BASH_SOURCE[0]}")
+if [[ ! -f $here/common.sh ]]; then
+  here=$(scontrol show job "$SLURM_JOB_ID" | sed -n "s|^ *Command=\(.*\)/[^/]*\.sh\( .*\)\{0,1\}$|\1|p" | head -n 1)
+fi
+# shellcheck source=slurm/common.sh
+source "$here/common.sh"
+
+name=genimage tasks=8 nodes=1 finetune=1
+shard=() train=() tune=() questions=()
+into=shard
+
+status() {
+  local folder=$1/slurm stage job files bad failed='' state
+  [[ -f $folder/jobs ]] || die "$folder/jobs: no such file; --status wants the run folder of a pipeline"
+  while read -r stage job; do
+    files=("$folder/$stage".*.exit)
+    bad=''
+    [[ ! -e ${files[0]} ]] || bad=$(grep -lvx 0 "${files[@]}" | head -n 1) || true
+    if squeue --noheader --jobs="$job" --format=%T 2> /dev/null | grep -q .; then
+      state=$(squeue --noheader --jobs="$job" --format=%T | sort | uniq -c | awk '{printf "%s%s", sep, tolower($2) ($1 > 1 ? " x" $1 : ""); sep=", "}')
+    elif [[ -n $bad ]]; then
+      state="failed, code $(< "$bad")"
+    elif [[ -e ${files[0]} ]]; then
+      state="done"
+    elif [[ -n $failed ]]; then
+      state="not run, since $failed failed"
+    else
+      state="ended without a word: cancelled, out of time or lost"
+    fi
+    printf '%-10s job %-8s %s\n' "$stage" "$job" "$state"
+    if [[ -z $failed && ($state == failed* || $state == ended*) ]]; then
+      failed=$stage
+      # shellcheck disable=SC2012 # names of ours
+      log=$(ls -t "$folder/$stage"-*.out 2> /dev/null | head -n 1) || true
+    fi
+  done < "$folder/jobs"
+  if [[ -n $failed ]]; then
+    echo "failed: $failed; its log is ${log:-missing}"
+    [[ -z ${log:-} ]] || grep -h '^error: ' "$log" | tail -n 1
+    return 1
+  fi
+}
+
+while (($#)); do
+  case $1 in
+    --train) into=train ;;
+    --finetune) into=tune ;;
+    --questions) into=questions ;;
+    --name | --tasks | --nodes | --status)
+      (($# > 1)) || die "$1: expected a value after it"
+      case $1 in
+        --name) name=$2 ;;
+        --tasks) tasks=$2 ;;
+        --nodes) nodes=$2 ;;
+        --status)
+          status "$2"
+          exit
+          ;;
+      esac
+      shift
+      ;;
+    --no-finetune) finetune='' ;;
+    -h | --help)
+      sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
+      exit 0
+      ;;
+    *)
+      case $into in
+        shard) shard+=("$1") ;;
+        train) train+=("$1") ;;
+        tune) tune+=("$1") ;;
+        questions) questions+=("$1") ;;
+      esac
+      ;;
+  esac
+  shift
+done
+
+command -v sbatch > /dev/null || die "sbatch: not found; this machine has no Slurm (make quickstart runs the whole way without it)"
+[[ $tasks =~ ^[1-9][0-9]*$ && $nodes =~ ^[1-9][0-9]*$ ]] || die "--tasks $tasks --nodes $nodes: expected numbers of at least 1"
+[[ $name =~ ^[A-Za-z0-9._-]+$ ]] || die "--name $name: expected letters, digits, dots, dashes"
+((${#shard[@]})) || die "nothing to shard: give --layout and --source, see --help"
+load_site
+
+data=data/$name run=runs/$name vqa=data/$name-vqa explainer=runs/$name-explainer
+logs=$run/slurm
+mkdir -p "$logs"
+rm -f "$logs"/*.exit "$logs/jobs"
+shard+=(--output "$data")
+
+# submit STAGE DEPENDENCY OPTION... -- SCRIPT ARGUMENT...
+submit() {
+  local stage=$1 after=$2 options=() job
+  shift 2
+  while [[ $1 != -- ]]; do
+    options+=("$1")
+    shift
+  done
+  shift
+  [[ -z $after ]] || options+=("--dependency=$after" --kill-on-invalid-dep=yes)
+  job=$(TELLTALE_STAGE=$PWD/$logs/$stage sbatch --parsable --job-name="$name-$stage" \
+    --output="$logs/$stage-%j.out" "${options[@]}" "$@")
+  job=${job%%;*} # a cluster's name may follow
+  echo "$stage $job" >> "$logs/jobs"
+  echo "$job"
+}
+
+sharded=$(submit shard '' --array="0-$((tasks - 1))" -- slurm/shard_genimage.sh "${shard[@]}")
+# The array's last task merges; should two have ended at once without seeing each other, this does.
+audited=$(submit audit "afterok:$sharded" -- slurm/stage.sh launch/shard.py "${shard[@]}" --finish \
+  --then launch/audit.py --shards "$data")
+trained=$(submit train "afterok:$audited" --nodes="$nodes" -- slurm/train_resnet50.sh \
+  --data.shards "$data" --run.dir "$run" "${train[@]}")
+calibrated=$(submit calibrate "afterok:$trained" -- slurm/stage.sh launch/calibrate.py --checkpoint "$run" --data "$data")
+evaluated=$(submit evaluate "afterok:$calibrated" -- slurm/evaluate.sh --checkpoint "$run/best.pt" --data "$data" \
+  --split test --output "$run/evaluation")
+before=afterok:$evaluated
+report=(--evaluation "$run/evaluation" --checkpoint "$run" --data "$data" --split test)
+if [[ -n $finetune ]]; then
+  asked=$(submit questions "afterok:$calibrated" -- slurm/stage.sh launch/make_vqa.py --shards "$data" --output "$vqa" "${questions[@]}")
+  tuned=$(submit finetune "afterok:$asked" --nodes="$nodes" -- slurm/finetune_tinyllava.sh \
+    --data.conversations "$vqa/conversations.json" --data.val "$vqa/val.json" \
+    --evaluate.benchmarks "[$vqa/true_false.json, $vqa/multiple_choice.json]" --run.dir "$explainer" "${tune[@]}")
+  before=afterok:$evaluated:$tuned
+  report+=(--explainer "$explainer")
+fi
+reported=$(submit report "$before" -- slurm/stage.sh launch/report.py "${report[@]}")
+all=$(cut -d ' ' -f 2 "$logs/jobs" | paste -s -d :)
+last=$(sbatch --parsable --job-name="$name-status" --output="$logs/status.txt" --dependency="afterany:$all" \
+  --nodes=1 --ntasks=1 --time=00:10:00 slurm/pipeline.sh --status "$PWD/$run")
+
+column -t "$logs/jobs" 2> /dev/null || cat "$logs/jobs"
+cat << END
+
+logs:    $logs/STAGE-JOB.out
+now:     bash slurm/pipeline.sh --status $run
+the end: $run/evaluation/report.html (job $reported); $logs/status.txt says how all ended (job ${last%%;*})
+cancel:  scancel $(cut -d ' ' -f 2 "$logs/jobs" | paste -s -d ' ')
+END
