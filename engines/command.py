@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, set_parsing_settings
@@ -42,6 +42,18 @@ class Parser(ArgumentParser):
         """Raise the parser's (often many-lined) message as one UserError line."""
         text = str(ex if ex is not None and str(ex) else message)
         raise UserError(f"{' '.join(text.split())} (see --help)") from None
+
+
+def divide(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """A command's own words, and the dotted flags (with their values) that are a training's."""
+    own: list[str] = []
+    flags: list[str] = []
+    into = own
+    for word in words:
+        if word.startswith("--"):
+            into = flags if "." in word.partition("=")[0] else own
+        into.append(word)
+    return own, flags
 
 
 def run_command(main: Callable[[], int | None], *, at_once: bool = False) -> NoReturn:

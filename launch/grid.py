@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from dataio.errors import UserError
-from engines.command import Parser, run_command
+from engines.command import Parser, divide, run_command
 from engines.grid import format_grid, read_grid, run_grid
 
 
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--split", default="test", help="split that is evaluated")
     parser.add_argument("--weights", choices=["best", "last"], default="best", help="which weights of a run")
     words = list(sys.argv[1:] if argv is None else argv)
-    own, flags = _divide(words)
+    own, flags = divide(words)
     options = parser.parse_args(own)
     if options.processes < 1:
         parser.error(f"--processes is {options.processes}, expected at least 1")
@@ -53,18 +53,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if failed:
         raise UserError(f"{len(failed)} of {len(rows)} runs failed, {failed[0]} first; see the table")
     return 0
-
-
-def _divide(words: list[str]) -> tuple[list[str], list[str]]:
-    """Our own words, and the dotted flags (with their values) that are train.py's."""
-    own: list[str] = []
-    flags: list[str] = []
-    into = own
-    for word in words:
-        if word.startswith("--"):
-            into = flags if "." in word.partition("=")[0] else own
-        into.append(word)
-    return own, flags
 
 
 if __name__ == "__main__":

@@ -4,11 +4,11 @@
 #   shard -> audit -> train -> calibrate -> evaluate, finetune -> report
 #
 #   bash slurm/pipeline.sh --name genimage --layout genimage --source /data/GenImage --val-labels LOC_val_solution.csv
-#   bash slurm/pipeline.sh --name small ... --train --train.epochs 2 --finetune --train.epochs 1
+#   bash slurm/pipeline.sh --name small ... --for-train --train.epochs 2 --for-finetune --train.epochs 1
 #   bash slurm/pipeline.sh --status runs/genimage
 #
-# Words before --train go to launch/shard.py, those behind it to launch/train.py, those behind
-# --finetune to launch/finetune_mlm.py, those behind --questions to launch/make_vqa.py. Also:
+# Words before --for-train go to launch/shard.py, those behind it to launch/train.py, those behind
+# --for-finetune to launch/finetune_mlm.py, those behind --for-questions to launch/make_vqa.py. Also:
 #   --name NAME     data/NAME, data/NAME-vqa, runs/NAME and runs/NAME-explainer (default: genimage)
 #   --tasks N       of the sharding (default: 8)
 #   --nodes N       of training and finetuning (default: 1)
@@ -63,9 +63,9 @@ status() {
 
 while (($#)); do
   case $1 in
-    --train) into=train ;;
-    --finetune) into=tune ;;
-    --questions) into=questions ;;
+    --for-train) into=train ;;
+    --for-finetune) into=tune ;;
+    --for-questions) into=questions ;;
     --name | --tasks | --nodes | --status)
       (($# > 1)) || die "$1: expected a value after it"
       case $1 in
@@ -105,7 +105,7 @@ load_site
 data=data/$name run=runs/$name vqa=data/$name-vqa explainer=runs/$name-explainer
 logs=$run/slurm
 mkdir -p "$logs"
-rm -f "$logs"/*.exit "$logs/jobs"
+rm -f "$logs"/*.exit "$logs/jobs" "$logs/status.txt"
 shard+=(--output "$data")
 
 # submit STAGE DEPENDENCY OPTION... -- SCRIPT ARGUMENT...

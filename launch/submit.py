@@ -1,0 +1,63 @@
+r"""Submit a configuration to Slurm: the right script, with the options of your site.
+
+    python launch/submit.py configs/resnet50_genimage.yaml --nodes 4 --time 24:00:00 --optim.lr 0.4
+    python launch/submit.py configs/tinyllava_lora_zero2.yaml --partition gpu --dry-run
+
+Options that are not given come from slurm/site.env (see slurm/site.env.example); dotted flags go
+to the training. --dry-run shows the command and does nothing.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[0] = str(ROOT)
+
+from engines.command import Parser, divide, run_command
+from engines.submit import Request, command_of, explain, read_site, submit
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(
+        prog="submit.py",
+        description="Submit a configuration to Slurm. Flags with a dot go to the training.",
+    )
+    add = parser.add_argument
+    add("experiment", help="YAML file of a detector or of a finetuning run, see configs/")
+    add("--nodes", type=int, default=1, help="nodes of the job")
+    add("--gpus", type=int, default=None, help="GPUs of each node (default: the whole node with all of them)")
+    add("--cpus", type=int, default=None, help="with --gpus: CPUs of each node")
+    add("--mem", default=None, help="with --gpus: memory of each node, such as 64G")
+    add(
+        "--time",
+        default=None,
+        help="limit of one attempt, such as 12:00:00; the run is requeued and continues",
+    )
+    add("--partition", default=None, help="partition")
+    add("--account", default=None, help="account")
+    add("--qos", default=None, help="quality of service")
+    add("--constraint", default=None, help="features of the nodes")
+    add(
+        "--sbatch",
+        default="",
+        help='other options of sbatch, in one word: --sbatch="--exclude=n3 --mail-type=END"',
+    )
+    add("--dry-run", action="store_true", help="show the command only")
+    words = list(sys.argv[1:] if argv is None else argv)
+    own, flags = divide(words)
+    options = parser.parse_args(own)
+    request = Request(
+        **{key: options[key] for key in Request.__dataclass_fields__ if key != "flags"}, flags=tuple(flags)
+    )
+    site = read_site(ROOT)
+    command = command_of(request, ROOT, site)
+    if options.dry_run:
+        print(explain(command, site))
+    else:
+        print(submit(command, request, ROOT, site))
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)
