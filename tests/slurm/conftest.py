@@ -1,12 +1,16 @@
 """A real SLURM cluster of two nodes, for all tests of this folder; a skip where there is no SLURM."""
 
 import os
+import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.cluster.client import Cluster
 from tests.cluster.namespaces import INSTALL, missing_programs
+from tests.slurm.training import training_flags
+from tests.support import environment
 
 
 @pytest.fixture(scope="session")
@@ -45,3 +49,18 @@ def slurm_with(slurm_programs: None) -> Iterator[Callable[..., Cluster]]:
     yield start
     for cluster in clusters:
         cluster.stop()
+
+
+@pytest.fixture(scope="session")
+def undisturbed(
+    slurm_programs: None,
+    tiny_shards: Path,
+    torchrun: Callable[..., list[str]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """The folder of a run of two processes on this machine, without Slurm."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    command = torchrun(2, "launch/train.py", *training_flags(tiny_shards, folder))
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    return folder
