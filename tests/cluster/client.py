@@ -18,7 +18,7 @@ ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED"
 class Cluster:
     """A cluster of its own in a new short folder under /tmp, gone with `stop` or with this process.
 
-    Jobs are submitted from `work`, where their output lies. They get this Python's virtual
+    Jobs are submitted from `work` where nothing else is said. They get this Python's virtual
     environment as TELLTALE_VENV and a TMPDIR of the cluster's own: torchrun leaves folders there
     when it is killed. Timings never fail a test; every `seconds` is a generous limit.
     """
@@ -92,13 +92,24 @@ class Cluster:
         fields = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in shown]
         return {int(f["ArrayTaskId"]): f for f in fields if f["ArrayTaskId"].isdigit()}
 
+    def wait_array(self, job: str, count: int, seconds: float = 240) -> dict[int, dict[str, str]]:
+        """Wait until all tasks of an array have ended; returns their fields."""
+
+        def ended() -> bool:
+            tasks = self.tasks(job)
+            return len(tasks) == count and all(task["JobState"] in ENDED for task in tasks.values())
+
+        self.until(ended, f"the end of {count} tasks", job, seconds)
+        return self.tasks(job)
+
     def state(self, job: str) -> str:
         return self.job(job)["JobState"]
 
     def log(self, job: str) -> str:
-        """What a job has printed so far: the files of `work` that end in its id, "-ID.out"."""
-        files = sorted(self.work.glob(f"*-{job}.out")) + sorted(self.work.glob(f"*-{job}_*.out"))
-        return "".join(file.read_text(errors="replace") for file in files)
+        """What a job, or all started tasks of an array, have printed so far."""
+        shown = self.run("scontrol", "-o", "show", "job", job)
+        files = [Path(name) for name in sorted(set(re.findall(r"StdOut=(\S+)", shown)))]
+        return "".join(file.read_text(errors="replace") for file in files if file.exists())
 
     def until(self, condition: Callable[[], object], what: str, job: str = "", seconds: float = 180) -> None:
         """Wait for a condition; a failure shows the job and what it printed."""

@@ -26,23 +26,23 @@ def training_flags(shards: Path, folder: Path, **changes: object) -> list[str]:
     return flags(**{**settings, **changes})
 
 
-def processes(cluster: Cluster, *words: bytes) -> list[int]:
-    """The jobs' Python processes whose script and first arguments are these."""
+def processes(cluster: Cluster, script: str, *words: str) -> list[int]:
+    """The jobs' Python processes that run a script, and have these words among its arguments."""
     found = []
     for pid in descendants(cluster.process.pid):
         with contextlib.suppress(OSError):
-            command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            arguments = [word for word in command[1:] if word != b"-u"]
-            if b"python" in command[0] and tuple(arguments[: len(words)]) == words:
+            command = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+            arguments = [word for word in command[1:] if word != "-u"]
+            if "python" in command[0] and arguments[:1] == [script] and set(words) <= set(arguments):
                 found.append(pid)
     return found
 
 
 @contextlib.contextmanager
-def held(cluster: Cluster, script: bytes = b"launch/train.py") -> Iterator[list[int]]:
+def held(cluster: Cluster, script: str = "launch/train.py", *words: str) -> Iterator[list[int]]:
     """Stop a script's processes while something is done to their job; the killed stay killed."""
-    pids = processes(cluster, script)
-    assert pids, f"no process of {script!r} runs"
+    pids = processes(cluster, script, *words)
+    assert pids, f"no process of {script} {' '.join(words)} runs"
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     try:
