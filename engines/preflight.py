@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 
 from dataio.errors import UserError
-from engines.command import EXIT_USER_ERROR, SharedError
+from engines.command import EXIT_USER_ERROR
 from engines.verdict import guess_run_folder, write_exit
 
 PACKAGES = ("torch", "nvidia-dali-cuda130", "numpy", "deepspeed", "transformers")
@@ -199,8 +199,8 @@ def check_nodes(place: Place, look_here: Callable[[], tuple[Chosen, Node]]) -> t
         what will run, and the nodes in their order (on the first node; on others only this one).
 
     Raises:
-        UserError: on the first node, a node that does not fit, or did not answer. On the others
-            SharedError, which is not printed twice.
+        UserError: on the first node, a node that does not fit, or did not answer.
+        SystemExit: on the others, whose first one says why.
     """
     try:
         store = dist.TCPStore(
@@ -222,7 +222,7 @@ def check_nodes(place: Place, look_here: Callable[[], tuple[Chosen, Node]]) -> t
             store.set("verdict", "bad")
             raise
         store.set(f"node{place.number}", json.dumps(asdict(Node(place.name, problem=str(error)))))
-        raise SharedError(str(error)) from None
+        raise SystemExit(EXIT_USER_ERROR) from None
     if not place.is_head:
         return chosen, [_answer(store, place, chosen, node)]
     nodes = _gather(store, place, chosen, node)
@@ -247,9 +247,9 @@ def _answer(store: dist.TCPStore, place: Place, chosen: Chosen, node: Node) -> N
         store.get(f"ask{place.number}")
         store.set(f"clock{place.number}", str(time.time()))
         if store.get("verdict") == b"bad":
-            raise SharedError("the first node says why")
-    except (dist.DistError, RuntimeError):
-        raise SharedError("the first node is gone") from None
+            raise SystemExit(EXIT_USER_ERROR)
+    except (dist.DistError, RuntimeError):  # the first one is gone
+        raise SystemExit(EXIT_USER_ERROR) from None
     _bandwidth(store, place, node)
     return node
 

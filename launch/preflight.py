@@ -2,7 +2,7 @@ r"""Check a job's nodes before any time is spent: one task on each, in the batch
 
     srun --ntasks-per-node=1 python launch/preflight.py --script launch/train.py \
         --gpu-config configs/resnet50_genimage.yaml --cpu-config configs/quickstart.yaml \
-        --head NODE --port 30001 -- --optim.lr 0.05
+        --names n1,n2 --head n1 --port 30001 -- --optim.lr 0.05
 
 The nodes compare versions, GPUs, data, run folder, free disk and clocks, and time a small
 all-reduce. A node that differs is named, and the job ends with code 2. Standard output is three
@@ -12,7 +12,6 @@ none was given ("" where one was); the table goes to standard error.
 
 import os
 import socket
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add("--gpu-config", required=True, help="configuration where there are GPUs and the flags name none")
     add("--cpu-config", required=True, help="the same where there are none")
+    # From the script: a container may have no scontrol, or one that looks for its cluster for a minute.
+    add("--names", default="", help="all nodes' names in Slurm's order, with commas (default: this machine)")
     add("--head", default="localhost", help="the first node's name")
     add("--port", type=int, default=30000, help="a free port there")
     add("--timeout", type=int, default=120, help="seconds to wait for a node")
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(own)
     place = Place(
         number=int(os.environ.get("SLURM_NODEID", "0")),
-        names=_names(),
+        names=options.names.split(",") if options.names else [socket.gethostname()],
         head=options.head,
         port=options.port,
         timeout=options.timeout,
@@ -67,20 +68,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         processes = options.processes or _given_processes() or max(1, nodes[0].gpus)
         print(f"{chosen.run}\n{processes}\n{chosen.default_config or NONE}")
     return 0
-
-
-def _names() -> list[str]:
-    """The names of the job's nodes, in Slurm's order; this machine's where there is no job."""
-    nodes = os.environ.get("SLURM_JOB_NODELIST")
-    if nodes is None:
-        return [socket.gethostname()]
-    shown = subprocess.run(
-        ["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=False
-    )
-    if shown.returncode == 0:
-        return shown.stdout.split()
-    # In a container there may be no scontrol.
-    return [f"node {number}" for number in range(int(os.environ.get("SLURM_NNODES", "1")))]
 
 
 def _given_processes() -> int | None:

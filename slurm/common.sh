@@ -64,6 +64,9 @@ load_environment() {
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
   # glibc keeps a heap per thread, and the decoding threads of a node would each hold on to one.
   export MALLOC_ARENA_MAX=${MALLOC_ARENA_MAX:-4}
+  # It also returns large blocks at once, so that Pillow pays page faults for every image.
+  export MALLOC_MMAP_THRESHOLD_=${MALLOC_MMAP_THRESHOLD_:-268435456}
+  export MALLOC_TRIM_THRESHOLD_=${MALLOC_TRIM_THRESHOLD_:-1073741824}
   # Warnings name the interface or the peer that failed; INFO is thousands of lines.
   export NCCL_DEBUG=${NCCL_DEBUG:-WARN}
   # A rank whose peer has died must end, or the allocation idles until its time is up.
@@ -130,7 +133,7 @@ on_head() { srun --nodes=1 --ntasks=1 --nodelist="$head" "${step_options[@]}" "$
 train_job() {
   local script=$1 answer run processes config
   answer=$(on_nodes "$python" launch/preflight.py --script "$script" --gpu-config "$2" --cpu-config "$3" \
-    --head "$head" --port "$((port + 10000))" -- "${@:4}") || fail_preflight $?
+    --names "$(scontrol show hostnames "$SLURM_JOB_NODELIST" | paste -s -d ,)" --head "$head" --port "$((port + 10000))" -- "${@:4}") || fail_preflight $?
   { read -r run && read -r processes && read -r config; } <<< "$answer" ||
     die "preflight said ${answer:-nothing}, expected a run folder, a number of processes and a configuration"
   local arguments=("${@:4}")

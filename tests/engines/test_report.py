@@ -12,7 +12,7 @@ from dataio.errors import UserError
 from engines.metrics import compute_metrics
 from engines.predictions import PredictionArrays, build_table
 from engines.report import Context, write_report
-from engines.report_inputs import faithfulness_sentence, read_protocol
+from engines.report_inputs import faithfulness_sentence, read_benchmarks, read_protocol
 
 GENERATORS = ("nature", "adm", "<script>alert(1)</script>")
 CALIBRATION = {
@@ -116,6 +116,24 @@ def test_calibration_audit_protocols_and_pictures_are_shown_where_they_are(tmp_p
         assert "format: AUC 1.000 (0.990 to 1.000)" in text
     for words in ("Cross generator", "jpeg 90", "GenImage: LR112", "same_jpeg", "0.2500", "000000001"):
         assert words in page, words
+
+
+def test_the_explainer_s_answers_are_shown_and_an_unanswered_benchmark_is_an_error(tmp_path):
+    run = tmp_path / "explainer"
+    with pytest.raises(UserError, match="no answered benchmark"):
+        read_benchmarks(run)
+    (run / "vqa" / "true_false").mkdir(parents=True)
+    metrics = {"schema": "telltale-vqa-metrics", "items": 40, "error": 0.275, "unparsed": 3}
+    metrics |= {"error_interval_95": [0.16, 0.43], "chance_error": 0.5, "blind": {"a": 0.5, "b": 0.4}}
+    file = run / "vqa" / "true_false" / "metrics.json"
+    file.write_text(json.dumps(metrics))
+    _, page, card = write(tmp_path, table(), benchmarks=read_benchmarks(run))
+    for text in (page, card):
+        for figure in ("true false", "27.50 %", "16.00 % to 43.00 %", "50.00 %", "40.00 %"):
+            assert figure in text, figure
+    file.write_text('{"schema": "other"}')
+    with pytest.raises(UserError, match="not a benchmark's metrics"):
+        read_benchmarks(run)
 
 
 def test_a_split_without_fakes_has_a_page_that_says_so(tmp_path):
