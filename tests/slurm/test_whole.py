@@ -42,15 +42,25 @@ def test_the_first_command_trains_the_quickstart(slurm: Cluster, repository: Pat
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     """A small raw data set, laid out as GenImage is."""
-    write_synthetic(tmp_path / "source", images=600, size=48, seed=7)
+    write_synthetic(tmp_path / "source", images=300, size=48, seed=7)
     return tmp_path / "source"
 
 
 def pipeline(slurm: Cluster, repository: Path, source: Path, *words: str) -> str:
     """Submit the pipeline for `source`; returns what it printed."""
-    shard = ["--source", source, "--samples-per-shard", "100", "--codec.size", "32", "--tasks", "2"]
+    shard = ["--source", source, "--samples-per-shard", "100", "--codec.size", "32", "--val-fraction", "0.3"]
     return slurm.run(
-        "bash", "slurm/pipeline.sh", "--name", "small", "--layout", "genimage", *shard, *words, cwd=repository
+        "bash",
+        "slurm/pipeline.sh",
+        "--name",
+        "small",
+        "--tasks",
+        "2",
+        "--layout",
+        "genimage",
+        *shard,
+        *words,
+        cwd=repository,
     )
 
 
@@ -72,9 +82,9 @@ def test_pipeline_goes_from_images_to_the_report(slurm: Cluster, repository: Pat
         "--log.wandb",
         "off",
     ]
-    asked = ["--train=40", "--val", "8", "--true-false", "20", "--multiple-choice", "20"]
+    asked = ["--train", "40", "--val", "8", "--true-false", "20", "--multiple-choice", "20"]
     printed = pipeline(
-        slurm, repository, source, "--train", *flags(), "--finetune", *tune, "--questions", *asked
+        slurm, repository, source, "--for-train", *flags(), "--for-finetune", *tune, "--for-questions", *asked
     )
     jobs = stages(printed)
     assert list(jobs) == [
@@ -105,7 +115,7 @@ def test_pipeline_goes_from_images_to_the_report(slurm: Cluster, repository: Pat
 def test_pipeline_whose_stage_fails_stops_and_says_which(
     slurm: Cluster, repository: Path, source: Path
 ) -> None:
-    jobs = stages(pipeline(slurm, repository, source, "--train", "--optim.rate", "1"))
+    jobs = stages(pipeline(slurm, repository, source, "--for-train", "--optim.rate", "1"))
     slurm.wait(jobs["status"], seconds=600)
     states = {stage: slurm.job(job)["JobState"] for stage, job in jobs.items() if stage != "shard"}
     behind = list(jobs)[list(jobs).index("train") + 1 : -1]
