@@ -109,7 +109,7 @@ def test_pipeline_goes_from_images_to_the_report(slurm: Cluster, repository: Pat
     assert [line.split()[0] for line in status if line.endswith(" done")] == list(jobs)[:-1], status
     page = (repository / "runs/small/evaluation/report.html").read_text()
     # The benchmarks come from the explainer, so the last stage had all before it.
-    assert "multiple_choice" in page
+    assert 'id="explainer"' in page and "multiple choice" in page
 
 
 def test_pipeline_whose_stage_fails_stops_and_says_which(
