@@ -1,0 +1,368 @@
+"""Timing cases side by side: each in a process of its own, turn about, A B A B.
+
+A case is made once, warmed by one run that is reported as cold, and then run as often as the
+others, alternating with them, so that a machine that slows down slows all of them. Its process
+has the case's memory and processor time to itself.
+"""
+
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, suppress
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dataio.errors import UserError
+from engines.report import commit_of
+
+SCHEMA, VERSION = "telltale-benchmark", 1
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "nvidia-dali-cuda130",
+    "webdataset",
+    "pillow",
+    "simplejpeg",
+    "timm",
+    "numpy",
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all cases of a run share.
+
+    Attributes:
+        folder: of the data, made by `benchmark_data.prepare`. device: "cpu" or "cuda".
+        images, small: how many images of 256 px and of 32 px. workers: processes or threads.
+        seconds: about how long one run of a case should take at least.
+    """
+
+    folder: str
+    device: str = "cpu"
+    images: int = 600
+    small: int = 4000
+    workers: int = 2
+    batch: int = 64
+    seconds: float = 2.0
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: images done, seconds of wall time, bytes read or written, and other figures."""
+
+    images: int
+    seconds: float
+    bytes: int = 0
+    extra: dict[str, float] = field(default_factory=dict)
+
+
+# A case: made from the settings, it yields what runs it once.
+Case = Callable[[Settings], AbstractContextManager[Callable[[], Run]]]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Cases that do the same work; the first is ours."""
+
+    name: str
+    what: str
+    unit: str
+    cases: dict[str, Case]
+
+
+@dataclass
+class Result:
+    """What a case reached; rates in the group's unit per second, memory in MiB."""
+
+    group: str
+    case: str
+    unit: str
+    cold: float
+    rates: list[float]
+    megabytes_per_second: float
+    cpu_seconds_per_image: float
+    peak_mib: float
+    extra: dict[str, float]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.rates)
+
+
+def timed(work: Callable[[], int], seconds: float) -> tuple[int, float]:
+    """Repeat `work`, which returns how many images it did, until this much time has passed.
+
+    Returns:
+        images, seconds.
+    """
+    done, begin = 0, time.perf_counter()
+    while True:
+        done += work()
+        passed = time.perf_counter() - begin
+        if passed >= seconds:
+            return done, passed
+
+
+# ---- the child --------------------------------------------------------------------------
+
+
+def _serve(connection: Connection, group: str, case: str, settings: Settings) -> None:
+    # By name: cases are closures, which cannot be sent to another process.
+    from engines.benchmark_groups import GROUPS
+
+    torch.set_num_threads(1)
+    try:
+        with GROUPS[group].cases[case](settings) as once:
+            connection.send("ready")
+            while connection.recv() == "go":
+                begin = _cpu_seconds()
+                run = once()
+                connection.send((run, _cpu_seconds() - begin, _peak_mib()))
+    except EOFError:
+        pass  # the parent is gone
+    except UserError as error:
+        connection.send(f"error: {error}")
+    except Exception:
+        connection.send(f"error: {traceback.format_exc()}")
+
+
+def _family() -> list[Path]:
+    """The /proc folders of this process and of all that descend from it."""
+    found, todo = [], [os.getpid()]
+    while todo:
+        folder = Path(f"/proc/{todo.pop()}")
+        try:
+            todo += [
+                int(child)
+                for task in (folder / "task").iterdir()
+                for child in (task / "children").read_text().split()
+            ]
+        except OSError:
+            continue
+        found.append(folder)
+    return found
+
+
+def _cpu_seconds() -> float:
+    """Of the family, with its members that have ended; seconds."""
+    ticks = 0
+    for folder in _family():
+        try:
+            # user, system, and both of children that were waited for: proc(5).
+            ticks += sum(map(int, (folder / "stat").read_text().rpartition(")")[2].split()[11:15]))
+        except OSError:
+            continue
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _peak_mib() -> float:
+    """Resident memory of the family's largest member, at its peak; MiB."""
+    peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    for folder in _family()[1:]:
+        peaks += [int(line.split()[1]) for line in _lines(str(folder / "status")) if line.startswith("VmHWM")]
+    return max(peaks) / 1024
+
+
+class _Child:
+    def __init__(self, group: Group, name: str, settings: Settings) -> None:
+        self.name = name
+        spawning = multiprocessing.get_context("spawn")
+        self._connection, theirs = spawning.Pipe()
+        # Not a daemon: cases have worker processes of their own.
+        self._process = spawning.Process(target=_serve, args=(theirs, group.name, name, settings))
+        self._process.start()
+        theirs.close()
+        self._expect(f"{group.name} {name}: could not be made")
+
+    def _expect(self, what: str) -> Any:
+        try:
+            answer = self._connection.recv()
+        except EOFError:
+            answer = f"error: its process ended with code {self._process.exitcode}"
+        if isinstance(answer, str) and answer.startswith("error: "):
+            raise RuntimeError(f"{what}: {answer.removeprefix('error: ')}")
+        return answer
+
+    def once(self) -> tuple[Run, float, float]:
+        self._connection.send("go")
+        return self._expect(f"{self.name}: a run failed")
+
+    def end(self) -> None:
+        with suppress(OSError):
+            self._connection.send("stop")
+        self._process.join(30)
+        self._process.kill()
+        self._process.join()
+
+
+# ---- the parent -------------------------------------------------------------------------
+
+
+def run_group(group: Group, settings: Settings, repeats: int, say: Callable[[str], None]) -> list[Result]:
+    """Run a group's cases turn about.
+
+    Args:
+        repeats: timed runs of each case, after the cold one. say: hears of progress.
+
+    Returns:
+        one result for each case, in the group's order.
+
+    Raises:
+        RuntimeError: a case failed.
+    """
+    children: list[_Child] = []
+    runs: dict[str, list[tuple[Run, float, float]]] = {name: [] for name in group.cases}
+    try:
+        for name in group.cases:
+            children.append(_Child(group, name, settings))
+        for turn in range(repeats + 1):
+            for child in children:
+                runs[child.name].append(child.once())
+            say(f"{group.name}: {'cold run' if turn == 0 else f'run {turn} of {repeats}'} done")
+    finally:
+        for child in children:
+            child.end()
+    return [_result(group, name, runs[name]) for name in group.cases]
+
+
+def _result(group: Group, name: str, runs: Sequence[tuple[Run, float, float]]) -> Result:
+    (cold, _, _), warm = runs[0], runs[1:]
+    images = sum(run.images for run, _, _ in warm)
+    extra = {key: statistics.median(run.extra[key] for run, _, _ in warm) for key in sorted(warm[0][0].extra)}
+    return Result(
+        group=group.name,
+        case=name,
+        unit=group.unit,
+        cold=cold.images / cold.seconds,
+        rates=[run.images / run.seconds for run, _, _ in warm],
+        megabytes_per_second=statistics.median(run.bytes / run.seconds / 1e6 for run, _, _ in warm),
+        cpu_seconds_per_image=sum(cpu for _, cpu, _ in warm) / max(1, images),
+        peak_mib=max(peak for _, _, peak in runs),
+        extra=extra,
+    )
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on; no host's name."""
+    processor = next(
+        (line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
+        platform.processor(),
+    )
+    memory = next(
+        (int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal")), 0
+    )
+    return {
+        "processor": processor,
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(memory / 2**20, 1),
+        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+        "gpus": torch.cuda.device_count(),
+        "load_before": round(os.getloadavg()[0], 2),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _lines(path: str) -> Iterator[str]:
+    try:
+        yield from Path(path).read_text().splitlines()
+    except OSError:
+        return
+
+
+def document(
+    results: Sequence[Result], groups: Sequence[Group], settings: Settings, facts: dict[str, Any]
+) -> dict[str, Any]:
+    """All of a run as JSON values; `facts` is `machine()` of before it."""
+    return {
+        "schema": SCHEMA,
+        "version": VERSION,
+        "commit": commit_of(),
+        "machine": facts,
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "command": " ".join(["python", *[os.path.relpath(sys.argv[0]), *sys.argv[1:]]]),
+        "settings": {key: value for key, value in asdict(settings).items() if key != "folder"},
+        "results": [{**asdict(result), "median": result.median} for result in results],
+        "ratios": ratios(results, groups),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def ratios(results: Sequence[Result], groups: Sequence[Group]) -> dict[str, float]:
+    """How many times as fast our case of a group is as each other one."""
+    found: dict[str, float] = {}
+    for group in groups:
+        own = {result.case: result.median for result in results if result.group == group.name}
+        names = list(own)
+        found |= {f"{group.name}: {names[0]} / {name}": own[names[0]] / own[name] for name in names[1:]}
+    return found
+
+
+def table(written: dict[str, Any]) -> str:
+    """A run's document as Markdown."""
+    m = written["machine"]
+    where = f"{m['cores']} cores of {m['processor']}, {m['memory_gib']:g} GiB" + (
+        f", {m['gpus']} x {m['gpu']}" if m["gpu"] else ""
+    )
+    lines = [
+        f"`{written['command']}`; commit {written['commit'] or 'unknown'}; {where}; "
+        f"load before it {m['load_before']:g}.",
+        "",
+        "| what | case | per second (lowest to highest) | cold | CPU ms each | peak MiB | other |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for r in written["results"]:
+        other = ", ".join(f"{key.replace('_', ' ')} {value:.3g}" for key, value in r["extra"].items())
+        spread = f"{min(r['rates']):,.0f} to {max(r['rates']):,.0f}"
+        lines.append(
+            f"| {r['group']} | {r['case']} | {r['median']:,.0f} ({spread}) {r['unit']} | "
+            f"{r['cold']:,.0f} | {1000 * r['cpu_seconds_per_image']:.3g} | {r['peak_mib']:,.0f} | {other} |"
+        )
+    lines += ["", "| ratio of medians | times |", "|---|---|"]
+    lines += [f"| {name} | {value:.2f} |" for name, value in written["ratios"].items()]
+    return "\n".join(lines)
+
+
+def read_document(path: str | Path) -> dict[str, Any]:
+    """A document that an earlier run wrote.
+
+    Raises:
+        UserError: it cannot be read, or is another program's.
+    """
+    try:
+        found = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]})") from None
+    if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+        raise UserError(f"{path}: not a benchmark; give a JSON file of launch/benchmark.py")
+    return found
+
+
+def regressions(old: dict[str, Any], new: dict[str, Any], tolerance: float) -> list[str]:
+    """Cases whose median fell by more than this share, one line each."""
+    before = {(r["group"], r["case"]): r["median"] for r in old["results"]}
+    lines = []
+    for r in new["results"]:
+        was = before.get((r["group"], r["case"]))
+        if was is not None and r["median"] < was * (1 - tolerance):
+            fell = f"{1 - r['median'] / was:.0%} below {was:,.0f}"
+            lines.append(f"{r['group']} {r['case']}: {r['median']:,.0f} {r['unit']}/s, {fell}")
+    return lines

@@ -1,0 +1,96 @@
+r"""Measure telltale beside the usual ways of doing the same, on this machine.
+
+    python launch/benchmark.py all --output docs/benchmarks/NAME.json
+    python launch/benchmark.py load train --device cuda --repeats 5
+    python launch/benchmark.py all --tiny
+    python launch/benchmark.py load --compare docs/benchmarks/NAME.json
+
+Cases of a group run turn about, each in its own process, after one cold run. Prints a Markdown
+table; --output also writes JSON. With --compare, a median that fell by more than --tolerance ends
+the command with code 1.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from dataio.errors import UserError
+from engines.command import Parser, run_command
+
+NAMES = ("shard", "read", "decode", "load", "load-small", "step", "train", "eval")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(description="Measure telltale beside the usual ways of doing the same.")
+    add = parser.add_argument
+    add("groups", nargs="+", help=f"all, or some of: {', '.join(NAMES)}")
+    add("--device", choices=["cpu", "cuda"], default="cpu", help="where loading and training compute")
+    add("--data", default="data/benchmark", help="folder of the images, drawn here where missing")
+    add("--repeats", type=int, default=3, help="timed runs of each case")
+    add("--seconds", type=float, default=2.0, help="least time of a run")
+    add("--workers", type=int, default=2, help="processes or threads of each case")
+    add("--batch", type=int, default=64, help="images in a batch (training on a CPU: 32)")
+    add("--images", type=int, default=600, help="images of 256 px to draw")
+    add("--small", type=int, default=4000, help="images of 32 px to draw")
+    add("--tiny", action="store_true", help="few images, one short run: whether all of it works")
+    add("--output", default=None, help="JSON file of the results")
+    add("--compare", default=None, help="an earlier JSON file to compare with")
+    add("--tolerance", type=float, default=0.15, help="share by which a median may fall")
+    options = parser.parse_args(argv)
+    names = list(NAMES) if options.groups == ["all"] else options.groups
+    for name in names:
+        if name not in NAMES:
+            raise UserError(f"{name}: no such group; expected all, or some of {', '.join(NAMES)}")
+    for key in ("repeats", "workers", "batch"):
+        if options[key] < 1:
+            raise UserError(f"--{key} is {options[key]}, expected at least 1")
+
+    import torch
+
+    from engines import benchmark
+    from engines.benchmark_data import prepare
+    from engines.benchmark_groups import GROUPS
+
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: PyTorch sees no GPU here; use --device cpu")
+    old = benchmark.read_document(options.compare) if options.compare else None
+    keys = ("device", "workers", "batch", "images", "small", "seconds")
+    given = {key: options[key] for key in keys}
+    if options.tiny:
+        given |= {"images": 150, "small": 400, "batch": 16, "seconds": 0.1}
+    folder = Path(options.data) / f"{given['images']}-{given['small']}"
+    settings = benchmark.Settings(folder=str(folder), **given)
+    facts = benchmark.machine()
+    say = _Progress()
+    say(f"drawing and sharding {settings.images} and {settings.small} images in {folder}")
+    prepare(settings)
+    groups = [GROUPS[name] for name in names]
+    results = []
+    for group in groups:
+        results += benchmark.run_group(group, settings, 1 if options.tiny else options.repeats, say)
+    written = benchmark.document(results, groups, settings, facts)
+    print(benchmark.table(written))
+    if options.output:
+        from dataio.atomic import write_text
+
+        path = Path(options.output)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(written, indent=1) + "\n")
+        print(f"\nresults: {path}")
+    if old is None:
+        return 0
+    slower = benchmark.regressions(old, written, options.tolerance)
+    print(f"\ncompared with {options.compare}: {'; '.join(slower) or 'nothing is slower than the tolerance'}")
+    return 1 if slower else 0
+
+
+class _Progress:
+    def __call__(self, text: str) -> None:
+        print(f"benchmark: {text}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    run_command(main)
