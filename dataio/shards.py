@@ -196,11 +196,21 @@ def run_share(job: Job, share: Share) -> str:
 
 
 def finish_job(job: Job) -> dict[str, Any]:
-    """Merge what the shares wrote; returns the manifest.
+    """Merge what the shares wrote; returns the manifest. Any number of processes may try at once.
 
     Raises:
         UserError: shards are missing (their shares are named), or as `run_job`.
     """
+    try:
+        return _merge(job)
+    except UserError:
+        # What it missed may have gone because another process has merged it.
+        if (manifest := _finished(job)) is None:
+            raise
+        return manifest
+
+
+def _merge(job: Job) -> dict[str, Any]:
     if (manifest := _finished(job)) is not None:
         return manifest
     plan = read_plan(job.work)
@@ -208,7 +218,9 @@ def finish_job(job: Job) -> dict[str, Any]:
         raise UserError(f"--finish: {job.output} has no plan and no shards; run the tasks first (--task)")
     check_settings(job.output, plan.settings, {**job.settings, "source": job.layout.root})
     _check_complete(job, plan)
-    with _folder(job), _disk_errors(job):
+    # All shards are there: who still holds the folder is about to leave it, or merges too.
+    waiting = f"{job.output}: another process is leaving it; waiting for it"
+    with _folder(job, wait=waiting), _disk_errors(job):
         manifest = _finished(job) or _finish(job, plan)
     shutil.rmtree(job.work, ignore_errors=True)
     return manifest
@@ -257,14 +269,14 @@ def _finished(job: Job) -> dict[str, Any] | None:
 
 
 @contextmanager
-def _folder(job: Job, shared: bool = False) -> Iterator[IO[str]]:
-    """Hold the output folder: alone, or together with other shares."""
+def _folder(job: Job, shared: bool = False, wait: str = "") -> Iterator[IO[str]]:
+    """Hold the output folder: alone, or together with other shares; `wait` as `locked` has it."""
     output = job.output
     if output.is_dir() and any(output.iterdir()) and not job.work.is_dir():
         raise UserError(f"--output {output}: holds something else; choose an empty or new folder")
     with ExitStack() as stack:
         try:
-            lock = stack.enter_context(_work_lock(job, shared))
+            lock = stack.enter_context(_work_lock(job, shared, wait))
         except BlockingIOError:
             raise UserError(
                 f"--output {output}: another process is writing it; wait for it or stop it"
@@ -277,7 +289,7 @@ def _folder(job: Job, shared: bool = False) -> Iterator[IO[str]]:
 
 
 @contextmanager
-def _work_lock(job: Job, shared: bool) -> Iterator[IO[str]]:
+def _work_lock(job: Job, shared: bool, wait: str) -> Iterator[IO[str]]:
     for attempt in count():
         created = not job.output.exists()
         job.work.mkdir(parents=True, exist_ok=True)
@@ -285,7 +297,7 @@ def _work_lock(job: Job, shared: bool) -> Iterator[IO[str]]:
             (job.work / _CREATED).touch()
         try:
             stack = ExitStack()
-            lock = stack.enter_context(locked(job.work / "lock", shared=shared))
+            lock = stack.enter_context(locked(job.work / "lock", shared=shared, wait=wait))
         except FileNotFoundError:  # another process failed to plan just now and removed the folder
             if attempt == 9:
                 raise

@@ -56,6 +56,11 @@ def divide(words: Sequence[str]) -> tuple[list[str], list[str]]:
     return own, flags
 
 
+def verdict_in_file() -> bool:
+    """Whether a batch script started this process, and will read the outcome in RUN/exit.json."""
+    return os.environ.get("TELLTALE_VERDICT") == "file"
+
+
 def run_command(main: Callable[[], int | None], *, at_once: bool = False) -> NoReturn:
     """Run `main` and leave with its exit code; a UserError becomes one line and code 2.
 
@@ -80,7 +85,7 @@ def run_command(main: Callable[[], int | None], *, at_once: bool = False) -> NoR
         # The reader (head, less) went away; a second flush at exit must not complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
-    if code in (EXIT_USER_ERROR, EXIT_RUN_AGAIN) and os.environ.get("TELLTALE_VERDICT") == "file":
+    if code in (EXIT_USER_ERROR, EXIT_RUN_AGAIN) and verdict_in_file():
         # A batch script reads RUN/exit.json; of another code torchrun would make a failure with a
         # traceback, and restart what has stopped as it was told.
         code = 0

@@ -17,7 +17,7 @@ from transformers import TrainingArguments
 from dataio.atomic import write_text
 from dataio.errors import UserError
 from engines import zero
-from engines.command import EXIT_RUN_AGAIN, EXIT_USER_ERROR
+from engines.command import EXIT_RUN_AGAIN, EXIT_USER_ERROR, verdict_in_file
 from engines.config import to_dict, to_yaml
 from engines.finetune_config import FinetuneConfig
 from engines.finetune_data import Collator, ConversationDataset, drop_long, need_steps
@@ -104,7 +104,9 @@ def _claim(folder: Path) -> FolderLock:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FolderLock(folder)
         (folder / EXIT).unlink(missing_ok=True)
-        (folder / "stop").unlink(missing_ok=True)
+        # A batch script removes it itself, and may have been warned since.
+        if not verdict_in_file():
+            (folder / "stop").unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"--run.dir {folder}: cannot be written ({error.strerror}); choose another") from None
     return lock

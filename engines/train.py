@@ -14,7 +14,7 @@ from dataio.audit_stored import audit_line
 from dataio.errors import UserError
 from dataio.index import ShardSet, label_mismatch
 from engines import checkpoints
-from engines.command import EXIT_RUN_AGAIN, EXIT_USER_ERROR
+from engines.command import EXIT_RUN_AGAIN, EXIT_USER_ERROR, verdict_in_file
 from engines.config import Config, changed_keys, to_dict, to_yaml
 from engines.panels import Panels
 from engines.process import FolderLock, StopRequest, World, from_main, join, leave, together
@@ -56,7 +56,9 @@ def _claim(folder: Path) -> FolderLock:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FolderLock(folder)
         (folder / EXIT).unlink(missing_ok=True)
-        (folder / "stop").unlink(missing_ok=True)
+        # A batch script removes it itself, and may have been warned since.
+        if not verdict_in_file():
+            (folder / "stop").unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"--run.dir {folder}: cannot be written ({error.strerror}); choose another") from None
     return lock

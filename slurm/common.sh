@@ -97,6 +97,9 @@ cpus_per_node() {
 }
 
 start_job() {
+  # From now on, or a warning during preflight would kill this shell, and the job would count as failed.
+  warned=''
+  trap 'warned=1; say "warned"' USR1
   load_site
   # A pipeline asks how its stages ended; a requeued one ends again.
   [[ -z ${TELLTALE_STAGE:-} ]] || trap 'echo $? > "$TELLTALE_STAGE.${SLURM_ARRAY_TASK_ID:-0}.exit"' EXIT
@@ -152,19 +155,24 @@ train_job() {
 fail_preflight() {
   # srun gives the highest code of its tasks; 2 is preflight's own word, already explained.
   (($1 == 2)) && exit 2
+  # TERM to the steps alone (143) is how clusters without user signals preempt; scancel ends this shell too.
+  if [[ -n $warned ]] || (($1 == 143)); then
+    requeue "stopped before it began"
+  fi
   say "preflight ended with code $1: a node failed"
   exit 1
 }
 
 # supervise RUN COMMAND...: run it; on a warning ask it to stop, then requeue; judge by RUN/exit.json.
 supervise() {
-  local run=$1 pid code=0 warned='' verdict reason
+  local run=$1 pid code=0 verdict reason
   shift
   mkdir -p "$run"
-  rm -f "$run/stop" "$run/exit.json"
   # torchrun reaches only the workers of its own node, and only with signals that it knows; a file
   # on shared storage reaches all. TERM is left alone: scancel must stay a cancel.
+  rm -f "$run/exit.json" "$run/stop"
   trap 'warned=1; say "warned: asking $run to stop"; touch "$run/stop"' USR1
+  [[ -z $warned ]] || requeue "stopped before it began"
   "$@" &
   pid=$!
   while true; do # a trap ends `wait` early
@@ -256,24 +264,25 @@ array_job() {
   ((code == 0)) || exit "$code"
   # Two last tasks may both merge: the second finds it done.
   if grep -qE 'all are there: now --finish|is finished already' "$log"; then
-    on_head "$@" --finish
+    supervise_step /dev/null on_head "$@" --finish
   fi
 }
 
 # supervise_step LOG COMMAND...: run a step that continues when it is run again; requeue on a warning.
 supervise_step() {
-  local log=$1 pid code=0 warned=''
+  local log=$1 pid='' code=0
   shift
+  # srun hands it to its task, which saves what it can.
+  trap 'warned=1; say "warned: asking the step to stop"; [[ -z $pid ]] || kill -USR1 "$pid"' USR1
+  [[ -z $warned ]] || requeue "stopped"
   "$@" > >(tee "$log") &
   pid=$!
-  # srun hands it to its task, which saves what it can.
-  trap 'warned=1; say "warned: asking the step to stop"; kill -USR1 "$pid"' USR1
   while true; do
     code=0
     wait "$pid" || code=$?
     kill -0 "$pid" 2> /dev/null || break
   done
-  trap - USR1
+  pid=''
   ((code == 0 || code == 2)) || [[ -z $warned ]] || requeue "stopped"
   return "$code"
 }

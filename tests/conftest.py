@@ -2,6 +2,8 @@
 
 import csv
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -45,3 +47,21 @@ def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     layout = ManifestLayout(folder / "list.csv", root=folder / "source")
     write_shards(layout, folder / "shards", preset_policy("default", 32), samples_per_shard=20, quiet=True)
     return folder / "shards"
+
+
+@pytest.fixture(scope="session")
+def torchrun(repo_root: Path) -> Callable[..., list[str]]:
+    """The command line of a torchrun with this many processes on its own port."""
+
+    def command(processes: int, script: str, *words: str) -> list[str]:
+        return [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={processes}",
+            str(repo_root / script),
+            *words,
+        ]
+
+    return command

@@ -12,7 +12,8 @@ import pytest
 
 from dataio.errors import UserError
 from dataio.layouts.synthetic import write_synthetic
-from dataio.shards import Share
+from dataio.locks import locked
+from dataio.shards import WORK, Share
 from tests.support import alive, descendants, environment, wait_until
 
 
@@ -107,6 +108,18 @@ def test_four_tasks_that_start_at_once_make_one_plan(whole, run, start, tmp_path
     assert [task.wait(240) for task in tasks] == [0] * 4, [task.stdout.read() for task in tasks]
     assert run(tmp_path / "out", "--finish").returncode == 0
     assert contents(tmp_path / "out") == contents(whole)
+
+
+def test_several_that_finish_at_once_wait_for_each_other(whole, run, start, tmp_path):
+    """The last two tasks of an array may both see that all shards are there."""
+    output = tmp_path / "out"
+    assert run(output, "--task", "0/1").returncode == 0
+    with locked(output / WORK / "lock", shared=True):  # as a task does that is about to end
+        merging = [start(output, "--finish") for _ in range(2)]
+        for one in merging:
+            assert "waiting for it" in one.stdout.readline()
+    assert [one.wait(240) for one in merging] == [0] * 2, [one.stdout.read() for one in merging]
+    assert contents(output) == contents(whole)
 
 
 def test_tasks_and_plain_runs_keep_out_of_each_others_way(whole, run, start, tmp_path):

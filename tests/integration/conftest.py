@@ -1,31 +1,12 @@
 """Commands as a user starts them."""
 
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.support import environment
-
-
-@pytest.fixture(scope="session")
-def torchrun(repo_root: Path) -> Callable[..., list[str]]:
-    """The command line of a torchrun with this many processes on its own port."""
-
-    def command(processes: int, script: str, *words: str) -> list[str]:
-        return [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            f"--nproc-per-node={processes}",
-            str(repo_root / script),
-            *words,
-        ]
-
-    return command
 
 
 @pytest.fixture

@@ -1,19 +1,18 @@
 """launch/train.py as a user runs it: killed, stopped, repeated, and given bad input."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import torchvision
 from safetensors.torch import load_file
 
+from tests.runs import assert_same, lines, outcome
 from tests.support import alive, descendants, environment, flags, wait_until
 
 KILLED_AT = 5
@@ -21,20 +20,6 @@ KILLED_AT = 5
 
 def train(tiny_shards, folder, **changes):
     return flags(**{"data__shards": tiny_shards, "run__dir": folder, "checkpoint__every": 3, **changes})
-
-
-def lines(folder: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without timings; a line still being written is left out."""
-    try:
-        text = (folder / "metrics.jsonl").read_text()
-    except FileNotFoundError:
-        return []
-    records = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-    return [{key: value for key, value in record.items() if key != "perf"} for record in records]
-
-
-def outcome(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "exit.json").read_text())
 
 
 def start_and_wait(command: list[str], folder: Path, step: int) -> subprocess.Popen[bytes]:
@@ -59,14 +44,6 @@ def undisturbed(request, tiny_shards, torchrun, tmp_path_factory):
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     return request.param, folder, done.stdout
-
-
-def assert_same(folder: Path, reference: Path) -> None:
-    found, expected = (load_file(place / "final.safetensors") for place in (folder, reference))
-    assert found.keys() == expected.keys()
-    assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
-    assert lines(folder) == lines(reference)
-    assert outcome(folder)["code"] == 0
 
 
 def test_a_run_leaves_what_the_interface_promises(undisturbed):
