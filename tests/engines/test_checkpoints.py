@@ -55,7 +55,7 @@ def test_leftovers_of_a_killed_save_are_ignored_and_cleared(folder):
     leftover = folder.folder / ".step_00000040.pt.tmp"
     leftover.write_bytes(b"half")
     assert folder.steps() == [20, 30]
-    folder.clear_leftovers()
+    folder.prepare()
     assert not leftover.exists()
 
 
