@@ -23,8 +23,9 @@ from typing import Any
 import torch.distributed as dist
 
 from engines.process import World
+from engines.rendezvous import meet
 
-TICK_SECONDS = 1.0
+TICK_SECONDS = 0.5
 # A process that has said nothing for so many ticks has ended (or its machine has).
 SILENT_TICKS = 4
 _LOST = re.compile(r"gloo|NCCL|ProcessGroup|[Cc]onnection|[Tt]imed out")
@@ -94,7 +95,7 @@ class Heartbeat:
         time.sleep(SILENT_TICKS * self._tick)
         after = self._everybody()
         silent = [
-            f"rank {rank} on {said['host']} has ended or lost its connection; its last step was {said['step']}"
+            f"rank {rank} on {said['host']} has ended or lost its connection; it was last heard of at step {said['step']}"
             for rank, said in sorted(after.items())
             if said["count"] == before.get(rank, {}).get("count")
         ]
@@ -110,8 +111,7 @@ class Heartbeat:
             is_master=False,
             timeout=datetime.timedelta(seconds=20),
         )
-        restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        return dist.PrefixStore(f"heartbeat/{restart}", store)
+        return meet(f"{self._world.name}/heartbeat", store)
 
     def _publish(self) -> None:
         if self._store is None:

@@ -19,9 +19,12 @@ from engines.checkpoints import CheckpointFolder
 
 
 def snapshot(state: Any) -> Any:
-    """A copy that shares no memory with `state`: tensors on the CPU, dicts and lists as plain ones."""
+    """A copy that shares no memory with `state`: tensors on the CPU, dicts and lists as plain ones.
+
+    Tensors keep their layout in memory: a fused optimiser takes it for that of its parameters.
+    """
     if isinstance(state, torch.Tensor):
-        return state.detach().to("cpu", copy=True).contiguous()
+        return state.detach().to("cpu", copy=True)
     if isinstance(state, dict):
         return {key: snapshot(value) for key, value in state.items()}
     if isinstance(state, list | tuple):

@@ -305,13 +305,13 @@ class _Run:
         begin = time.perf_counter()
         state = {
             **_HEADER,
-            **trainer.weights_file(trainer.model.state_dict()),
-            **trainer.state(),
+            **trainer.weights_file(checkpoints.cpu_state(trainer.model)),
+            **snapshot(trainer.state()),
             "best": self.best,
             "metrics_offset": self.log.length,
             "wandb_id": self.log.wandb_id,
         }
-        self.saver.checkpoint(snapshot(state))
+        self.saver.checkpoint(state)
         self._clock += time.perf_counter() - begin
 
     def _export(self) -> None:
