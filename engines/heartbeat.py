@@ -95,7 +95,7 @@ class Heartbeat:
         time.sleep(SILENT_TICKS * self._tick)
         after = self._everybody()
         silent = [
-            f"rank {rank} on {said['host']} has ended or lost its connection; it was last heard of at step {said['step']}"
+            f"rank {rank} on {said['host']} has ended or lost its connection, last heard of at step {said['step']}"
             for rank, said in sorted(after.items())
             if said["count"] == before.get(rank, {}).get("count")
         ]

@@ -234,6 +234,10 @@ class Trainer:
         norm = torch.linalg.vector_norm(norms)
         bad = is_bad(norm, tally.sums[-2:], self.scaler)
         masked = self.nonfinite.judge(bad, self.step, norms, list(gradients))
+        sums = tally.sums
+        if self.nonfinite.skips:
+            self.statistics.restore(masked)
+            sums = torch.where(masked, 0.0, sums)
         if self.checks_every_step:
             self.check_finite()
         if self.config.optim.clip:
@@ -242,10 +246,6 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        sums = tally.sums
-        if self.nonfinite.skips:
-            self.statistics.restore(masked)
-            sums = torch.where(masked, 0.0, sums)
         self._meters[:-1] += sums
         self._meters[-1] = norm.double()
 
