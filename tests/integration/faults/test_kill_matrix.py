@@ -16,7 +16,6 @@ CORE = (
     "kill@data.next:step=4,rank=1",
     "kill_all@validation.batch:step=7,rank=1",
     "kill_all@checkpoint.delete:step=9,rank=0",
-    "kill_all@step.begin:step=9,rank=1",
 )
 REST = (
     "kill@step.begin:step=0,rank=1",
@@ -28,6 +27,7 @@ REST = (
     "kill_all@best.write:step=7,rank=0",
     "kill@validation.end:step=7,rank=0",
     "kill@checkpoint.renamed:step=9,rank=0",
+    "kill_all@step.begin:step=9,rank=1",
     "kill_all@validation.end:step=10,rank=1",
     "kill_all@checkpoint.write:step=10,rank=0",
     "kill_all@export:step=10,rank=0",
