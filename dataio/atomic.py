@@ -5,22 +5,31 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def write_with(path: Path, write: Callable[[Path], None], label: str = "") -> None:
+def write_with(
+    path: Path,
+    write: Callable[[Path], None],
+    label: str = "",
+    reached: Callable[[str], None] = lambda stage: None,
+) -> None:
     """Let `write` fill a temporary file beside `path`, then make it `path` in one step.
 
     Args:
         label: goes into the temporary name, for processes that may write the same file.
+        reached: is told each stage: "written", "fsynced", "renamed".
     """
     temporary = path.with_name(f".{path.name}.{label}.tmp" if label else f".{path.name}.tmp")
     try:
         write(temporary)
+        reached("written")
         os.chmod(temporary, 0o644)  # some writers (safetensors) make private files
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
+        reached("fsynced")
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    reached("renamed")
     sync_folder(path.parent)
 
 

@@ -59,6 +59,6 @@ class RunningStatistics:
         """Mix the step's mean, by now averaged over ranks, into the running statistics."""
         torch.lerp(self._before, self.flat, self._weight, out=self.flat)
 
-    def restore(self) -> None:
-        """Undo what happened since `begin_step`."""
-        self.flat.copy_(self._before)
+    def restore(self, where: torch.Tensor | None = None) -> None:
+        """Undo what happened since `begin_step`, or only if `where` (bool []) is true, on the device."""
+        self.flat.copy_(self._before if where is None else torch.where(where, self._before, self.flat))

@@ -141,6 +141,12 @@ class TrainConfig:
     """CPU threads of PyTorch per process; more change the last bits of the result."""
     deterministic: bool = False
     """On a GPU: only algorithms whose bits repeat (slower); a CPU's always do."""
+    nonfinite: Literal["stop", "skip"] = "stop"
+    """A loss or gradient that is not finite stops all processes before the update, or only that step is skipped."""
+    nonfinite_cap: int = 10
+    """skip: more skipped steps than this stop the run after all."""
+    timeout: float = 10.0
+    """Minutes without progress after which all processes end and the one that hangs is named; 0: never."""
 
     def __post_init__(self) -> None:
         if self.steps < 0 or (self.steps == 0 and self.epochs <= 0):
@@ -165,6 +171,8 @@ class TrainConfig:
             )
         if not 0 <= self.early_stop_threshold < 1:
             raise ValueError(f"train.early_stop_threshold is {self.early_stop_threshold}, expected [0, 1)")
+        if self.nonfinite_cap < 0 or self.timeout < 0:
+            raise ValueError("train.nonfinite_cap and train.timeout must be 0 or more")
 
 
 @dataclass(kw_only=True)
@@ -175,6 +183,8 @@ class CheckpointConfig:
     """Steps between checkpoints; 0 means once per epoch. A stop and the last step always save."""
     keep: int = 2
     """How many checkpoints are kept; older ones are deleted."""
+    background: bool = True
+    """Copy the state and let a thread write it while training goes on; the files are the same."""
     best: Literal["generator_error", "real_fake_error", "object_error", "joint_error", "loss"] = "joint_error"
     """best.pt has the weights with the lowest of these on the validation split."""
 
@@ -255,6 +265,11 @@ FREE_KEYS = frozenset(
         "model.whiten",
         "checkpoint.every",
         "checkpoint.keep",
+        "checkpoint.background",
+        # Until a step is not finite they change nothing; then a stopped run may go on with skip.
+        "train.nonfinite",
+        "train.nonfinite_cap",
+        "train.timeout",
         "log.every",
         "log.images",
         "log.wandb",
@@ -381,7 +396,9 @@ def changed_keys(
     stored: dict[str, Any], current: Any, free: frozenset[str] = FREE_KEYS
 ) -> list[tuple[str, Any, Any]]:
     """(key, stored value, current value) of the keys whose change would change the result."""
-    old, new = flatten(stored), flatten(to_dict(current))
+    # A key that a newer version added had its default's effect before.
+    old = {**flatten(to_dict(type(current)())), **flatten(stored)}
+    new = flatten(to_dict(current))
     return [(key, old[key], new.get(key)) for key in old if key not in free and old[key] != new.get(key)]
 
 

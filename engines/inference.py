@@ -14,9 +14,9 @@ from engines import checkpoints
 from engines.calibration import load_calibration, weights_sha256
 from engines.config import Config, from_dict
 from engines.export import read_export
+from engines.plan import PRECISIONS, resolve_precision
 from engines.predictions import PredictionArrays
 from engines.process import World, join, leave, together
-from engines.trainer import PRECISIONS, resolve_precision
 from models.dual_head import DualHead
 
 

@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from dataio.errors import UserError
 from engines.command import SharedError
+from engines.rendezvous import agree_on_name, meet
 
 T = TypeVar("T")
 LOCK_WAIT_SECONDS = 60.0
@@ -32,6 +33,7 @@ class World:
         rank, size: of all processes. local_rank: on this machine.
         device: where this process computes.
         distributed: whether there is a process group to talk to.
+        name: of these very processes, see `engines.rendezvous`.
     """
 
     rank: int
@@ -39,6 +41,7 @@ class World:
     local_rank: int
     device: torch.device
     distributed: bool
+    name: str = ""
 
     @property
     def is_main(self) -> bool:
@@ -79,10 +82,13 @@ def join(timeout_minutes: float = 30.0) -> World:
         backend = "cpu:gloo,cuda:nccl"
     else:
         device, backend = torch.device("cpu"), "gloo"
-    distributed = "WORLD_SIZE" in os.environ
+    distributed, name = "WORLD_SIZE" in os.environ, ""
     if distributed:
-        dist.init_process_group(backend, timeout=datetime.timedelta(minutes=timeout_minutes))
-    return World(rank, size, local_rank, device, distributed)
+        timeout = datetime.timedelta(minutes=timeout_minutes)
+        store, *_ = next(dist.rendezvous("env://", timeout=timeout))
+        name = agree_on_name(store, rank, size, 60 * timeout_minutes)
+        dist.init_process_group(backend, store=meet(name, store), rank=rank, world_size=size, timeout=timeout)
+    return World(rank, size, local_rank, device, distributed, name)
 
 
 def leave(world: World) -> None:

@@ -9,9 +9,11 @@ import contextlib
 import json
 import os
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
+from engines import faults
 from engines.config import LogConfig
 
 
@@ -40,9 +42,13 @@ class RunLog:
         self.wandb_id = wandb_id
         if not enabled:
             return
-        self._file = open(folder / "metrics.jsonl", "ab")  # noqa: SIM115 (open for the whole run)
+        # Unbuffered, open for the whole run: what a full disk refuses stays in `_pending`.
+        self._file = open(folder / "metrics.jsonl", "ab", buffering=0)  # noqa: SIM115
+        self._pending, self._writing = b"", threading.Lock()
         # Resuming another run's checkpoint in a new folder must not pad the file with zeros.
-        self._file.truncate(min(offset, self._file.tell()))
+        self._file.truncate(min(offset, self._file.seek(0, os.SEEK_END)))
+        self._length = self._file.seek(0, os.SEEK_END)
+        self._warned = False
         self._start_wandb(folder, config, settings)
 
     def _start_wandb(self, folder: Path, config: LogConfig, settings: dict[str, Any]) -> None:
@@ -80,8 +86,22 @@ class RunLog:
         if not self._enabled:
             return
         line = {**record, "perf": perf} if perf else record
-        self._file.write(json.dumps(line).encode() + b"\n")
-        self._file.flush()
+        text = json.dumps(line).encode() + b"\n"
+        with self._writing:
+            self._pending += text
+        self._length += len(text)
+        try:
+            faults.at("metrics.write", record["step"])
+            self._flush()
+        except OSError as error:
+            if not self._warned:
+                print(
+                    f"WARNING: metrics.jsonl: could not be written ({error.strerror}); its lines are kept and "
+                    "written later",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            self._warned = True
         if self._wandb is not None:
             with self._never_stopping("logging to Weights & Biases"):
                 values = {f"{record['kind']}/{k}": v for k, v in record.items() if k not in ("kind", "step")}
@@ -96,17 +116,36 @@ class RunLog:
 
                 self._wandb.log({f"images/{name}": wandb.Image(str(path))}, step=step)
 
+    def _flush(self) -> None:
+        with self._writing:  # the training's thread and the one that saves
+            while self._pending:
+                self._pending = self._pending[self._file.write(self._pending) :]
+
+    @property
+    def length(self) -> int:
+        """Bytes of metrics.jsonl, of which some may not have been written yet."""
+        return self._length if self._enabled else 0
+
+    def sync(self) -> None:
+        """Put all lines safely on disk.
+
+        Raises:
+            OSError: the disk is full or fails.
+        """
+        if self._enabled:
+            self._flush()
+            os.fsync(self._file.fileno())
+
     def committed_offset(self) -> int:
-        """Bytes of metrics.jsonl, safely on disk."""
-        if not self._enabled:
-            return 0
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        return self._file.tell()
+        """Bytes of metrics.jsonl, all safely on disk."""
+        self.sync()
+        return self.length
 
     def close(self, exit_code: int) -> None:
         if not self._enabled:
             return
+        with contextlib.suppress(OSError):  # said before
+            self._flush()
         self._file.close()
         if self._wandb is not None:
             with self._never_stopping("closing Weights & Biases"):

@@ -16,7 +16,7 @@ from dataio.order import centre_boxes
 from dataio.pipeline import build_pipeline, default_threads
 from engines.calibration import load_calibration, uncalibrated_verdict
 from engines.inference import forward, load_model
-from engines.trainer import resolve_precision
+from engines.plan import resolve_precision
 
 _LARGEST_BATCH = 64  # of images whose bytes wait in memory, by default
 

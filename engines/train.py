@@ -7,19 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from dataio.atomic import write_text, write_with
 from dataio.audit_stored import audit_line
 from dataio.errors import UserError
-from dataio.index import ShardSet, label_mismatch
-from engines import checkpoints
+from dataio.index import ShardSet
+from engines import checkpoints, faults
 from engines.command import EXIT_RUN_AGAIN, EXIT_USER_ERROR, verdict_in_file
-from engines.config import Config, changed_keys, to_dict, to_yaml
+from engines.config import Config, to_dict, to_yaml
+from engines.heartbeat import Heartbeat, LostRankError, is_lost_connection
 from engines.panels import Panels
 from engines.process import FolderLock, StopRequest, World, from_main, join, leave, together
+from engines.resume import check_same_run, find_state
 from engines.runlog import RunLog
-from engines.trainer import Trainer, data_fingerprint, resolve_precision
+from engines.saving import Saver, snapshot
+from engines.trainer import Trainer
 from engines.verdict import EXIT, write_exit
 from models.flops import peak_flops
 
@@ -44,6 +48,10 @@ def run_training(config: Config) -> int:
     except UserError as error:
         code, message = EXIT_USER_ERROR, str(error)
         raise
+    except LostRankError as error:
+        message = f"{error}; run the same command to continue"
+        print(f"error: {message}", file=sys.stderr, flush=True)
+        return code
     finally:
         if world.is_main and lock is not None:
             write_exit(folder, code, message, reason)
@@ -95,73 +103,15 @@ def _train(config: Config, world: World, folder: Path) -> tuple[int, str, str]:
     train_set, val_set = together(world, lambda: _open_sets(config))
     from_main(world, lambda: print(_audit_line(config), flush=True))
     store = checkpoints.CheckpointFolder(folder / "checkpoints", config.checkpoint.keep)
-    state = together(world, lambda: _find_state(config, world, store))
+    state = together(world, lambda: find_state(config, world, store))
     if state is not None:
-        together(world, lambda: _check_same_run(config, world, state, train_set))
+        together(world, lambda: check_same_run(config, world, state, train_set))
     trainer = together(world, lambda: Trainer(config, world, train_set, val_set))
     if state is not None:
         trainer.load_state(state)
     run = _Run(config, world, folder, store, trainer, state)
     code, message = run.to_the_end()
     return code, message, run.stop.reason if code == EXIT_RUN_AGAIN else ""
-
-
-def _find_state(config: Config, world: World, store: checkpoints.CheckpointFolder) -> dict[str, Any] | None:
-    if world.is_main:
-        store.clear_leftovers()
-    if config.resume == "none":
-        if store.steps():
-            raise UserError(
-                f"--resume none: {store.folder} holds checkpoints up to step {store.steps()[-1]}; "
-                "choose another --run.dir, remove them, or use --resume auto"
-            )
-        return None
-    if config.resume != "auto":
-        state = checkpoints.load(config.resume)
-        if "optimizer" not in state:
-            raise UserError(
-                f"--resume {config.resume}: has weights only; resume from a file in RUN/checkpoints/"
-            )
-        return state
-
-    def warn(text: str) -> None:
-        if world.is_main:
-            print(f"warning: {text}", file=sys.stderr)
-
-    return store.load_newest(warn)
-
-
-def _check_same_run(config: Config, world: World, state: dict[str, Any], train_set: ShardSet) -> None:
-    """A continuation must not silently become another run."""
-    changes = changed_keys(state["config"], config)
-    if changes:
-        key, old, new = changes[0]
-        more = (
-            f" (and {len(changes) - 1} more: {', '.join(c[0] for c in changes[1:6])})"
-            if len(changes) > 1
-            else ""
-        )
-        raise UserError(
-            f"{key} is {new!r}, but this run was started with {old!r}{more}: that would change its result; "
-            "use the old value or another --run.dir"
-        )
-    mismatch = label_mismatch(state["labels"], train_set.labels)
-    if mismatch:
-        raise UserError(
-            f"the checkpoint's {mismatch} ({train_set.folder}); use the shards the run was started with or "
-            "another --run.dir"
-        )
-    if state["data"] != data_fingerprint(train_set):
-        raise UserError(
-            f"data.shards {train_set.folder}: its training shards are not those the run was started with; "
-            "use those or another --run.dir"
-        )
-    precision = resolve_precision(config.train.precision, world.device)
-    if state["precision"] != precision:
-        raise UserError(
-            f"train.precision is {precision} on this machine, the run was started with {state['precision']}; "
-            f"add --train.precision {state['precision']}"
-        )
 
 
 class _Run:
@@ -188,6 +138,8 @@ class _Run:
             wandb_id="" if state is None else state["wandb_id"],
             enabled=world.is_main and not self._finished(),
         )
+        self.saver = Saver(store, folder / "best.pt", self.log.sync, background=config.checkpoint.background)
+        trainer.folder = folder
         shows = config.log.images > 0 and world.is_main and not self._finished()
         self.panels = Panels(folder, config, trainer.train_set.labels, self.log) if shows else None
         self._clock = time.perf_counter()
@@ -212,11 +164,22 @@ class _Run:
             return 0, "already finished"
         self._introduce()
         code = 1
+        trainer.heartbeat = heartbeat = Heartbeat(self.world, self.config.train.timeout, self._note_hang)
         try:
             code, message = self._loop()
             return code, message
+        except RuntimeError as error:
+            if not is_lost_connection(error):
+                raise
+            raise LostRankError(heartbeat.diagnose()) from error
         finally:
+            heartbeat.close()
+            self.saver.close()
             self.log.close(code)
+
+    def _note_hang(self, message: str) -> None:
+        if self.world.is_main:
+            write_exit(self.folder, 1, message)
 
     def _introduce(self) -> None:
         config, plan, trainer = self.config, self.trainer.plan, self.trainer
@@ -246,6 +209,9 @@ class _Run:
         while not self._finished():
             trainer.train_step()
             step = trainer.step
+            trainer.beat(2)
+            if step % plan.steps_per_epoch == 0:
+                faults.at("epoch.end", step)
             if step % self.config.log.every == 0 or step == plan.total_steps:
                 self._log_training()
             if plan.validates_after(step):
@@ -259,6 +225,7 @@ class _Run:
             if stalled:
                 return self._finish(f"stopped early after {step} of at most {plan.total_steps} steps")
             if asked and step < plan.total_steps:
+                self._settle()
                 self.stop.clear_file()
                 self.say(f"stopped after step {step} ({self.stop.reason}); run the same command to continue")
                 return EXIT_RUN_AGAIN, f"stopped after step {step}; run the same command to continue"
@@ -270,10 +237,15 @@ class _Run:
         if self.trainer.stalled:
             waited, metric = self.config.train.early_stop, self.config.checkpoint.best
             self.say(f"{message}: {waited} validations without improvement of {metric}")
+        self._settle()
         self._export()
         if self.panels is not None:
             self.panels.curves()
         return 0, message
+
+    def _settle(self) -> None:
+        """Wait until all is written: what follows speaks of it."""
+        together(self.world, lambda: self.saver.finish() if self.world.is_main else None)
 
     def _log_training(self) -> None:
         trainer, now = self.trainer, time.perf_counter()
@@ -297,7 +269,7 @@ class _Run:
         self.log.write({"kind": "train", "step": trainer.step, "epoch": round(epoch, 6), **metrics}, perf)
         self.say(
             f"step {trainer.step}/{trainer.plan.total_steps} epoch {epoch:.2f} loss {metrics['loss']:.4f} "
-            f"{_errors(metrics)} lr {metrics['lr']:.4g} norm {metrics['grad_norm']:.3g} | "
+            f"{_errors(metrics)} lr {metrics['lr']:.4g} norm {_norm(metrics['grad_norm'])} | "
             f"{rate:.0f} img/s, wait {perf['data_wait_share']:.1%}, {perf['memory_gib']:.1f} GiB{mfu}"
         )
 
@@ -314,8 +286,9 @@ class _Run:
             self.best = {"score": score, "step": trainer.step, "metric": self.config.checkpoint.best}
             if self.world.is_main:
                 weights = trainer.weights_file(checkpoints.cpu_state(trainer.judged))
-                checkpoints.save(self.folder / "best.pt", {**_HEADER, **weights, "metrics": metrics})
+                self.saver.best({**_HEADER, **weights, "metrics": metrics})
         said = trainer.watch(score)
+        faults.at("validation.end", trainer.step)
         if found:
             self.log.write({"kind": "val", "step": trainer.step, **metrics}, {"seconds": _since(begin)})
             mark = " (best)" if self.best["step"] == trainer.step else ""
@@ -335,12 +308,12 @@ class _Run:
         state = {
             **_HEADER,
             **trainer.weights_file(checkpoints.cpu_state(trainer.model)),
-            **trainer.state(),
+            **snapshot(trainer.state()),
             "best": self.best,
-            "metrics_offset": self.log.committed_offset(),
+            "metrics_offset": self.log.length,
             "wandb_id": self.log.wandb_id,
         }
-        self.store.save(trainer.step, state)
+        self.saver.checkpoint(state)
         self._clock += time.perf_counter() - begin
 
     def _export(self) -> None:
@@ -350,7 +323,11 @@ class _Run:
         tensors = state.pop("model")
         metadata = {key: json.dumps(value) for key, value in {**_HEADER, **state}.items()}
         path = self.folder / "final.safetensors"
-        write_with(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
+        faults.at("export", self.trainer.step)
+        try:
+            write_with(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path}: could not be written ({error}); run the same command again") from None
         best = self.best
         why = f"{best['metric']} {best['score']:.4f}" if self.trainer.val_set else "the last"
         self.say(f"finished: {path}; best.pt is step {best['step']} ({why})")
@@ -361,6 +338,10 @@ _HEADER = {"format": checkpoints.FORMAT, "version": checkpoints.VERSION}
 
 def _since(begin: float) -> float:
     return time.perf_counter() - begin
+
+
+def _norm(norm: float | None) -> str:
+    return "not finite" if norm is None else f"{norm:.3g}"
 
 
 def _errors(metrics: dict[str, Any]) -> str:

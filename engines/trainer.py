@@ -1,9 +1,9 @@
 """Training the detector: the loop, and what it takes to continue it exactly."""
 
 import contextlib
-import hashlib
+import math
 import time
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,62 +14,21 @@ from dataio.errors import UserError
 from dataio.index import ShardSet
 from dataio.loader import Batch, Loader, TrainingOrder, training_work
 from dataio.order import PURPOSE_FORWARD, hash64
+from engines import faults
 from engines.batchnorm import RunningStatistics
 from engines.build import build_model, class_weights, make_deterministic, wrap
-from engines.checkpoints import cpu_state
 from engines.config import Config, to_dict
 from engines.ema import WeightAverage
+from engines.heartbeat import Heartbeat
 from engines.mixing import mix
+from engines.nonfinite import NonFinite, is_bad, mask_update, write_dump
 from engines.optim import Patience, build_optimizer, learning_rate
+from engines.plan import PRECISIONS, Plan, data_fingerprint, resolve_precision, share_of_micro_batches
 from engines.process import World
 from engines.tally import FIELDS, Tally
 from engines.validation import Validation, validate
 from models.dual_head import DualHead, dual_head_loss
 from models.flops import training_flops
-
-PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The run in steps: how many, per epoch, how many frozen, every how many to validate and save."""
-
-    total_steps: int
-    steps_per_epoch: int
-    frozen_steps: int
-    validate_every: int
-    save_every: int
-
-    @classmethod
-    def of(cls, config: Config, steps_per_epoch: int) -> "Plan":
-        frozen = config.train.frozen_epochs
-        total = config.train.steps or max(1, round(config.train.epochs * steps_per_epoch))
-        return cls(
-            total,
-            steps_per_epoch,
-            min(total, round(frozen * steps_per_epoch)) if frozen >= 0 else total,
-            config.train.validate_every or steps_per_epoch,
-            config.checkpoint.every or steps_per_epoch,
-        )
-
-    def validates_after(self, step: int) -> bool:
-        """Whether validation follows once `step` steps are done."""
-        return step % self.validate_every == 0 or step == self.total_steps
-
-    def saves_after(self, step: int) -> bool:
-        return step % self.save_every == 0 or step == self.total_steps
-
-
-def data_fingerprint(shards: ShardSet) -> str:
-    """SHA-256 over the digests of a split's tars: equal data, wherever it lies."""
-    digests = "".join(shard["sha256"] for shard in shards.shards)
-    return hashlib.sha256(digests.encode()).hexdigest()
-
-
-def resolve_precision(precision: str, device: torch.device) -> str:
-    if precision != "auto":
-        return precision
-    return "bf16" if device.type == "cuda" else "fp32"
 
 
 class Trainer:
@@ -91,7 +50,7 @@ class Trainer:
     def __init__(self, config: Config, world: World, train_set: ShardSet, val_set: ShardSet | None) -> None:
         self.config, self.world = config, world
         self.train_set, self.val_set = train_set, val_set
-        self.micro_batches = self._share_of_micro_batches()
+        self.micro_batches = share_of_micro_batches(config.train, world)
         self.order = TrainingOrder(train_set, config.data, config.run.seed, config.train.global_batch)
         self.plan = Plan.of(config, self.order.steps_per_epoch)
         self.precision = resolve_precision(config.train.precision, world.device)
@@ -113,23 +72,14 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.precision == "fp16")
         self.data_wait = 0.0
         self._meters = torch.zeros(len(FIELDS) + 1, dtype=torch.float64, device=world.device)
-        # The first step whose gradient was not finite, -1 while there is none.
-        self._bad_step = torch.full((), -1, dtype=torch.int64, device=world.device)
+        self.nonfinite = NonFinite(config.train, world.device)
+        # Where nonfinite.json goes, if anywhere, and who is told that this process goes on.
+        self.folder: Path | None = None
+        self.heartbeat: Heartbeat | None = None
         # A GPU's host must not wait in every step: there the update is masked instead, and
         # the bad step reported at the next log.
         self.checks_every_step = world.device.type == "cpu"
         self._loader: Loader | None = None
-
-    def _share_of_micro_batches(self) -> int:
-        total = self.config.train.global_batch // self.config.train.micro_batch
-        if total % self.world.size:
-            fitting = [n for n in range(1, total + 1) if total % n == 0]
-            raise UserError(
-                f"{self.world.size} processes cannot share train.global_batch {self.config.train.global_batch} in "
-                f"micro-batches of {self.config.train.micro_batch} evenly; use "
-                f"{', '.join(map(str, fitting))} processes, or change train.micro_batch"
-            )
-        return total // self.world.size
 
     def _check_watched(self) -> None:
         for key, given in (
@@ -155,6 +105,7 @@ class Trainer:
 
     def _thaw(self) -> None:
         """From here on the backbone learns too."""
+        self.check_finite()  # before it knows other gradients
         self._prepare_forward()
         if self.config.optim.name == "sgd" and self.config.optim.momentum:
             for parameter in self.model.parameters():
@@ -204,6 +155,7 @@ class Trainer:
 
     def _next_batch(self) -> Batch:
         begin = time.perf_counter()
+        faults.at("data.next", self.step)
         batch = next(self._batches())
         self.data_wait += time.perf_counter() - begin
         return batch
@@ -216,6 +168,8 @@ class Trainer:
                 `check_finite` on a GPU, with the update masked until then).
         """
         config, world = self.config, self.world
+        faults.at("step.begin", self.step)
+        self.beat()
         if self.step == self.plan.frozen_steps > 0:
             self._thaw()
         self._set_training_mode()
@@ -224,6 +178,7 @@ class Trainer:
         self.statistics.begin_step()
         for number in range(self.micro_batches):
             batch = self._next_batch()
+            self.beat()
             self.statistics.begin_micro_batch(number)
             place = world.rank * self.micro_batches + number
             # Dropout and the like draw from torch's generator: the same for this micro-batch
@@ -233,6 +188,7 @@ class Trainer:
             with self._gradient_sync(number == self.micro_batches - 1):
                 with self._autocast():
                     generator_logits, object_logits = self.forward(image)
+                generator_logits = faults.poison(generator_logits, self.step)
                 by_generator, by_object = dual_head_loss(
                     generator_logits,
                     object_logits,
@@ -272,25 +228,25 @@ class Trainer:
             group["lr"] = rate
         self._share_statistics(tally)
         self.scaler.unscale_(self.optimizer)
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        # The all-reduced gradient is the same everywhere: one rank's NaN is seen by all.
-        bad = (
-            ~torch.isfinite(norm) if not self.scaler.is_enabled() else ~torch.isfinite(tally.sums[-2:]).all()
-        )
-        self._bad_step = torch.where(bad & (self._bad_step < 0), self.step, self._bad_step)
+        # As torch.nn.utils.get_total_norm, but each gradient's is kept for the report.
+        gradients = {n: p.grad for n, p in self.model.named_parameters() if p.grad is not None}
+        norms = torch.stack(torch._foreach_norm(list(gradients.values())))
+        norm = torch.linalg.vector_norm(norms)
+        bad = is_bad(norm, tally.sums[-2:], self.scaler)
+        masked = self.nonfinite.judge(bad, self.step, norms, list(gradients))
+        sums = tally.sums
+        if self.nonfinite.skips:
+            self.statistics.restore(masked)
+            sums = torch.where(masked, 0.0, sums)
         if self.checks_every_step:
             self.check_finite()
         if self.config.optim.clip:
             torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.config.optim.clip, norm)
-        if not self.scaler.is_enabled():
-            # Fused optimisers skip the update on the device where this is not zero.
-            self.optimizer.found_inf = (self._bad_step >= 0).float()  # type: ignore[attr-defined]
-            self.optimizer.grad_scale = None  # type: ignore[attr-defined]
+        mask_update(self.optimizer, self.scaler, masked)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        self._meters[:-1] += tally.sums
+        self._meters[:-1] += sums
         self._meters[-1] = norm.double()
 
     def _share_statistics(self, tally: Tally) -> None:
@@ -303,27 +259,34 @@ class Trainer:
         self.statistics.end_step()
 
     def check_finite(self) -> None:
-        """Stop all ranks if a gradient was not finite, naming the step and its samples.
+        """Report a gradient that was not finite: its step, samples and norms.
 
         Raises:
-            UserError: it was not.
+            UserError: the run must stop, on all ranks alike.
         """
-        step = int(self._bad_step.item())
-        if step < 0:
+        found = self.nonfinite.look()
+        if found is None:
             return
-        ids = self.order.step_ids(step)
-        shown = ", ".join(map(str, ids[:8]))
-        raise UserError(
-            f"step {step + 1}: the loss or its gradient is not finite; nothing was updated since. Sample ids of the "
-            f"step: {shown}, ... ({len(ids)} in all). Lower optim.lr, set optim.clip, or look at these images"
-        )
+        ids = self.order.step_ids(found.step).tolist()
+        if self.world.is_main and self.folder is not None:
+            scale = self.scaler.get_scale() if self.scaler.is_enabled() else 1.0
+            write_dump(self.folder, found, ids, list(self.model.named_parameters()), scale)
+        self.nonfinite.report(found, ids, say=self.world.is_main)
+
+    def beat(self, stage: int = 0) -> None:
+        """Tell whoever watches that this process goes on; see `engines.heartbeat`."""
+        if self.heartbeat is not None:
+            self.heartbeat.beat(self.step, stage)
 
     def take_meters(self) -> dict[str, Any]:
         """Training metrics since the last call; waits for the device."""
         self.check_finite()
         weights = (self.config.loss.generator, self.config.loss.object)
         metrics = dict(Tally(self._meters[:-1]).metrics(weights))
-        metrics["grad_norm"] = float(self._meters[-1])
+        norm = float(self._meters[-1])
+        metrics["grad_norm"] = norm if math.isfinite(norm) else None
+        if self.nonfinite.skips:
+            metrics["skipped"] = self.nonfinite.skipped
         metrics["lr"] = self.optimizer.param_groups[0]["lr"]
         self._meters.zero_()
         return metrics
@@ -342,7 +305,11 @@ class Trainer:
         """Errors and loss of the judged weights on the validation split."""
         assert self.val_set is not None
         with self._autocast():
-            return validate(self.judged, self.val_set, self.config, self.world)
+            return validate(self.judged, self.val_set, self.config, self.world, self._each_validation_batch)
+
+    def _each_validation_batch(self) -> None:
+        faults.at("validation.batch", self.step)
+        self.beat(1)
 
     def watch(self, score: float) -> str:
         """Let schedule and early stopping see a validation's score (lower is better).
@@ -369,16 +336,17 @@ class Trainer:
     # ---- state ----------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        """Everything a continuation needs, as tensors and plain values."""
+        """Everything a continuation needs, as tensors (that training goes on to change) and plain values."""
         return {
             "step": self.step,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "meters": self._meters.cpu(),
+            "meters": self._meters,
             "cuts": self.cuts,
+            "skipped": self.nonfinite.skipped,
             "plateau": vars(self.plateau).copy(),
             "patience": vars(self.patience).copy(),
-            **({"ema": cpu_state(self.average.module)} if self.average is not None else {}),
+            **({"ema": self.average.module.state_dict()} if self.average is not None else {}),
             "data": data_fingerprint(self.train_set),
             "precision": self.precision,
         }
@@ -390,8 +358,9 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         self._meters.copy_(state["meters"])
         self.step = state["step"]
-        # Checkpoints of the first version have none of these.
+        # The first checkpoints have none of these.
         self.cuts = state.get("cuts", 0)
+        self.nonfinite.load(state.get("skipped", 0))
         vars(self.plateau).update(state.get("plateau", {}))
         vars(self.patience).update(state.get("patience", {}))
         if self.average is not None:

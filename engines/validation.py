@@ -1,5 +1,6 @@
 """A pass over the validation split: errors, the confusion of generators, the hardest mistakes."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -57,11 +58,18 @@ def to_pixels(image: torch.Tensor, config: Config) -> NDArray[np.uint8]:
 
 
 @torch.no_grad()
-def validate(model: DualHead, shards: ShardSet, config: Config, world: World) -> Validation:
+def validate(
+    model: DualHead,
+    shards: ShardSet,
+    config: Config,
+    world: World,
+    each_batch: Callable[[], None] = lambda: None,
+) -> Validation:
     """Judge `model` on every image of `shards` exactly once, over all ranks.
 
     Args:
         model: is left in evaluation mode. config: `log.images` says how many mistakes to keep.
+        each_batch: is called before each batch.
     """
     model.eval()
     tally = Tally.empty(world.device)
@@ -71,6 +79,7 @@ def validate(model: DualHead, shards: ShardSet, config: Config, world: World) ->
     size = config.train.micro_batch
     work = evaluation_work(shards, config.data, batch=size, rank=world.rank, world=world.size)
     for batch in Loader(shards, config.data, work, batch=size, device=world.device, train=False):
+        each_batch()
         generator_logits, object_logits = model(batch.image)
         tally.add(generator_logits, object_logits, batch.generator, batch.object)
         pairs = batch.generator * classes + generator_logits.argmax(1)

@@ -69,6 +69,24 @@ def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None
         time.sleep(0.02)
 
 
+def differences(a: Any, b: Any, name: str = "") -> list[str]:
+    """Names of the leaves that are not bit for bit the same."""
+    import torch
+
+    if isinstance(a, torch.Tensor):
+        return [] if torch.equal(a, b) else [name]
+    if isinstance(a, dict):
+        missing = [f"{name}.{key}" for key in a.keys() ^ b.keys()]
+        return missing + [
+            d for key in a.keys() & b.keys() for d in differences(a[key], b[key], f"{name}.{key}")
+        ]
+    if isinstance(a, list):
+        return [
+            d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in differences(x, y, f"{name}[{i}]")
+        ]
+    return [] if a == b else [name]
+
+
 def write_detector(
     path: Path,
     *,

@@ -111,3 +111,11 @@ def test_only_keys_that_change_the_result_count_as_changed(file):
         == []
     )
     assert changed_keys(stored, parse_config(["--optim.lr", "1"], file)) == [("optim.lr", 0.3, 1.0)]
+
+
+def test_a_key_that_a_newer_version_added_counts_from_its_default(file):
+    stored = to_dict(parse_config([], file))
+    del stored["optim"]["clip"], stored["model"]["head_hidden"], stored["mix"]
+    assert changed_keys(stored, parse_config([], file)) == []
+    changes = changed_keys(stored, parse_config(["--optim.clip", "1", "--mix.mixup", "0.5"], file))
+    assert sorted(changes) == [("mix.mixup", 0.0, 0.5), ("optim.clip", 0.0, 1.0)]

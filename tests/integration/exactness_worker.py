@@ -14,39 +14,17 @@ import torch.distributed as dist
 
 from dataio.errors import UserError
 from dataio.index import ShardSet
-from engines.checkpoints import cpu_state
 from engines.config import parse_config
 from engines.process import World, join, leave
+from engines.saving import snapshot
 from engines.trainer import Trainer
+from tests.support import differences
 
 ROOT = Path(sys.path[0])
 
 
-def snapshot(trainer: Trainer) -> dict[str, Any]:
-    state = {"model": cpu_state(trainer.model), **trainer.state()}
-    buffers = {key: value for key, value in state["optimizer"]["state"].items()}
-    state["optimizer"] = {
-        "param_groups": state["optimizer"]["param_groups"],
-        "state": {k: {n: t.clone() for n, t in v.items()} for k, v in buffers.items()},
-    }
-    state["meters"] = state["meters"].clone()
-    return state
-
-
-def differences(a: Any, b: Any, name: str = "") -> list[str]:
-    """Names of the leaves that are not bit for bit the same."""
-    if isinstance(a, torch.Tensor):
-        return [] if torch.equal(a, b) else [name]
-    if isinstance(a, dict):
-        missing = [f"{name}.{key}" for key in a.keys() ^ b.keys()]
-        return missing + [
-            d for key in a.keys() & b.keys() for d in differences(a[key], b[key], f"{name}.{key}")
-        ]
-    if isinstance(a, list):
-        return [
-            d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in differences(x, y, f"{name}[{i}]")
-        ]
-    return [] if a == b else [name]
+def seen_state(trainer: Trainer) -> dict[str, Any]:
+    return snapshot({"model": trainer.model.state_dict(), **trainer.state()})
 
 
 def record_step(trainer: Trainer, seen: dict[str, Any]) -> None:
@@ -115,10 +93,10 @@ def main() -> None:
     while trainer.step < trainer.plan.total_steps:
         record_step(trainer, seen)
         seen["losses"].append(trainer.take_meters()["loss"])
-        states[trainer.step] = snapshot(trainer)
+        states[trainer.step] = seen_state(trainer)
         seen.setdefault("first_statistics", trainer.statistics.flat.clone())
     seen["validation"] = trainer.validate().metrics  # must leave no trace in what follows
-    final = snapshot(trainer)
+    final = seen_state(trainer)
     seen["differences"] = {}
     for step in resume_from:
         again = Trainer(config, world, *sets)
@@ -126,7 +104,7 @@ def main() -> None:
         while again.step < again.plan.total_steps:
             again.train_step()
             again.take_meters()
-        seen["differences"][step] = differences(final, snapshot(again))
+        seen["differences"][step] = differences(final, seen_state(again))
     poison_last_rank(Trainer(config, world, *sets), seen)
     seen["all_ranks_agree"] = True
     if world.distributed:
