@@ -2,10 +2,8 @@
 
 import hashlib
 import json
-import mmap
 import os
 import tarfile
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dataio.cache import ShardCache
 from dataio.errors import UserError
+from dataio.tars import BLOCK, DamagedSample, Tars, Unreadable
 
 # One row per sample of a split, in shard order. `offset` and `size` are of the image's
 # bytes inside the tar; labels are -1 where unknown; `key` is the position in the plan.
@@ -33,8 +33,6 @@ SAMPLE = np.dtype(
 )
 
 MANIFEST_FORMAT = "telltale-shards"
-_BLOCK = 512  # of a tar
-_OPEN_TARS = 256  # mapped at a time; the order touches only a window of shards
 
 
 @dataclass(frozen=True)
@@ -149,7 +147,19 @@ class ShardSet:
             )
         self.rows: NDArray[np.void] = rows
         self.shard_sizes = np.bincount(rows["shard"], minlength=len(self.shards)).astype(np.int64)
-        self._maps: OrderedDict[int, mmap.mmap] = OrderedDict()
+        self.tars = Tars(self.folder, self.shards)
+
+    def use_cache(self, folder: str | Path, cap_gib: float, *, strict: bool = True) -> None:
+        """Read by way of copies in a folder of this machine; see `dataio.cache`.
+
+        Args:
+            strict: read nothing of a tar that is found to have another SHA-256 while it is copied.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        cache = ShardCache(folder, self.folder, self.shards, cap_gib)
+        self.tars = Tars(self.folder, self.shards, cache, strict=strict)
 
     def _subset_numbers(self, subsets: Sequence[str]) -> list[int]:
         known = self.manifest["subsets"]
@@ -214,33 +224,54 @@ class ShardSet:
         width, height = self.rows["width"], self.rows["height"]
         return int(width.min()), int(width.max()), int(height.min()), int(height.max())
 
-    def _map(self, shard: int) -> mmap.mmap:
-        if shard in self._maps:
-            self._maps.move_to_end(shard)
-            return self._maps[shard]
-        with open(self.folder / self.shards[shard]["file"], "rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._maps[shard] = mapped
-        if len(self._maps) > _OPEN_TARS:
-            # Not closed by hand: a view of it may still be in flight.
-            self._maps.popitem(last=False)
-        return mapped
-
     def read(self, sample_id: int) -> NDArray[np.uint8]:
-        """The encoded bytes of one image, uint8 [size], a view of the mapped tar."""
+        """The encoded bytes of one image, uint8 [size].
+
+        Raises:
+            DamagedSample: they cannot be read, or another file lies there than the index says.
+        """
         row = self.rows[sample_id]
-        return np.frombuffer(self._map(int(row["shard"])), np.uint8, int(row["size"]), int(row["offset"]))
+        try:
+            data = self.tars.member(int(row["shard"]), int(row["key"]), int(row["offset"]), int(row["size"]))
+        except Unreadable as error:
+            raise self.damaged(sample_id, str(error)) from None
+        return np.frombuffer(data, np.uint8)
 
     def about(self, sample_id: int) -> dict[str, Any]:
-        """A sample's JSON: generator, object, source (its path under the layout's root)."""
+        """A sample's JSON: generator, object, source (its path under the layout's root).
+
+        Raises:
+            DamagedSample: it cannot be read.
+        """
         row = self.rows[sample_id]
-        tar = self._map(int(row["shard"]))
         # It is the tar's next member: a header, then its text.
-        header = int(row["offset"]) + -(-int(row["size"]) // _BLOCK) * _BLOCK
-        info = tarfile.TarInfo.frombuf(tar[header : header + _BLOCK], "utf-8", "surrogateescape")
-        return json.loads(tar[header + _BLOCK : header + _BLOCK + info.size])
+        header = int(row["offset"]) + -(-int(row["size"]) // BLOCK) * BLOCK
+        try:
+            block = self.tars.read(int(row["shard"]), header, BLOCK)
+            info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+            told = json.loads(self.tars.member(int(row["shard"]), int(row["key"]), header + BLOCK, info.size))
+            if not isinstance(told, dict):
+                raise ValueError("no object")
+            return told
+        except (Unreadable, tarfile.TarError, ValueError) as error:
+            place = self.describe(sample_id)
+            raise DamagedSample(
+                f"{place}: its JSON cannot be read ({error}); {self._hint()}", str(error)
+            ) from None
 
     def describe(self, sample_id: int) -> str:
         """Where a sample lies, for messages: "train/000003.tar key 000012345"."""
         row = self.rows[sample_id]
         return f"{self.folder / self.shards[int(row['shard'])]['file']} key {int(row['key']):09d}"
+
+    def damaged(self, sample_id: int, reason: str) -> DamagedSample:
+        """The error that says all of a damaged sample: shard, key, offset, its source where that is known."""
+        try:
+            source = f", from {self.about(sample_id)['source']}"
+        except (DamagedSample, KeyError):
+            source = ""
+        place = f"{self.describe(sample_id)} (byte {int(self.rows[sample_id]['offset'])}{source})"
+        return DamagedSample(f"{place}: {reason}; {self._hint()}", reason)
+
+    def _hint(self) -> str:
+        return f"find what changed with `python launch/shard.py verify {self.folder}`"

@@ -88,6 +88,10 @@ class DataConfig:
     """On a GPU: share of the images decoded by the hardware JPEG engines."""
     verify: bool = False
     """Check the SHA-256 of every shard before the first step."""
+    cache_dir: str = ""
+    """Folder of this machine for copies of the shards, which its processes and runs share; empty: none."""
+    cache_gib: float = 0.0
+    """The most that data.cache_dir may hold, GiB; the longest unused are evicted. 0: what the disk has."""
     require_audit: bool = False
     """Refuse to train where the shards' audit (launch/audit.py) is a fail, missing or of other shards."""
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
@@ -112,6 +116,8 @@ class DataConfig:
             raise ValueError(
                 "data.window_shards and data.prefetch must be at least 1, data.threads at least 0"
             )
+        if self.cache_gib < 0:
+            raise ValueError(f"data.cache_gib is {self.cache_gib}, expected 0 or more")
         if not 0 <= self.hw_decoder_load <= 1:
             raise ValueError(f"data.hw_decoder_load is {self.hw_decoder_load}, expected a share in [0, 1]")
 
@@ -162,6 +168,7 @@ class TrainingOrder:
                 f"train.global_batch of {global_batch}; lower it"
             )
         self._order: EpochOrder | None = None
+        self._announced: tuple[int, int] | None = None
         self._balanced = (
             BalancedOrder(shards, seed, config.window_shards, config.sampling)
             if config.sampling != "natural"
@@ -181,6 +188,24 @@ class TrainingOrder:
         if self._order is None or self._order.epoch != epoch:
             self._order = EpochOrder(self.shards.shard_sizes, self.seed, epoch, self.config.window_shards)
         return self._order.ids(within * self.global_batch, (within + 1) * self.global_batch)
+
+    def announce(self, step: int) -> None:
+        """Tell the shards' cache, if there is one, what is read from this step on: a window and the next."""
+        cache = self.shards.tars.cache
+        if cache is None or self._balanced is not None:
+            return
+        epoch, within = divmod(step, self.steps_per_epoch)
+        self.step_ids(step)
+        assert self._order is not None
+        window = self._order.window_at(within * self.global_batch)
+        if self._announced == (epoch, window):
+            return
+        self._announced = (epoch, window)
+        ahead = self._order.window(window + 1)
+        if len(ahead) == 0:
+            following = EpochOrder(self.shards.shard_sizes, self.seed, epoch + 1, self.config.window_shards)
+            ahead = following.window(0)
+        cache.plan([*self._order.window(window).tolist(), *ahead.tolist()])
 
     def work(self, step: int, start: int, stop: int) -> Work:
         """The part start..stop-1 of a step's global batch, with its crops."""
@@ -212,6 +237,7 @@ def training_work(
     """A rank's micro-batches of steps first_step..last_step-1, in order."""
     per_rank = order.global_batch // world
     for step in range(first_step, last_step):
+        order.announce(step)
         begin = rank * per_rank
         for start in range(begin, begin + per_rank, micro_batch):
             yield order.work(step, start, start + micro_batch)

@@ -247,6 +247,8 @@ FREE_KEYS = frozenset(
         "data.prefetch",
         "data.hw_decoder_load",
         "data.verify",
+        "data.cache_dir",
+        "data.cache_gib",
         "data.require_audit",
         "data.synthetic.images",
         "data.synthetic.size",

@@ -85,6 +85,9 @@ def _open_sets(config: Config) -> tuple[ShardSet, ShardSet | None]:
     train_set = ShardSet(data.shards, "train", **chosen, verify=data.verify)
     has_val = train_set.manifest["splits"].get("val", {}).get("samples", 0) > 0
     val_set = ShardSet(data.shards, "val", **chosen, verify=data.verify) if has_val else None
+    if data.cache_dir:
+        for shards in filter(None, (train_set, val_set)):
+            shards.use_cache(data.cache_dir, data.cache_gib)
     return train_set, val_set
 
 
