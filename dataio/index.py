@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from dataio.cache import ShardCache
 from dataio.errors import UserError
+from dataio.quarantine import Quarantine
 from dataio.tars import BLOCK, DamagedSample, Tars, Unreadable
 
 # One row per sample of a split, in shard order. `offset` and `size` are of the image's
@@ -112,6 +113,7 @@ class ShardSet:
         rows: structured array [N] of dtype SAMPLE.
         shard_sizes: int64 [shards], selected samples in each shard.
         labels: the label spaces.
+        quarantine: where loaders may leave out damaged samples; None: such a sample is an error.
 
     Raises:
         UserError: missing, truncated or changed files; an unknown split, subset or generator.
@@ -148,6 +150,7 @@ class ShardSet:
         self.rows: NDArray[np.void] = rows
         self.shard_sizes = np.bincount(rows["shard"], minlength=len(self.shards)).astype(np.int64)
         self.tars = Tars(self.folder, self.shards)
+        self.quarantine: Quarantine | None = None
 
     def use_cache(self, folder: str | Path, cap_gib: float, *, strict: bool = True) -> None:
         """Read by way of copies in a folder of this machine; see `dataio.cache`.
@@ -267,11 +270,12 @@ class ShardSet:
     def damaged(self, sample_id: int, reason: str) -> DamagedSample:
         """The error that says all of a damaged sample: shard, key, offset, its source where that is known."""
         try:
-            source = f", from {self.about(sample_id)['source']}"
-        except (DamagedSample, KeyError):
+            source = str(self.about(sample_id).get("source", ""))
+        except DamagedSample:
             source = ""
-        place = f"{self.describe(sample_id)} (byte {int(self.rows[sample_id]['offset'])}{source})"
-        return DamagedSample(f"{place}: {reason}; {self._hint()}", reason)
+        offset = int(self.rows[sample_id]["offset"])
+        place = f"{self.describe(sample_id)} (byte {offset}{', from ' if source else ''}{source})"
+        return DamagedSample(f"{place}: {reason}; {self._hint()}", reason, source)
 
     def _hint(self) -> str:
         return f"find what changed with `python launch/shard.py verify {self.folder}`"

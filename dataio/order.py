@@ -26,6 +26,7 @@ PURPOSE_MIX = 4
 PURPOSE_FORWARD = 5
 PURPOSE_CLASSES = 6
 PURPOSE_AUGMENT = 7
+PURPOSE_SUBSTITUTE = 8
 
 
 def hash64(*words: int | NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -30,12 +30,12 @@ class DamagedSample(UserError):
     """A sample whose bytes cannot be had, or are not those that were written.
 
     Attributes:
-        reason: what is wrong with it, without its place.
+        reason: what is wrong with it, without its place. source: the path it was made from, "" if unknown.
     """
 
-    def __init__(self, message: str, reason: str) -> None:
+    def __init__(self, message: str, reason: str, source: str = "") -> None:
         super().__init__(message)
-        self.reason = reason
+        self.reason, self.source = reason, source
 
 
 class Tars:

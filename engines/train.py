@@ -13,6 +13,7 @@ from dataio.atomic import write_text, write_with
 from dataio.audit_stored import audit_line
 from dataio.errors import UserError
 from dataio.index import ShardSet, label_mismatch
+from dataio.quarantine import Quarantine
 from engines import checkpoints
 from engines.command import EXIT_RUN_AGAIN, EXIT_USER_ERROR
 from engines.config import Config, changed_keys, to_dict, to_yaml
@@ -85,9 +86,12 @@ def _open_sets(config: Config) -> tuple[ShardSet, ShardSet | None]:
     train_set = ShardSet(data.shards, "train", **chosen, verify=data.verify)
     has_val = train_set.manifest["splits"].get("val", {}).get("samples", 0) > 0
     val_set = ShardSet(data.shards, "val", **chosen, verify=data.verify) if has_val else None
-    if data.cache_dir:
-        for shards in filter(None, (train_set, val_set)):
-            shards.use_cache(data.cache_dir, data.cache_gib)
+    for shards in filter(None, (train_set, val_set)):
+        if data.cache_dir:
+            shards.use_cache(data.cache_dir, data.cache_gib, strict=data.damaged == "stop")
+        if data.damaged == "skip":
+            path = Path(config.run.dir) / "quarantine.jsonl"
+            shards.quarantine = Quarantine(shards, path, data.damaged_cap)
     return train_set, val_set
 
 

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from dataio.cache import ShardCache
+from dataio.config import DataConfig
 from dataio.errors import UserError
 from dataio.index import ShardSet
-from dataio.loader import DataConfig, TrainingOrder, training_work
+from dataio.loader import TrainingOrder, training_work
 from tests.support import environment
 
 PATIENCE = 120.0  # seconds until a test gives up on another process
