@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from dataio.cache import ShardCache
 from dataio.errors import UserError
+from dataio.manifest_check import index_fault, manifest_fault
 from dataio.quarantine import Quarantine
 from dataio.tars import BLOCK, DamagedSample, Tars, Unreadable
 
@@ -67,7 +68,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
             else "is it a shard folder?"
         )
         raise UserError(f"{path}: not found; {hint}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read ({error}); write the shards again") from None
     found = manifest.get("format") if isinstance(manifest, dict) else None
     if found != MANIFEST_FORMAT:
@@ -76,6 +77,9 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         raise UserError(
             f"{path}: version {manifest.get('version')!r}, this telltale reads version 1; update it"
         )
+    fault = manifest_fault(manifest)
+    if fault:
+        raise UserError(f"{path}: {fault}; copy it again or write the shards again")
     return manifest
 
 
@@ -148,7 +152,12 @@ class ShardSet:
                 f"{folder}: the {split} split has no samples{chosen}; choose another --split or shard more"
             )
         self.rows: NDArray[np.void] = rows
-        self.shard_sizes = np.bincount(rows["shard"], minlength=len(self.shards)).astype(np.int64)
+        # The whole split's stand in the manifest: no look at every row of a large index.
+        self.shard_sizes = (
+            np.bincount(rows["shard"], minlength=len(self.shards)).astype(np.int64)
+            if subsets or generators
+            else np.array([shard["samples"] for shard in self.shards], np.int64)
+        )
         self.tars = Tars(self.folder, self.shards)
         self.quarantine: Quarantine | None = None
 
@@ -211,12 +220,33 @@ class ShardSet:
         try:
             # Mapped, so that all processes of a node share one copy.
             rows = np.load(path, mmap_mode="r" if entry["samples"] else None)
-        except ValueError as error:
-            raise UserError(f"{path}: not a sample index ({error}); re-shard") from None
+        except (
+            OSError,
+            ValueError,
+            EOFError,
+            SyntaxError,
+            OverflowError,
+            MemoryError,
+            RecursionError,
+        ) as error:
+            raise UserError(
+                f"{path}: not a sample index ({' '.join(str(error).split())}); re-shard"
+            ) from None
+        if not isinstance(rows, np.ndarray):
+            raise UserError(f"{path}: not a sample index; re-shard")
         if rows.dtype != SAMPLE or rows.shape != (entry["samples"],):
             raise UserError(
                 f"{path}: {rows.shape} of {rows.dtype}, expected ({entry['samples']},) of the sample type; re-shard"
             )
+        fault = index_fault(
+            rows,
+            len(self.shards),
+            len(self.labels.generators),
+            len(self.manifest["subsets"]),
+            len(self.labels.objects),
+        )
+        if fault:
+            raise UserError(f"{path}: {fault}; copy it again or re-shard")
         return rows
 
     def __len__(self) -> int:
@@ -256,7 +286,7 @@ class ShardSet:
             if not isinstance(told, dict):
                 raise ValueError("no object")
             return told
-        except (Unreadable, tarfile.TarError, ValueError) as error:
+        except (Unreadable, tarfile.TarError, ValueError, RecursionError) as error:
             place = self.describe(sample_id)
             raise DamagedSample(
                 f"{place}: its JSON cannot be read ({error}); {self._hint()}", str(error)

@@ -6,9 +6,10 @@ truncates, ends the process by a signal; a read says which file and why.
 
 import errno
 import os
+import tarfile
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,25 @@ class DamagedSample(UserError):
     def __init__(self, message: str, reason: str, source: str = "") -> None:
         super().__init__(message)
         self.reason, self.source = reason, source
+
+
+def safe_members(archive: tarfile.TarFile, name: str | Path) -> Iterator[tarfile.TarInfo]:
+    """The plain files of a foreign tar; folders are passed over.
+
+    Raises:
+        UserError: a member is a link, a device or the like, or its name leads out of the
+            tar: nothing that makes data sets writes such, so the whole tar is refused.
+    """
+    for member in archive:
+        if member.name.startswith("/") or ".." in member.name.split("/"):
+            trouble = "has a name that leads out of the tar"
+        elif not (member.isreg() or member.isdir()) or member.issparse():
+            trouble = "is neither a plain file nor a folder"
+        else:
+            if member.isreg():
+                yield member
+            continue
+        raise UserError(f"{name}: member {member.name!r} {trouble}; this is no safe tar, make it anew")
 
 
 class Tars:
@@ -88,6 +108,8 @@ class Tars:
         return self._nearest(shard, offset, size, lambda data: data)
 
     def _nearest(self, shard: int, offset: int, size: int, check: Callable[[bytes], bytes]) -> bytes:
+        if shard >= len(self.shards):
+            raise Unreadable(f"the index names shard {shard} of {len(self.shards)}")
         if offset < 0 or offset + size > self.shards[shard]["bytes"]:
             raise Unreadable(f"the index points beyond its {self.shards[shard]['bytes']} bytes")
         if self.cache is not None:
