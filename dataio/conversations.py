@@ -19,6 +19,7 @@ from typing import Any
 from PIL import Image
 
 from dataio.errors import UserError
+from dataio.tars import safe_members
 
 IMAGE = "<image>"
 _ASKS, _ANSWERS = ("human", "user"), ("gpt", "assistant")
@@ -110,7 +111,7 @@ def _records(path: Path) -> Iterator[Any]:
 def _read_list(file: Path) -> list[Any]:
     try:
         records = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{file}: not readable as JSON ({' '.join(str(error).split())}); mend or re-make it"
         ) from None
@@ -129,7 +130,7 @@ def _records_of_tar(tar: Path) -> Iterator[Any]:
             stem = name.removesuffix(".json")
             try:
                 record = json.loads(read_image_bytes(f"{tar}/{name}"))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 record = {"id": f"{tar.name}/{stem}", "broken": str(error)}
             if isinstance(record, dict):
                 record = {"id": f"{tar.stem}/{stem}", **record}
@@ -212,8 +213,8 @@ def tar_members(tar: str) -> dict[str, tuple[int, int]]:
     """
     try:
         with tarfile.open(tar, "r:") as archive:
-            return {m.name: (m.offset_data, m.size) for m in archive if m.isfile()}
-    except (OSError, tarfile.TarError) as error:
+            return {m.name: (m.offset_data, m.size) for m in safe_members(archive, tar)}
+    except (OSError, tarfile.TarError, ValueError, OverflowError) as error:
         raise UserError(
             f"{tar}: not a readable tar ({' '.join(str(error).split())}); copy it again"
         ) from None

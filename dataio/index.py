@@ -2,10 +2,8 @@
 
 import hashlib
 import json
-import mmap
 import os
 import tarfile
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dataio.cache import ShardCache
 from dataio.errors import UserError
+from dataio.manifest_check import index_fault, manifest_fault
+from dataio.quarantine import Quarantine
+from dataio.tars import BLOCK, DamagedSample, Tars, Unreadable
 
 # One row per sample of a split, in shard order. `offset` and `size` are of the image's
 # bytes inside the tar; labels are -1 where unknown; `key` is the position in the plan.
@@ -33,8 +35,6 @@ SAMPLE = np.dtype(
 )
 
 MANIFEST_FORMAT = "telltale-shards"
-_BLOCK = 512  # of a tar
-_OPEN_TARS = 256  # mapped at a time; the order touches only a window of shards
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
             else "is it a shard folder?"
         )
         raise UserError(f"{path}: not found; {hint}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read ({error}); write the shards again") from None
     found = manifest.get("format") if isinstance(manifest, dict) else None
     if found != MANIFEST_FORMAT:
@@ -77,6 +77,9 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         raise UserError(
             f"{path}: version {manifest.get('version')!r}, this telltale reads version 1; update it"
         )
+    fault = manifest_fault(manifest)
+    if fault:
+        raise UserError(f"{path}: {fault}; copy it again or write the shards again")
     return manifest
 
 
@@ -114,6 +117,7 @@ class ShardSet:
         rows: structured array [N] of dtype SAMPLE.
         shard_sizes: int64 [shards], selected samples in each shard.
         labels: the label spaces.
+        quarantine: where loaders may leave out damaged samples; None: such a sample is an error.
 
     Raises:
         UserError: missing, truncated or changed files; an unknown split, subset or generator.
@@ -148,8 +152,26 @@ class ShardSet:
                 f"{folder}: the {split} split has no samples{chosen}; choose another --split or shard more"
             )
         self.rows: NDArray[np.void] = rows
-        self.shard_sizes = np.bincount(rows["shard"], minlength=len(self.shards)).astype(np.int64)
-        self._maps: OrderedDict[int, mmap.mmap] = OrderedDict()
+        # The whole split's stand in the manifest: no look at every row of a large index.
+        self.shard_sizes = (
+            np.bincount(rows["shard"], minlength=len(self.shards)).astype(np.int64)
+            if subsets or generators
+            else np.array([shard["samples"] for shard in self.shards], np.int64)
+        )
+        self.tars = Tars(self.folder, self.shards)
+        self.quarantine: Quarantine | None = None
+
+    def use_cache(self, folder: str | Path, cap_gib: float, *, strict: bool = True) -> None:
+        """Read by way of copies in a folder of this machine; see `dataio.cache`.
+
+        Args:
+            strict: read nothing of a tar that is found to have another SHA-256 while it is copied.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        cache = ShardCache(folder, self.folder, self.shards, cap_gib)
+        self.tars = Tars(self.folder, self.shards, cache, strict=strict)
 
     def _subset_numbers(self, subsets: Sequence[str]) -> list[int]:
         known = self.manifest["subsets"]
@@ -198,12 +220,33 @@ class ShardSet:
         try:
             # Mapped, so that all processes of a node share one copy.
             rows = np.load(path, mmap_mode="r" if entry["samples"] else None)
-        except ValueError as error:
-            raise UserError(f"{path}: not a sample index ({error}); re-shard") from None
+        except (
+            OSError,
+            ValueError,
+            EOFError,
+            SyntaxError,
+            OverflowError,
+            MemoryError,
+            RecursionError,
+        ) as error:
+            raise UserError(
+                f"{path}: not a sample index ({' '.join(str(error).split())}); re-shard"
+            ) from None
+        if not isinstance(rows, np.ndarray):
+            raise UserError(f"{path}: not a sample index; re-shard")
         if rows.dtype != SAMPLE or rows.shape != (entry["samples"],):
             raise UserError(
                 f"{path}: {rows.shape} of {rows.dtype}, expected ({entry['samples']},) of the sample type; re-shard"
             )
+        fault = index_fault(
+            rows,
+            len(self.shards),
+            len(self.labels.generators),
+            len(self.manifest["subsets"]),
+            len(self.labels.objects),
+        )
+        if fault:
+            raise UserError(f"{path}: {fault}; copy it again or re-shard")
         return rows
 
     def __len__(self) -> int:
@@ -214,33 +257,55 @@ class ShardSet:
         width, height = self.rows["width"], self.rows["height"]
         return int(width.min()), int(width.max()), int(height.min()), int(height.max())
 
-    def _map(self, shard: int) -> mmap.mmap:
-        if shard in self._maps:
-            self._maps.move_to_end(shard)
-            return self._maps[shard]
-        with open(self.folder / self.shards[shard]["file"], "rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._maps[shard] = mapped
-        if len(self._maps) > _OPEN_TARS:
-            # Not closed by hand: a view of it may still be in flight.
-            self._maps.popitem(last=False)
-        return mapped
-
     def read(self, sample_id: int) -> NDArray[np.uint8]:
-        """The encoded bytes of one image, uint8 [size], a view of the mapped tar."""
+        """The encoded bytes of one image, uint8 [size].
+
+        Raises:
+            DamagedSample: they cannot be read, or another file lies there than the index says.
+        """
         row = self.rows[sample_id]
-        return np.frombuffer(self._map(int(row["shard"])), np.uint8, int(row["size"]), int(row["offset"]))
+        try:
+            data = self.tars.member(int(row["shard"]), int(row["key"]), int(row["offset"]), int(row["size"]))
+        except Unreadable as error:
+            raise self.damaged(sample_id, str(error)) from None
+        return np.frombuffer(data, np.uint8)
 
     def about(self, sample_id: int) -> dict[str, Any]:
-        """A sample's JSON: generator, object, source (its path under the layout's root)."""
+        """A sample's JSON: generator, object, source (its path under the layout's root).
+
+        Raises:
+            DamagedSample: it cannot be read.
+        """
         row = self.rows[sample_id]
-        tar = self._map(int(row["shard"]))
         # It is the tar's next member: a header, then its text.
-        header = int(row["offset"]) + -(-int(row["size"]) // _BLOCK) * _BLOCK
-        info = tarfile.TarInfo.frombuf(tar[header : header + _BLOCK], "utf-8", "surrogateescape")
-        return json.loads(tar[header + _BLOCK : header + _BLOCK + info.size])
+        header = int(row["offset"]) + -(-int(row["size"]) // BLOCK) * BLOCK
+        try:
+            block = self.tars.read(int(row["shard"]), header, BLOCK)
+            info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+            told = json.loads(self.tars.member(int(row["shard"]), int(row["key"]), header + BLOCK, info.size))
+            if not isinstance(told, dict):
+                raise ValueError("no object")
+            return told
+        except (Unreadable, tarfile.TarError, ValueError, RecursionError) as error:
+            place = self.describe(sample_id)
+            raise DamagedSample(
+                f"{place}: its JSON cannot be read ({error}); {self._hint()}", str(error)
+            ) from None
 
     def describe(self, sample_id: int) -> str:
         """Where a sample lies, for messages: "train/000003.tar key 000012345"."""
         row = self.rows[sample_id]
         return f"{self.folder / self.shards[int(row['shard'])]['file']} key {int(row['key']):09d}"
+
+    def damaged(self, sample_id: int, reason: str) -> DamagedSample:
+        """The error that says all of a damaged sample: shard, key, offset, its source where that is known."""
+        try:
+            source = str(self.about(sample_id).get("source", ""))
+        except DamagedSample:
+            source = ""
+        offset = int(self.rows[sample_id]["offset"])
+        place = f"{self.describe(sample_id)} (byte {offset}{', from ' if source else ''}{source})"
+        return DamagedSample(f"{place}: {reason}; {self._hint()}", reason, source)
+
+    def _hint(self) -> str:
+        return f"find what changed with `python launch/shard.py verify {self.folder}`"

@@ -2,7 +2,6 @@
 
 import os
 import re
-import stat
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -11,10 +10,9 @@ from typing import BinaryIO
 
 from dataio.errors import UserError
 from dataio.layouts.files import IMAGE_SUFFIXES
-from dataio.source import Source
+from dataio.source import Source, read_file
 
 SUFFIXES = (*IMAGE_SUFFIXES, ".gif")
-LARGEST = 512 * 2**20  # bytes of one image file; whatever is larger is none
 _ZIP = re.compile(r"\.zip(\.0*1)?$", re.IGNORECASE)
 
 
@@ -73,24 +71,7 @@ def _follow(path: str) -> Iterator[Input]:
 
 
 def _file(path: str) -> Input:
-    return Input(path, lambda: _read(path))
-
-
-def _read(path: str) -> bytes:
-    try:
-        found = os.stat(path)
-    except ValueError as error:  # a zero byte in the name
-        raise OSError(str(error)) from None
-    if not stat.S_ISREG(found.st_mode):  # a pipe or device might never end
-        raise OSError("neither a file nor a folder")
-    _check_size(found.st_size)
-    with open(path, "rb") as file:
-        return file.read(LARGEST)
-
-
-def _check_size(size: int) -> None:
-    if size > LARGEST:
-        raise OSError(f"{size} bytes, more than {LARGEST} are no image")
+    return Input(path, lambda: read_file(path))
 
 
 def _glob(pattern: str) -> Iterator[Input]:
@@ -163,7 +144,6 @@ def _in_zip(path: str) -> Iterator[Input]:
     def reader(member: str) -> Callable[[], bytes]:
         def read() -> bytes:
             with lock:
-                _check_size(source.size(member))
                 return source.read(member)
 
         return read

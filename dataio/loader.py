@@ -6,114 +6,25 @@ decodes only the box (on the GPU's JPEG engines where there is one), resizes, fl
 normalises. Because everything random comes in as data, DALI itself holds no state.
 """
 
-import io
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
-from dataio.augment import WEBP, AugmentConfig, draw_knobs, through_webp
+from dataio.augment import WEBP, draw_knobs, through_webp
+from dataio.config import DataConfig
 from dataio.errors import UserError
 from dataio.index import ShardSet
 from dataio.order import EpochOrder, centre_boxes, train_boxes
 from dataio.pipeline import build_pipeline
 from dataio.sampling import BalancedOrder
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-@dataclass(kw_only=True)
-class SyntheticConfig:
-    """A synthetic data set to be made where `data.shards` does not exist yet."""
-
-    images: int = 0
-    """How many images to draw; 0 makes none."""
-    size: int = 64
-    """Side of the images, pixels."""
-    seed: int = 0
-    """Seed of the drawing."""
-
-    def __post_init__(self) -> None:
-        if self.images < 0 or self.size < 16:
-            raise ValueError("data.synthetic: images must be >= 0 and size >= 16")
-
-
-@dataclass(kw_only=True)
-class DataConfig:
-    """Where the images are and how they become tensors."""
-
-    shards: str = "data/quickstart"
-    """Folder written by launch/shard.py."""
-    subsets: list[str] = field(default_factory=list)
-    """Train and validate on these parts only (GenImage's generator folders); empty means all."""
-    generators: list[str] = field(default_factory=list)
-    """Train and validate on photographs and these generators only; empty means all. The heads stay as they are."""
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    """What else happens to training images."""
-    sampling: Literal["natural", "balanced", "square_root"] = "natural"
-    """How often each generator's images are drawn: as they are, equally, or by the root of their number."""
-    size: int = 224
-    """Side of the network's square input, pixels."""
-    crop: Literal["random", "random_resized", "centre"] = "random_resized"
-    """Training crop: random (never resampled), random_resized, or centre (as in evaluation)."""
-    pad: int = 0
-    """With crop random: pixels of padding (of the mean colour) round the image first."""
-    scale: tuple[float, float] = (0.35, 1.0)
-    """With crop random_resized: range of the box's share of the area."""
-    ratio: tuple[float, float] = (0.75, 1.3333)
-    """With crop random_resized: range of the box's aspect ratio, width / height."""
-    flip: float = 0.5
-    """Probability of a horizontal flip in training."""
-    eval_crop: float = 0.875
-    """Evaluation takes the centred square of this share of the shortest side."""
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    """Subtracted from RGB in [0, 1]."""
-    std: tuple[float, float, float] = IMAGENET_STD
-    """Then divided by."""
-    window_shards: int = 16
-    """How many shards are shuffled together; more mixes better, fewer reads more locally."""
-    threads: int = 0
-    """DALI's decoding threads per process; 0 means this process's share of the cores."""
-    prefetch: int = 2
-    """Batches DALI prepares ahead."""
-    deterministic: bool = False
-    """On a GPU: decode without the hardware engines, so that bits do not depend on load."""
-    hw_decoder_load: float = 0.65
-    """On a GPU: share of the images decoded by the hardware JPEG engines."""
-    verify: bool = False
-    """Check the SHA-256 of every shard before the first step."""
-    require_audit: bool = False
-    """Refuse to train where the shards' audit (launch/audit.py) is a fail, missing or of other shards."""
-    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
-    """Makes the shards on first use (the quickstart)."""
-
-    def __post_init__(self) -> None:
-        if self.size < 8:
-            raise ValueError(f"data.size is {self.size}, expected at least 8 pixels")
-        if not 0 <= self.flip <= 1:
-            raise ValueError(f"data.flip is {self.flip}, expected a probability in [0, 1]")
-        if not 0 < self.eval_crop <= 1:
-            raise ValueError(f"data.eval_crop is {self.eval_crop}, expected a share in (0, 1]")
-        if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise ValueError(f"data.scale is {list(self.scale)}, expected 0 < low <= high <= 1")
-        if not 0 < self.ratio[0] <= self.ratio[1]:
-            raise ValueError(f"data.ratio is {list(self.ratio)}, expected 0 < low <= high")
-        if self.pad < 0 or (self.pad and self.crop != "random"):
-            raise ValueError(f"data.pad is {self.pad}, expected 0, or more with data.crop random")
-        if min(self.std) <= 0:
-            raise ValueError(f"data.std is {list(self.std)}, expected numbers above 0")
-        if self.window_shards < 1 or self.prefetch < 1 or self.threads < 0:
-            raise ValueError(
-                "data.window_shards and data.prefetch must be at least 1, data.threads at least 0"
-            )
-        if not 0 <= self.hw_decoder_load <= 1:
-            raise ValueError(f"data.hw_decoder_load is {self.hw_decoder_load}, expected a share in [0, 1]")
+from dataio.tars import DamagedSample
 
 
 @dataclass(slots=True)
@@ -121,13 +32,15 @@ class Work:
     """What one batch is made of, before anything is read.
 
     ids int64 [N]; boxes int32 [N, 4] (y, x, height, width); flips int32 [N]; knobs float32
-    [N, K], see `dataio.augment`, None without augmentation.
+    [N, K], see `dataio.augment`, None without augmentation. `again` gives the same places'
+    work for other ids; None where every id has only its own place (evaluation).
     """
 
     ids: NDArray[np.int64]
     boxes: NDArray[np.int32]
     flips: NDArray[np.int32]
     knobs: NDArray[np.float32] | None = None
+    again: Callable[[NDArray[np.int64]], "Work"] | None = None
 
 
 @dataclass(slots=True)
@@ -162,6 +75,7 @@ class TrainingOrder:
                 f"train.global_batch of {global_batch}; lower it"
             )
         self._order: EpochOrder | None = None
+        self._announced: tuple[int, int] | None = None
         self._balanced = (
             BalancedOrder(shards, seed, config.window_shards, config.sampling)
             if config.sampling != "natural"
@@ -182,21 +96,43 @@ class TrainingOrder:
             self._order = EpochOrder(self.shards.shard_sizes, self.seed, epoch, self.config.window_shards)
         return self._order.ids(within * self.global_batch, (within + 1) * self.global_batch)
 
+    def announce(self, step: int) -> None:
+        """Tell the shards' cache, if there is one, what is read from this step on: a window and the next."""
+        cache = self.shards.tars.cache
+        if cache is None or self._balanced is not None:
+            return
+        epoch, within = divmod(step, self.steps_per_epoch)
+        self.step_ids(step)
+        assert self._order is not None
+        window = self._order.window_at(within * self.global_batch)
+        if self._announced == (epoch, window):
+            return
+        self._announced = (epoch, window)
+        ahead = self._order.window(window + 1)
+        if len(ahead) == 0:
+            following = EpochOrder(self.shards.shard_sizes, self.seed, epoch + 1, self.config.window_shards)
+            ahead = following.window(0)
+        cache.plan([*self._order.window(window).tolist(), *ahead.tolist()])
+
     def work(self, step: int, start: int, stop: int) -> Work:
         """The part start..stop-1 of a step's global batch, with its crops."""
         epoch, within = divmod(step, self.steps_per_epoch)
-        ids = self.step_ids(step)[start:stop]
+        position = within * self.global_batch + np.arange(start, stop, dtype=np.int64)
+        return self._drawn(epoch, position, self.step_ids(step)[start:stop])
+
+    def _drawn(self, epoch: int, position: NDArray[np.int64], ids: NDArray[np.int64]) -> Work:
+        """What the positions of an epoch do to these samples."""
         rows = self.shards.rows[ids]
         width, height = rows["width"].astype(np.int64), rows["height"].astype(np.int64)
         c = self.config
-        position = within * self.global_batch + np.arange(start, stop, dtype=np.int64)
         knobs = draw_knobs(c.augment, c.size, self.seed, epoch, position) if c.augment.active else None
+        again = partial(self._drawn, epoch, position)
         if c.crop == "centre":
-            return Work(ids, *centre_boxes(c.eval_crop, width, height), knobs)
+            return Work(ids, *centre_boxes(c.eval_crop, width, height), knobs, again)
         boxes = train_boxes(
             c.crop, c.size, c.pad, c.scale, c.ratio, c.flip, self.seed, epoch, position, width, height
         )
-        return Work(ids, *boxes, knobs)
+        return Work(ids, *boxes, knobs, again)
 
     def known_objects(self, step: int) -> int:
         """How many samples of the step's global batch have a known object.
@@ -212,6 +148,7 @@ def training_work(
     """A rank's micro-batches of steps first_step..last_step-1, in order."""
     per_rank = order.global_batch // world
     for step in range(first_step, last_step):
+        order.announce(step)
         begin = rank * per_rank
         for start in range(begin, begin + per_rank, micro_batch):
             yield order.work(step, start, start + micro_batch)
@@ -223,12 +160,15 @@ def evaluation_work(
     """A rank's share of every sample exactly once, in batches of at most `batch`."""
     begin, end = len(shards) * rank // world, len(shards) * (rank + 1) // world
     for start in range(begin, end, batch):
-        ids = np.arange(start, min(start + batch, end), dtype=np.int64)
-        rows = shards.rows[ids]
-        boxes = centre_boxes(
-            config.eval_crop, rows["width"].astype(np.int64), rows["height"].astype(np.int64)
-        )
-        yield Work(ids, *boxes)
+        yield _centred(shards, config, np.arange(start, min(start + batch, end), dtype=np.int64))
+
+
+def _centred(shards: ShardSet, config: DataConfig, ids: NDArray[np.int64]) -> Work:
+    rows = shards.rows[ids]
+    return Work(
+        ids,
+        *centre_boxes(config.eval_crop, rows["width"].astype(np.int64), rows["height"].astype(np.int64)),
+    )
 
 
 def _resamples(shards: ShardSet, config: DataConfig, train: bool) -> bool:
@@ -245,13 +185,16 @@ def _resamples(shards: ShardSet, config: DataConfig, train: bool) -> bool:
 class Loader:
     """Iterates `Batch`es of the given work, in order; holds no randomness.
 
+    Where the shards have a quarantine, a damaged sample goes there and another takes its
+    place, or none in evaluation, whose batches are then smaller.
+
     Args:
         work: what to load, for instance from `training_work` or `evaluation_work`.
         batch: the most samples one batch of `work` has.
         train: whether the boxes are training crops (they may reach into the padding).
 
     Raises:
-        UserError: an image cannot be decoded; the message names its shard and key.
+        UserError: an image cannot be read or decoded; the message names its shard and key.
     """
 
     def __init__(
@@ -266,43 +209,68 @@ class Loader:
     ) -> None:
         self.shards, self.device = shards, device
         self._work, self._augment = work, config.augment
-        self._in_flight: deque[Work] = deque()
-        self._pipeline = build_pipeline(
-            self._feed(),
-            config,
-            batch,
-            device,
+        # What was wanted, and what is loaded instead where samples are damaged.
+        self._in_flight: deque[tuple[Work, Work]] = deque()
+        self._build = partial(
+            build_pipeline,
+            config=config,
+            device=device,
             resample=_resamples(shards, config, train),
             pad=train and config.pad > 0,
             augmented=train and config.augment.in_pipeline,
         )
+        self._batch = batch
+        self._pipeline = self._build(self._feed(), batch=batch)
 
     def _feed(self) -> Iterator[tuple[Any, ...]]:
-        for work in self._work:
-            self._in_flight.append(work)
-            encoded = [self.shards.read(int(i)) for i in work.ids]
-            # DALI takes dense arrays only.
-            start, shape = (np.ascontiguousarray(part) for part in (work.boxes[:, :2], work.boxes[:, 2:]))
-            inputs = (encoded, start, shape, work.flips)
-            if work.knobs is not None:
-                for number in np.flatnonzero(work.knobs[:, WEBP]):
-                    encoded[number] = through_webp(encoded[number], work.knobs[number, WEBP])
-            yield (*inputs, work.knobs) if self._augment.in_pipeline and work.knobs is not None else inputs
+        for wanted in self._work:
+            work, encoded = self._readable(wanted)
+            if encoded:
+                self._in_flight.append((wanted, work))
+                yield self._inputs(work, encoded)
+
+    def _readable(self, wanted: Work) -> tuple[Work, list[NDArray[np.uint8]]]:
+        """The work without damaged samples, and its images' bytes."""
+        if self.shards.quarantine is None:
+            return wanted, [self.shards.read(int(i)) for i in wanted.ids]
+        found = [self._obtain(int(i), wanted.again is not None) for i in wanted.ids]
+        ids = np.array([sample_id for sample_id, data in found if data is not None], np.int64)
+        encoded = [data for _, data in found if data is not None]
+        if np.array_equal(ids, wanted.ids):
+            return wanted, encoded
+        if wanted.again is not None:
+            return wanted.again(ids), encoded
+        kept = np.isin(wanted.ids, ids)
+        return Work(ids, wanted.boxes[kept], wanted.flips[kept]), encoded
+
+    def _obtain(self, sample_id: int, replaceable: bool) -> tuple[int, NDArray[np.uint8] | None]:
+        """A sample's bytes, or those of the one that takes its place."""
+        quarantine = self.shards.quarantine
+        assert quarantine is not None
+        for candidate in quarantine.candidates(sample_id):
+            if candidate != sample_id and not replaceable:
+                break
+            try:
+                return candidate, self.shards.read(candidate)
+            except DamagedSample as error:
+                quarantine.add(candidate, error)
+        return sample_id, None
+
+    def _inputs(self, work: Work, encoded: list[NDArray[np.uint8]]) -> tuple[Any, ...]:
+        # DALI takes dense arrays only.
+        start, shape = (np.ascontiguousarray(part) for part in (work.boxes[:, :2], work.boxes[:, 2:]))
+        inputs = (encoded, start, shape, work.flips)
+        if work.knobs is not None:
+            for number in np.flatnonzero(work.knobs[:, WEBP]):
+                encoded[number] = through_webp(encoded[number], work.knobs[number, WEBP])
+        return (*inputs, work.knobs) if self._augment.in_pipeline and work.knobs is not None else inputs
 
     def __iter__(self) -> "Loader":
         return self
 
     def __next__(self) -> Batch:
-        try:
-            if self.device.type == "cuda":
-                (images,) = self._pipeline.run(torch.cuda.current_stream(self.device))
-            else:
-                (images,) = self._pipeline.run()
-        except StopIteration:
-            raise
-        except RuntimeError as error:
-            raise self._name_the_culprit(error) from error
-        work = self._in_flight.popleft()
+        images = self._images()
+        _, work = self._in_flight.popleft()
         rows = self.shards.rows[work.ids]
         # DALI's buffer outlives this call through DLPack's reference count. NHWC memory
         # seen as NCHW is what PyTorch calls channels_last.
@@ -311,17 +279,51 @@ class Loader:
         labels = labels.to(self.device, non_blocking=True)
         return Batch(image, labels[0], labels[1], torch.from_numpy(work.ids))
 
-    def _name_the_culprit(self, error: RuntimeError) -> Exception:
-        """DALI does not say which image killed the pipeline; Pillow finds it."""
-        for work in self._in_flight:
-            for sample_id in work.ids:
-                try:
-                    with Image.open(io.BytesIO(self.shards.read(int(sample_id)).tobytes())) as image:
-                        image.load()
-                except (OSError, ValueError, SyntaxError):
-                    where = self.shards.describe(int(sample_id))
-                    return UserError(
-                        f"{where}: not a decodable image, though it was when written; "
-                        f"find what changed with `python launch/shard.py verify {self.shards.folder}`"
+    def _run(self, pipeline: Any) -> Any:
+        if self.device.type == "cuda":
+            return pipeline.run(torch.cuda.current_stream(self.device))[0]
+        return pipeline.run()[0]
+
+    def _images(self) -> Any:
+        while True:
+            try:
+                return self._run(self._pipeline)
+            except StopIteration:
+                raise
+            except RuntimeError as error:
+                culprits = self._undecodable()
+                if not culprits:
+                    raise
+                for sample_id in culprits:
+                    damaged = self.shards.damaged(
+                        sample_id, "not a decodable image, though it was when written"
                     )
-        return error
+                    if self.shards.quarantine is None:
+                        raise damaged from error
+                    self.shards.quarantine.add(sample_id, damaged)
+                # A pipeline that failed stays dead: another one starts at the batch it owed.
+                again = [wanted for wanted, _ in self._in_flight]
+                self._in_flight.clear()
+                self._work = chain(again, self._work)
+                self._pipeline = self._build(self._feed(), batch=self._batch)
+
+    def _undecodable(self) -> list[int]:
+        """The samples in flight that kill a pipeline, in order.
+
+        DALI does not say which one did. Each is given to a pipeline of its own, not to
+        another decoder: that would make what is left out depend on what else was in flight.
+        """
+        found: list[int] = []
+        for _, work in self._in_flight:
+            for place, sample_id in enumerate(work.ids.tolist()):
+                one = slice(place, place + 1)
+                knobs = None if work.knobs is None else work.knobs[one]
+                try:
+                    part = Work(work.ids[one], work.boxes[one], work.flips[one], knobs)
+                    inputs = self._inputs(part, [self.shards.read(sample_id)])
+                    self._run(self._build(iter([inputs]), batch=1))
+                except DamagedSample:
+                    continue  # damaged since it was fed: found when it is fed again
+                except (RuntimeError, OSError):
+                    found.append(sample_id)
+        return list(dict.fromkeys(found))

@@ -26,6 +26,7 @@ PURPOSE_MIX = 4
 PURPOSE_FORWARD = 5
 PURPOSE_CLASSES = 6
 PURPOSE_AUGMENT = 7
+PURPOSE_SUBSTITUTE = 8
 
 
 def hash64(*words: int | NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -77,13 +78,21 @@ class EpochOrder:
         last_of_window = np.arange(window_shards - 1, len(sizes) + window_shards - 1, window_shards)
         self._window_ends = ends[np.minimum(last_of_window, len(sizes) - 1)] if len(sizes) else ends
         self._window_shards = window_shards
-        self._window = lru_cache(maxsize=2)(self._permuted_window)
+        self._ids = lru_cache(maxsize=2)(self._permuted_window)
 
     def __len__(self) -> int:
         return int(self._sizes.sum())
 
+    def window_at(self, position: int) -> int:
+        """Number of the window that a position of the epoch lies in."""
+        return int(np.searchsorted(self._window_ends, position, side="right"))
+
+    def window(self, number: int) -> NDArray[np.int64]:
+        """The shards of a window, int64 [<= window_shards]; none behind the last one."""
+        return self._shards[number * self._window_shards : (number + 1) * self._window_shards]
+
     def _permuted_window(self, number: int) -> NDArray[np.int64]:
-        shards = self._shards[number * self._window_shards : (number + 1) * self._window_shards]
+        shards = self.window(number)
         ids = np.concatenate([self._first_id[s] + np.arange(self._sizes[s], dtype=np.int64) for s in shards])
         keys = hash64(self.seed, self.epoch, PURPOSE_SAMPLES, ids.astype(np.uint64))
         return ids[np.argsort(keys, kind="stable")]
@@ -94,10 +103,10 @@ class EpochOrder:
             raise IndexError(f"positions {start}..{stop} outside an epoch of {len(self)} samples")
         parts: list[NDArray[np.int64]] = []
         while start < stop:
-            number = int(np.searchsorted(self._window_ends, start, side="right"))
+            number = self.window_at(start)
             begin = int(self._window_ends[number - 1]) if number else 0
             end = min(stop, int(self._window_ends[number]))
-            parts.append(self._window(number)[start - begin : end - begin])
+            parts.append(self._ids(number)[start - begin : end - begin])
             start = end
         return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 

@@ -9,7 +9,7 @@ import torch
 from dataio import augment
 
 if TYPE_CHECKING:
-    from dataio.loader import DataConfig
+    from dataio.config import DataConfig
 
 
 def default_threads() -> int:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import stat
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -9,6 +10,32 @@ from pathlib import Path
 
 from dataio.errors import UserError
 from dataio.volumes import is_zip, open_zip
+
+LARGEST = 512 * 2**20  # bytes of one file, unpacked; whatever is larger is no image
+
+
+def check_size(size: int) -> None:
+    """Raise an OSError for a file too large to be an image."""
+    if size > LARGEST:
+        raise OSError(f"{size} bytes, more than {LARGEST} are no image")
+
+
+def read_file(path: str | Path) -> bytes:
+    """Return the bytes of a plain file.
+
+    Raises:
+        OSError: it is missing, cannot be read, or is too large; or it is a pipe or device,
+            which might never end.
+    """
+    try:
+        found = os.stat(path)
+    except ValueError as error:  # a zero byte in the name
+        raise OSError(str(error)) from None
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError("neither a file nor a folder")
+    check_size(found.st_size)
+    with open(path, "rb") as file:
+        return file.read(LARGEST)
 
 
 class Source:
@@ -58,6 +85,12 @@ class Source:
         """Relative paths of all files, sorted within each folder; hidden ones left out."""
         if self.is_zip:
             names = sorted(name for name in self._archive().namelist() if not name.endswith("/"))
+            unsafe = [name for name in names if name.startswith("/") or ".." in name.split("/")]
+            if unsafe:
+                raise UserError(
+                    f"{self.flag} {self.path}: member {unsafe[0]!r} has a name that leads out of the zip; "
+                    "this is no safe zip, make it anew"
+                )
             yield from (
                 n for n in names if not any(part.startswith((".", "__MACOSX")) for part in n.split("/"))
             )
@@ -103,8 +136,9 @@ class Source:
             OSError: it is missing or cannot be read, in a folder and in a zip alike.
         """
         if not self.is_zip:
-            return (self.path / path).read_bytes()
+            return read_file(self.path / path)
         try:
+            check_size(self._archive().getinfo(path).file_size)  # zipfile unpacks no more than this
             return self._archive().read(path)
         # RuntimeError: encrypted. NotImplementedError: a compression that Python lacks.
         except (

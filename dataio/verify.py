@@ -79,7 +79,11 @@ def _check_index(folder: Path, entry: dict[str, Any], faults: list[str]) -> np.n
     if fault:
         faults.append(fault)
         return None
-    rows = np.load(folder / index["file"])
+    try:
+        rows = np.load(folder / index["file"])
+    except (OSError, ValueError, EOFError, SyntaxError, OverflowError, MemoryError) as error:
+        faults.append(f"{index['file']}: not a sample index ({error})")
+        return None
     if rows.dtype != SAMPLE or len(rows) != entry["samples"]:
         faults.append(
             f"{index['file']}: {len(rows)} rows of {rows.dtype}, the manifest says {entry['samples']}"
@@ -120,7 +124,7 @@ def _check_shard(job: tuple[Path, dict[str, Any], bytes, dict[str, Any]]) -> lis
                         for m in (image, about)
                     )
                 )
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError) as error:
         return [*faults, f"{name}: not a readable tar ({error})"]
     if (folder / idx_name).is_file() and (folder / idx_name).read_text() != "\n".join(lines) + "\n":
         faults.append(f"{idx_name}: does not describe the tar")
@@ -131,7 +135,9 @@ def _check_sample(
     tar: tarfile.TarFile, row: Any, image: tarfile.TarInfo, about: tarfile.TarInfo, spaces: dict[str, Any]
 ) -> Iterator[str]:
     key = f"{int(row['key']):09d}"
-    if not image.isreg() or image.name.rpartition(".")[0] != key or about.name != f"{key}.json":
+    plain = all(m.isreg() and not m.issparse() for m in (image, about))
+    stem, _, extension = image.name.rpartition(".")
+    if not plain or stem != key or not extension.isalnum() or about.name != f"{key}.json":
         yield f"members are {image.name} and {about.name}"
         return
     if (image.offset_data, image.size) != (int(row["offset"]), int(row["size"])):
@@ -145,7 +151,7 @@ def _check_sample(
         allowed = [None] if label < 0 else [label, spaces["objects"][label]]
         if record["generator"] != generator or record["object"] not in allowed:
             yield f"labels are {record['generator']}, {record['object']} in the tar, {generator}, {label} in the index"
-    except (ValueError, KeyError, IndexError, TypeError) as error:
+    except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
         yield f"{about.name} is not a sample's record ({error})"
     try:
         decoded = open_image(data.read())

@@ -12,8 +12,8 @@ from typing import Any, Literal, TypeVar
 import yaml
 from jsonargparse import Namespace
 
+from dataio.config import DataConfig
 from dataio.errors import UserError
-from dataio.loader import DataConfig
 from engines.command import Parser
 from engines.mixing import MixConfig
 from models.dual_head import ModelConfig
@@ -257,6 +257,10 @@ FREE_KEYS = frozenset(
         "data.prefetch",
         "data.hw_decoder_load",
         "data.verify",
+        "data.cache_dir",
+        "data.cache_gib",
+        "data.damaged",
+        "data.damaged_cap",
         "data.require_audit",
         "data.synthetic.images",
         "data.synthetic.size",

@@ -14,6 +14,7 @@ from dataio.atomic import write_text, write_with
 from dataio.audit_stored import audit_line
 from dataio.errors import UserError
 from dataio.index import ShardSet
+from dataio.quarantine import Quarantine
 from engines import checkpoints, faults
 from engines.command import EXIT_RUN_AGAIN, EXIT_USER_ERROR, verdict_in_file
 from engines.config import Config, to_dict, to_yaml
@@ -95,6 +96,12 @@ def _open_sets(config: Config) -> tuple[ShardSet, ShardSet | None]:
     train_set = ShardSet(data.shards, "train", **chosen, verify=data.verify)
     has_val = train_set.manifest["splits"].get("val", {}).get("samples", 0) > 0
     val_set = ShardSet(data.shards, "val", **chosen, verify=data.verify) if has_val else None
+    for shards in filter(None, (train_set, val_set)):
+        if data.cache_dir:
+            shards.use_cache(data.cache_dir, data.cache_gib, strict=data.damaged == "stop")
+        if data.damaged == "skip":
+            path = Path(config.run.dir) / "quarantine.jsonl"
+            shards.quarantine = Quarantine(shards, path, data.damaged_cap)
     return train_set, val_set
 
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from dataio.augment import BLUR, ERASE, JPEG, RAND, SIDE, WEBP, AugmentConfig, draw_knobs
+from dataio.config import DataConfig
 from dataio.index import ShardSet
-from dataio.loader import DataConfig, Loader, TrainingOrder, evaluation_work, training_work
+from dataio.loader import Loader, TrainingOrder, evaluation_work, training_work
 
 CPU = torch.device("cpu")
 EVERYTHING: dict[str, Any] = {

@@ -9,9 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+from dataio.config import DataConfig
 from dataio.errors import UserError
 from dataio.index import ShardSet
-from dataio.loader import DataConfig, Loader, TrainingOrder, evaluation_work, training_work
+from dataio.loader import Loader, TrainingOrder, evaluation_work, training_work
 
 CPU = torch.device("cpu")
 
@@ -152,7 +153,8 @@ def test_an_undecodable_image_is_named_by_shard_and_key(copy):
     data = bytearray(path.read_bytes())
     data[int(row["offset"]) : int(row["offset"]) + int(row["size"])] = bytes(int(row["size"]))
     path.write_bytes(data)
-    with pytest.raises(UserError, match=rf"000000\.tar key {int(row['key']):09d}: not a decodable image"):
+    where = rf"000000\.tar key {int(row['key']):09d} \(byte {int(row['offset'])}, from .*\.\w+\)"
+    with pytest.raises(UserError, match=rf"{where}: not a decodable image"):
         evaluation(ShardSet(copy, "test"), DataConfig(size=32), 8)
 
 

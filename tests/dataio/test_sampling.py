@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dataio.config import DataConfig
 from dataio.index import ShardSet
-from dataio.loader import DataConfig, TrainingOrder
+from dataio.loader import TrainingOrder
 from dataio.sampling import BalancedOrder, class_counts
 
 

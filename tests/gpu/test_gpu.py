@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from dataio.augment import AugmentConfig
+from dataio.config import DataConfig
 from dataio.errors import UserError
 from dataio.index import ShardSet
-from dataio.loader import DataConfig, Loader, TrainingOrder, evaluation_work, training_work
+from dataio.loader import Loader, TrainingOrder, evaluation_work, training_work
 from engines.config import parse_config
 from engines.process import World
 from engines.trainer import Trainer
