@@ -8,6 +8,7 @@ import pyarrow as pa
 from dataio.errors import UserError
 from engines.calibration import Calibration, calibration_path, fit, save_calibration, weights_sha256
 from engines.predictions import build_table, checkpoint_info, read_predictions
+from engines.significance import wilson
 
 
 def calibrate_checkpoint(
@@ -110,7 +111,13 @@ def format_calibration(found: Calibration) -> str:
         f"temperature {found.temperature:.4f}, shift {found.shift:+.4f}\n"
         f"NLL {found.before['nll']:.4f} -> {found.after['nll']:.4f}, "
         f"ECE {found.before['ece']:.4f} -> {found.after['ece']:.4f}\n"
-        f"AI-generated from P(fake) {found.threshold:.4f}: {counts['false_alarms']} of {counts['real']} real "
-        f"images are, for a wanted rate of {found.false_alarm_rate:g}\n"
-        f"{band}real below: {counts['misses']} of {counts['fake']} generated images are"
+        "verdicts by calibrated P(fake), and what they would be on this split:\n"
+        f"AI-generated from {found.threshold:.4f}: {_share(counts['false_alarms'], counts['real'], 'real')}; "
+        f"wanted {found.false_alarm_rate:.2%} at most\n"
+        f"{band}real below {min(low, found.threshold):.4f}: {_share(counts['misses'], counts['fake'], 'generated')}"
     )
+
+
+def _share(count: int, total: int, kind: str) -> str:
+    low, high = wilson(count, total)
+    return f"{count} of {total} {kind} images ({count / total:.2%}, 95 % interval {low:.2%} to {high:.2%})"
