@@ -182,7 +182,6 @@ def _finetune(config: FinetuneConfig, world: World, folder: Path) -> tuple[int, 
     )
     trainer = FinetuneTrainer(
         config,
-        offload=zero.offloads(settings),
         model=model,
         args=arguments,
         train_dataset=train_set,
@@ -193,7 +192,8 @@ def _finetune(config: FinetuneConfig, world: World, folder: Path) -> tuple[int, 
     )
     callback.trainer = trainer
     trainer.remove_callback(transformers.PrinterCallback)
-    _say_start(config, world, trainer, len(samples), len(held), stage, precision, source)
+    kind = f"ZeRO-{stage}{' offloaded' if zero.offloads(settings) else ''}"
+    _say_start(config, world, trainer, len(samples), len(held), kind, precision, source)
     code = 1
     try:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -302,7 +302,7 @@ def _say_start(
     trainer: FinetuneTrainer,
     count: int,
     held: int,
-    stage: int,
+    zero_kind: str,
     precision: str,
     source: Any,
 ) -> None:
@@ -314,12 +314,12 @@ def _say_start(
     steps = config.train.steps or math.ceil(count // batch * config.train.epochs)
     kind = "published names" if source.published else "Hugging Face names"
     print(
-        f"{config.run.dir}: DeepSpeed ZeRO-{stage}{' offloaded' if trainer._offload else ''}, "
+        f"{config.run.dir}: DeepSpeed {zero_kind}, "
         f"{world.size} x {world.device.type}, {precision}\n"
         f"{source.folder} ({kind}): {learnt:,} of {every:,} parameters learn (language {config.tune.language}, "
         f"connector {'full' if config.tune.connector else 'frozen'}, vision {config.tune.vision})\n"
-        f"{count} conversations, {held} for validation; {steps} steps of {batch}, "
-        f"the last {count % batch} of each epoch dropped",
+        f"{count} conversations, {held} for validation; {steps} steps of {batch}"
+        + (f", the last {count % batch} of each epoch dropped" if count % batch else ""),
         flush=True,
     )
 

@@ -30,15 +30,15 @@ class FinetuneTrainer(Trainer):
     """The Trainer of one run.
 
     Args:
-        settings: the run's configuration. offload: whether the optimiser's state lives on the host.
+        settings: the run's configuration.
     """
 
-    def __init__(self, settings: FinetuneConfig, *, offload: bool, **kwargs: Any) -> None:
+    def __init__(self, settings: FinetuneConfig, **kwargs: Any) -> None:
         self.optimizer: Any
         self.model: Any
         self.control: Any
         super().__init__(**kwargs)
-        self._settings, self._offload = settings, offload
+        self._settings = settings
         self.seen_tokens, self.seen_samples = 0, 0
         if settings.train.loss == "batches":
             # The reference's averaging: each micro-batch by its own tokens, then their mean.
