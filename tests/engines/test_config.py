@@ -111,3 +111,20 @@ def test_only_keys_that_change_the_result_count_as_changed(file):
         == []
     )
     assert changed_keys(stored, parse_config(["--optim.lr", "1"], file)) == [("optim.lr", 0.3, 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("run:\noptim: {lr: 0.1}\n", "run is no section"),
+        ("data: {augment: 3}\n", r"data\.augment is no section"),
+        ("a: &a {b: *a}\n", r"line 1: an alias \(\*a\)"),  # hung the parser
+        ("- 1\n", "expected keys and values"),
+        ("1: 2\n", "expected keys and values"),
+        ("a: [", "cannot be read as YAML"),
+    ],
+)
+def test_files_of_another_shape_are_named(tmp_path, text, told):
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(UserError, match=f"x.yaml: {told}"):
+        parse_config([], tmp_path / "x.yaml")
