@@ -4,6 +4,7 @@ import concurrent.futures
 import json
 import multiprocessing
 import tarfile
+import tokenize
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -90,6 +91,7 @@ def _check_index(folder: Path, entry: dict[str, Any], faults: list[str]) -> np.n
         OverflowError,
         MemoryError,
         zipfile.BadZipFile,
+        tokenize.TokenError,
     ) as error:
         faults.append(f"{index['file']}: not a sample index ({error})")
         return None

@@ -8,7 +8,9 @@ What a disk did to it later is found by the CRC-32 of every record in the contai
 import json
 import os
 import re
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,8 +72,10 @@ def load(path: str | Path) -> dict[str, Any]:
         raise UserError(
             f"{path}: not a telltale checkpoint (no format mark); give a file written by launch/train.py"
         )
-    if state["version"] != VERSION:
-        raise UserError(f"{path}: version {state['version']}, this telltale reads {VERSION}; update it")
+    if state.get("version") != VERSION:
+        raise UserError(
+            f"{path}: version {state.get('version')!r:.40}, this telltale reads {VERSION}; update it"
+        )
     return state
 
 
@@ -95,7 +99,15 @@ def find_damage(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as container:
             bad = container.testzip()
-    except (OSError, zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError) as error:
+    except (
+        OSError,
+        zipfile.BadZipFile,
+        EOFError,
+        RuntimeError,
+        ValueError,
+        zlib.error,
+        struct.error,
+    ) as error:
         return f"damaged ({' '.join(str(error).split())})"
     return f"damaged (record {bad} fails its checksum)" if bad else ""
 
