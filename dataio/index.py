@@ -37,6 +37,8 @@ SAMPLE = np.dtype(
 )
 
 MANIFEST_FORMAT = "telltale-shards"
+# What NumPy raises for a file that is none of its own.
+_BROKEN = (ValueError, EOFError, SyntaxError, OverflowError, MemoryError, TokenError, BadZipFile)
 
 
 @dataclass(frozen=True)
