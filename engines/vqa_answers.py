@@ -31,9 +31,8 @@ def read_items(path: str | Path) -> list[dict[str, Any]]:
     try:
         items = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(
-            f"{path}: no such file; expected a benchmark of launch/make_vqa.py, or answers of launch/evaluate_mlm.py"
-        ) from None
+        expected = "a benchmark of launch/make_vqa.py, or answers of launch/evaluate_mlm.py"
+        raise UserError(f"{path}: no such file; expected {expected}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not readable as JSON ({' '.join(str(error).split())})") from None
     if not isinstance(items, list) or not items:
