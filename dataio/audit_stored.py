@@ -21,7 +21,7 @@ def read_audit(path: str | Path) -> dict[str, Any]:
         audit = json.loads(Path(path).read_text())
     except FileNotFoundError:
         raise UserError(f"{path}: no such audit; make one with `python launch/audit.py`") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read ({error}); audit again") from None
     if not isinstance(audit, dict) or (audit.get("format"), audit.get("version")) != (FORMAT, VERSION):
         raise UserError(f"{path}: not an audit of this version of telltale; audit again")

@@ -7,7 +7,9 @@ import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +37,8 @@ SAMPLE = np.dtype(
 )
 
 MANIFEST_FORMAT = "telltale-shards"
+# What NumPy raises for a file that is none of its own.
+_BROKEN = (ValueError, EOFError, SyntaxError, OverflowError, MemoryError, TokenError, BadZipFile)
 
 
 @dataclass(frozen=True)
@@ -227,7 +231,8 @@ class ShardSet:
             SyntaxError,
             OverflowError,
             MemoryError,
-            RecursionError,
+            TokenError,
+            BadZipFile,
         ) as error:
             raise UserError(
                 f"{path}: not a sample index ({' '.join(str(error).split())}); re-shard"

@@ -326,4 +326,6 @@ class Loader:
                     continue  # damaged since it was fed: found when it is fed again
                 except (RuntimeError, OSError):
                     found.append(sample_id)
+        if len(found) == sum(len(work.ids) for _, work in self._in_flight) > 1:
+            return []  # every single one: it is the machine (memory, a driver), not an image
         return list(dict.fromkeys(found))

@@ -56,9 +56,10 @@ class Quarantine:
         for line in lines:
             try:
                 entry = json.loads(line)
-                if entry["split"] == self._shards.split:
-                    found.add(int(entry["sample_id"]))
-            except (ValueError, KeyError, TypeError):
+                number = int(entry["sample_id"])
+                if entry["split"] == self._shards.split and 0 <= number < len(self._shards):
+                    found.add(number)
+            except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
                 continue  # half a line of a killed process: its sample is found again
         return found
 

@@ -4,6 +4,8 @@ import concurrent.futures
 import json
 import multiprocessing
 import tarfile
+import tokenize
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -81,7 +83,16 @@ def _check_index(folder: Path, entry: dict[str, Any], faults: list[str]) -> np.n
         return None
     try:
         rows = np.load(folder / index["file"])
-    except (OSError, ValueError, EOFError, SyntaxError, OverflowError, MemoryError) as error:
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        SyntaxError,
+        OverflowError,
+        MemoryError,
+        zipfile.BadZipFile,
+        tokenize.TokenError,
+    ) as error:
         faults.append(f"{index['file']}: not a sample index ({error})")
         return None
     if rows.dtype != SAMPLE or len(rows) != entry["samples"]:

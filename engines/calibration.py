@@ -325,7 +325,7 @@ def load_calibration(
         found = Calibration.from_dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         reason = re.sub(r"\s+", " ", str(error))[:200]
         raise UserError(f"{path}: not a calibration ({reason}); {_again(checkpoint)}") from None
     if weights is None:

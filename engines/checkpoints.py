@@ -89,8 +89,10 @@ def load(path: str | Path) -> dict[str, Any]:
         raise UserError(
             f"{path}: not a telltale checkpoint (no format mark); give a file written by launch/train.py"
         )
-    if state["version"] != VERSION:
-        raise UserError(f"{path}: version {state['version']}, this telltale reads {VERSION}; update it")
+    if state.get("version") != VERSION:
+        raise UserError(
+            f"{path}: version {state.get('version')!r:.40}, this telltale reads {VERSION}; update it"
+        )
     return state
 
 

@@ -15,6 +15,7 @@ from jsonargparse import Namespace
 from dataio.config import DataConfig
 from dataio.errors import UserError
 from engines.command import Parser
+from engines.config_file import check_config_file
 from engines.mixing import MixConfig
 from models.dual_head import ModelConfig
 
@@ -319,6 +320,7 @@ def parse_as(kind: type[C], argv: Sequence[str], default_file: str | Path) -> C:
     path = Path(file if file is not None else default_file)
     if not path.is_file():
         raise UserError(f"--config {path}: no such file; see the configs/ folder")
+    check_config_file(path, kind)
     parser = make_parser(kind)
     try:
         # The file is parsed by itself first, so that its errors name it; flags follow.

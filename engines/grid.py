@@ -56,8 +56,8 @@ def read_grid(path: str | Path) -> list[Combination]:
         UserError: unreadable, another method, no parameters, or a parameter of another form.
     """
     try:
-        sweep = yaml.safe_load(Path(path).read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        sweep = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())[:200]})") from None
     if not isinstance(sweep, dict) or not isinstance(sweep.get("parameters"), dict):
         raise UserError(

@@ -31,8 +31,9 @@ def read_items(path: str | Path) -> list[dict[str, Any]]:
     try:
         items = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; make a benchmark with launch/make_vqa.py") from None
-    except (OSError, ValueError) as error:
+        expected = "a benchmark of launch/make_vqa.py, or answers of launch/evaluate_mlm.py"
+        raise UserError(f"{path}: no such file; expected {expected}") from None
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not readable as JSON ({' '.join(str(error).split())})") from None
     if not isinstance(items, list) or not items:
         raise UserError(f"{path}: expected a list of items, each with id, image, question and ground_truth")

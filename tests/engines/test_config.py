@@ -119,3 +119,20 @@ def test_a_key_that_a_newer_version_added_counts_from_its_default(file):
     assert changed_keys(stored, parse_config([], file)) == []
     changes = changed_keys(stored, parse_config(["--optim.clip", "1", "--mix.mixup", "0.5"], file))
     assert sorted(changes) == [("mix.mixup", 0.0, 0.5), ("optim.clip", 0.0, 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("run:\noptim: {lr: 0.1}\n", "run is no section"),
+        ("data: {augment: 3}\n", r"data\.augment is no section"),
+        ("a: &a {b: *a}\n", r"line 1: an alias \(\*a\)"),  # hung the parser
+        ("- 1\n", "expected keys and values"),
+        ("1: 2\n", "expected keys and values"),
+        ("a: [", "cannot be read as YAML"),
+    ],
+)
+def test_files_of_another_shape_are_named(tmp_path, text, told):
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(UserError, match=f"x.yaml: {told}"):
+        parse_config([], tmp_path / "x.yaml")

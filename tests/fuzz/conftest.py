@@ -12,8 +12,7 @@ import os
 
 from hypothesis import HealthCheck, settings
 
-_COMMON = {"deadline": None, "suppress_health_check": list(HealthCheck)}
-settings.register_profile("short", max_examples=30, **_COMMON)
-settings.register_profile(
-    "long", max_examples=int(os.environ.get("TELLTALE_FUZZ_EXAMPLES", "3000")), **_COMMON
-)
+_ALL = list(HealthCheck)
+_EXAMPLES = int(os.environ.get("TELLTALE_FUZZ_EXAMPLES", "3000"))
+settings.register_profile("short", max_examples=30, deadline=None, suppress_health_check=_ALL)
+settings.register_profile("long", max_examples=_EXAMPLES, deadline=None, suppress_health_check=_ALL)

@@ -1,0 +1,68 @@
+r"""Measure what the order of samples costs at scale: start of an epoch, memory, quality of the shuffle.
+
+    python launch/scaling.py --samples 2700000 --samples-per-shard 1000 --ranks 8
+    python launch/scaling.py --samples 10000000000 --samples-per-shard 10000 --ranks 4096 --output scaling.json
+
+The code that training runs is measured, for one rank; no image is read.
+"""
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import numpy as np
+
+from dataio.atomic import write_text
+from dataio.index import SAMPLE
+from dataio.order import EpochOrder
+from engines.command import Parser, run_command
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(description="Measure what the order of samples costs at scale.")
+    add = parser.add_argument
+    add("--samples", type=int, default=2_700_000, help="in the training split")
+    add("--samples-per-shard", type=int, default=1000)
+    add("--window-shards", type=int, default=16, help="data.window_shards")
+    add("--ranks", type=int, default=8, help="processes")
+    add("--per-rank", type=int, default=256, help="images of a rank in a step")
+    add("--output", default=None, help="JSON file of the figures")
+    args = parser.parse_args(argv)
+    before = _peak_mib()
+    sizes = np.full(args.samples // args.samples_per_shard, args.samples_per_shard, np.int64)
+    begin = time.perf_counter()
+    order = EpochOrder(sizes, 0, 0, args.window_shards)
+    made = time.perf_counter() - begin
+    batch = min(args.ranks * args.per_rank, len(order))
+    ids = order.ids(0, batch)  # the first step's, from which a rank takes its slice
+    started = time.perf_counter() - begin
+    shards = ids // args.samples_per_shard
+    found = {
+        "samples": len(order),
+        "shards": len(sizes),
+        "order_seconds": made,
+        "first_step_seconds": started,
+        "memory_mib": _peak_mib() - before,
+        "index_bytes": SAMPLE.itemsize * len(order),
+        "shards_in_first_step": len(np.unique(shards)),
+        # Of a full permutation it would be one over the number of shards.
+        "neighbours_of_one_shard": float(np.mean(shards[1:] == shards[:-1])),
+    }
+    for name, value in found.items():
+        print(f"{name:26}{value:>18,.6g}")
+    if args.output:
+        write_text(Path(args.output), json.dumps(found, indent=1) + "\n")
+    return 0
+
+
+def _peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+if __name__ == "__main__":
+    run_command(main)
