@@ -66,7 +66,7 @@ def disturb(run: Run, processes: int, chance: random.Random) -> str:
                 f"after SIGKILL to {victim} the launcher did not end in two minutes"
             ) from None
         wait_until(lambda: not any(map(alive, children)), 30, "the end of the launcher's processes")
-    return f"SIG{'TERM' if victim == 'term' else 'KILL'} to {victim}"
+    return "SIGTERM to the launcher" if victim == "term" else f"SIGKILL to {victim}"
 
 
 def soak(run: Run, reference: Run, processes: int, chance: random.Random, count: "Counter[str]") -> list[str]:
