@@ -33,7 +33,7 @@ def test_a_rank_that_dies_and_one_that_hangs_are_named(undisturbed, disturbed):
     # Each that still looks says it.
     assert hangs
     for line in hangs:
-        assert line == (
+        assert line.startswith(
             f"error: no progress for 0.1 minutes (train.timeout): rank 1 on {host} hangs after step 5"
         )
     assert differing(run, undisturbed(2)) == []
