@@ -145,10 +145,15 @@ class CheckpointFolder:
         faults.at("checkpoint.begin", step)
         self.folder.mkdir(parents=True, exist_ok=True)
         save(self.path(step), state)
-        for old in self.steps()[: -self.keep]:
-            faults.at("checkpoint.delete", step)
-            self.path(old).unlink()
+        self.retain()
         return self.path(step)
+
+    def retain(self) -> None:
+        """Delete what is older than the last `keep`."""
+        steps = self.steps()
+        for old in steps[: -self.keep]:
+            faults.at("checkpoint.delete", steps[-1])
+            self.path(old).unlink()
 
     def prepare(self) -> None:
         """Make the folder, see that it can be written, and clear what a killed save left.

@@ -92,6 +92,9 @@ class Heartbeat:
         if self._store is None:
             return "a connection was lost"
         before = self._everybody()
+        with contextlib.suppress(dist.DistError):
+            if self._store.check(["hangs"]):  # who left had said why
+                return self._store.get("hangs").decode()
         time.sleep(SILENT_TICKS * self._tick)
         after = self._everybody()
         silent = [
@@ -148,8 +151,10 @@ class Heartbeat:
         self._publish()
         message = self._name_the_hanging()
         print(f"error: {message}", file=sys.stderr, flush=True)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, dist.DistError):
             self._on_hang(message)
+            if self._store is not None:
+                self._store.set("hangs", message)
         os._exit(1)
 
     def _name_the_hanging(self) -> str:

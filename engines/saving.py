@@ -82,6 +82,7 @@ class Saver:
                 f"{self.failed}; mend that and run the same command: it continues after "
                 f"{self._newest()}, for that is the newest checkpoint"
             )
+        self.store.retain()  # a kill may have come between the last commit and the deletion
 
     def close(self) -> None:
         """Wait for what is being written, whatever became of it."""

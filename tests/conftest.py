@@ -1,6 +1,5 @@
 """Fixtures that every test may use."""
 
-import csv
 import os
 import sys
 from collections.abc import Callable
@@ -8,11 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dataio.codec import preset_policy
-from dataio.layouts.genimage import GenImageLayout
-from dataio.layouts.manifest import ManifestLayout
-from dataio.layouts.synthetic import write_synthetic
-from dataio.shards import write_shards
+from tests.support import write_tiny_shards
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -36,17 +31,7 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """About 130 images of 32 px in small shards; two in three objects unknown, unevenly."""
-    folder = tmp_path_factory.mktemp("tiny")
-    write_synthetic(folder / "source", images=160, size=32, seed=3)
-    with open(folder / "list.csv", "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "generator", "object", "split"])
-        for number, record in enumerate(GenImageLayout(folder / "source", val_fraction=0.1).records()):
-            known = number % 3 == 0 and record.generator == "nature"
-            writer.writerow([record.path, record.generator, record.object if known else "", record.split])
-    layout = ManifestLayout(folder / "list.csv", root=folder / "source")
-    write_shards(layout, folder / "shards", preset_policy("default", 32), samples_per_shard=20, quiet=True)
-    return folder / "shards"
+    return write_tiny_shards(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="session")

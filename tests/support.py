@@ -1,5 +1,6 @@
 """What several test files share: a tiny configuration, clean environments, processes."""
 
+import csv
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -85,6 +86,27 @@ def differences(a: Any, b: Any, name: str = "") -> list[str]:
             d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in differences(x, y, f"{name}[{i}]")
         ]
     return [] if a == b else [name]
+
+
+def write_tiny_shards(folder: Path) -> Path:
+    """Make and shard about 130 images of 32 px in a folder; two in three objects unknown, unevenly."""
+    from dataio.codec import preset_policy
+    from dataio.layouts.genimage import GenImageLayout
+    from dataio.layouts.manifest import ManifestLayout
+    from dataio.layouts.synthetic import write_synthetic
+    from dataio.shards import write_shards
+
+    folder.mkdir(exist_ok=True)
+    write_synthetic(folder / "source", images=160, size=32, seed=3)
+    with open(folder / "list.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "generator", "object", "split"])
+        for number, record in enumerate(GenImageLayout(folder / "source", val_fraction=0.1).records()):
+            known = number % 3 == 0 and record.generator == "nature"
+            writer.writerow([record.path, record.generator, record.object if known else "", record.split])
+    layout = ManifestLayout(folder / "list.csv", root=folder / "source")
+    write_shards(layout, folder / "shards", preset_policy("default", 32), samples_per_shard=20, quiet=True)
+    return folder / "shards"
 
 
 def write_detector(

@@ -173,9 +173,14 @@ def test_fp16_where_the_host_looks_later_nothing_is_updated_after_a_bad_step(bui
 def test_the_step_has_no_look_at_the_device_where_it_may_not_wait(build, monkeypatch):
     trainer = build(train__nonfinite="skip")
     trainer.checks_every_step = False
-    looked = []
+    looked: list[int] = []
     item = torch.Tensor.item
-    monkeypatch.setattr(torch.Tensor, "item", lambda self: looked.append(1) or item(self))
+
+    def counted(tensor):
+        looked.append(1)
+        return item(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "item", counted)
     judge = trainer.nonfinite.judge
 
     def watched(*words):
@@ -184,6 +189,6 @@ def test_the_step_has_no_look_at_the_device_where_it_may_not_wait(build, monkeyp
         assert len(looked) == before
         return masked
 
-    trainer.nonfinite.judge = watched
+    monkeypatch.setattr(trainer.nonfinite, "judge", watched)
     trainer.train_step()
     assert isinstance(trainer.nonfinite.skipped, int) and looked

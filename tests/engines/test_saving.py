@@ -42,14 +42,11 @@ def fault(monkeypatch):
 
 
 def test_a_snapshot_shares_no_memory_and_keeps_the_layout():
-    live = {
-        "a": [torch.ones(2, 3, 4, 4).to(memory_format=torch.channels_last)],
-        "b": ({"c": torch.zeros(3)},),
-    }
-    copy = snapshot(live)
+    image, count = torch.ones(2, 3, 4, 4).to(memory_format=torch.channels_last), torch.zeros(3)
+    copy = snapshot({"a": [image], "b": ({"c": count},)})
     assert copy["a"][0].is_contiguous(memory_format=torch.channels_last)
-    live["a"][0].fill_(7)
-    live["b"][0]["c"].fill_(7)
+    image.fill_(7)
+    count.fill_(7)
     assert copy["a"][0].eq(1).all() and copy["b"][0]["c"].eq(0).all()
 
 
