@@ -45,7 +45,7 @@ class Progress:
     """How far a process is: compared in this order.
 
     Attributes:
-        step: steps done. stage: 0 in a step, 1 validating, 2 saving or logging. count: beats within.
+        step: steps done. stage: 0 after the last of them, 1 validating, 2 in the next. count: beats within.
     """
 
     step: int = 0
@@ -76,7 +76,7 @@ class Heartbeat:
         self._publish()
         self._thread.start()
 
-    def beat(self, step: int, stage: int = 0) -> None:
+    def beat(self, step: int, stage: int = 2) -> None:
         """Say that this process goes on; costs next to nothing."""
         now = self._progress
         again = (step, stage) == (now.step, now.stage)

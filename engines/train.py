@@ -216,7 +216,7 @@ class _Run:
         while not self._finished():
             trainer.train_step()
             step = trainer.step
-            trainer.beat(2)
+            trainer.beat(0)
             if step % plan.steps_per_epoch == 0:
                 faults.at("epoch.end", step)
             if step % self.config.log.every == 0 or step == plan.total_steps:

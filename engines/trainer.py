@@ -273,7 +273,7 @@ class Trainer:
             write_dump(self.folder, found, ids, list(self.model.named_parameters()), scale)
         self.nonfinite.report(found, ids, say=self.world.is_main)
 
-    def beat(self, stage: int = 0) -> None:
+    def beat(self, stage: int = 2) -> None:
         """Tell whoever watches that this process goes on; see `engines.heartbeat`."""
         if self.heartbeat is not None:
             self.heartbeat.beat(self.step, stage)
