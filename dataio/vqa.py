@@ -100,7 +100,7 @@ def images_of_shards(folder: str | Path, split: str) -> list[Labelled]:
 
 def images_of_manifest(file: str | Path, root: str | Path | None = None) -> dict[str, list[Labelled]]:
     """The images of a CSV (path, generator, object[, split, group]), by split."""
-    layout = ManifestLayout(file, root=root)
+    layout = ManifestLayout(file, root=root, flag="--manifest")
     if not Path(layout.root).is_dir():
         raise UserError(
             f"--root {layout.root}: expected a folder of images; shard an archive first (launch/shard.py)"

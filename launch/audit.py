@@ -18,21 +18,10 @@ from dataio.audit import Settings, audit_layout, audit_shards, check_output, wri
 from dataio.audit_stored import AUDIT
 from dataio.audit_verdict import format_audit
 from dataio.errors import UserError
-from dataio.layouts import NAMES, open_layout
 from dataio.pool import default_workers
 from dataio.records import SPLITS
 from engines.command import Parser, run_command
-
-# Flags that describe a layout, and how `open_layout` calls them.
-LAYOUT_KEYS = (
-    "val_labels",
-    "root",
-    "val_fraction",
-    "skip_unknown",
-    "subsets",
-    "split_from_path",
-    "halve_test",
-)
+from engines.layout_flags import KEYS, add_layout_flags, layout_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,28 +29,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="audit.py",
         description="How far does one get without looking at the picture? Audits a data set, or its shards.",
     )
+    add_layout_flags(parser, required=False, skipped="leave out files that fit no pattern")
     add = parser.add_argument
     add("--shards", default=None, help="folder written by launch/shard.py")
-    add("--layout", choices=NAMES, default=None, help="how the source is laid out")
-    add("--source", default=None, help="folder, zip or CSV")
     add("--output", default=None, help="JSON file; of shards by default audit.json beside their manifest")
     add("--split", nargs="*", default=list(SPLITS), help="train, val, test; all by default")
     add("--sample", type=int, default=4000, help="images to look at, spread over the generators; 0: all")
     add("--seed", type=int, default=0, help="of the sample, the folds and the intervals")
     add("--workers", type=int, default=default_workers(), help="processes; the result does not depend on it")
-    add("--val-labels", default=None, help="genimage: LOC_val_solution.csv or the devkit's ground truth")
-    add("--root", default=None, help="manifest: where its paths start (folder or zip)")
-    add("--split-from-path", action="store_true", help="manifest: splits are the paths' first folders")
-    add("--val-fraction", type=float, default=None, help="share of train that becomes val")
-    add("--halve-test", action="store_true", help="val is half of the official test, as in the reference")
-    add("--subsets", nargs="*", default=[], help="genimage: only these generators' folders")
-    add("--skip-unknown", action="store_true", help="leave out files that fit no pattern")
     args = parser.parse_args(argv)
     settings = Settings(sample=args.sample, seed=args.seed, splits=args.split, workers=args.workers)
-    given = {key: args[key] for key in LAYOUT_KEYS}
     if args.shards is not None:
         misplaced = [
-            key for key, value in {"layout": args.layout, "source": args.source, **given}.items() if value
+            key for key, value in {key: args[key] for key in ("layout", "source", *KEYS)}.items() if value
         ]
         if misplaced:
             raise UserError(
@@ -76,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise UserError(f"--{flag}: missing; give --layout, --source and --output, or --shards")
         check_output(args.output)
         output = Path(args.output)
-        layout = open_layout(args.layout, args.source, **given)
+        layout = layout_of(args)
         for note in layout.notes:
             print(f"note: {note}", file=sys.stderr)
         found = audit_layout(layout, settings)

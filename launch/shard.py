@@ -21,12 +21,12 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 from dataio.codec import PRESETS, preset_policy
 from dataio.errors import UserError
 from dataio.finish import summary
-from dataio.layouts import NAMES, open_layout
 from dataio.layouts.synthetic import write_synthetic
 from dataio.pool import default_workers
 from dataio.shards import Job, Share, finish_job, run_job, run_share
 from dataio.verify import verify_shards
 from engines.command import Parser, run_command
+from engines.layout_flags import add_layout_flags, layout_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,21 +40,13 @@ def _write(words: list[str]) -> int:
         description="Write WebDataset shards. `shard.py verify DIR` checks a finished folder instead. "
         "For many machines: the same command with --task i/n on each, then with --finish.",
     )
+    add_layout_flags(parser, required=True, skipped="set files that fit no pattern aside in rejected.csv")
     add = parser.add_argument
-    add("--layout", choices=NAMES, required=True, help="how the source is laid out")
-    add("--source", required=True, help="folder, zip or CSV; synthetic: drawn here where missing")
     add("--output", required=True, help="folder of the shards")
     add("--workers", type=int, default=default_workers(), help="processes; the bytes do not depend on it")
     add("--samples-per-shard", type=int, default=1000, help="images in one tar")
     add("--codec.preset", choices=PRESETS, default=None, help="default: default; cifake: keep")
     add("--codec.size", type=int, default=None, help="side of the images, pixels (default 256)")
-    add("--val-labels", default=None, help="genimage: LOC_val_solution.csv or the devkit's ground truth")
-    add("--root", default=None, help="manifest: where its paths start (folder or zip)")
-    add("--split-from-path", action="store_true", help="manifest: splits are the paths' first folders")
-    add("--val-fraction", type=float, default=None, help="share of train that becomes val")
-    add("--halve-test", action="store_true", help="val is half of the official test, as in the reference")
-    add("--subsets", nargs="*", default=[], help="genimage: only these generators' folders")
-    add("--skip-unknown", action="store_true", help="set files that fit no pattern aside in rejected.csv")
     add("--seed", type=int, default=0, help="of the permutation")
     add("--synthetic.images", type=int, default=3000, help="synthetic: how many to draw")
     add("--synthetic.size", type=int, default=64, help="synthetic: side, pixels")
@@ -78,17 +70,7 @@ def _write(words: list[str]) -> int:
     if args.layout == "synthetic":
         drawing = args.synthetic
         write_synthetic(args.source, images=drawing.images, size=drawing.size, seed=drawing.seed)
-    layout = open_layout(
-        args.layout,
-        args.source,
-        val_labels=args.val_labels,
-        root=args.root,
-        val_fraction=args.val_fraction,
-        skip_unknown=args.skip_unknown,
-        subsets=args.subsets,
-        split_from_path=args.split_from_path,
-        halve_test=args.halve_test,
-    )
+    layout = layout_of(args)
     for note in layout.notes:
         print(f"note: {note}", file=sys.stderr)
     job = Job(

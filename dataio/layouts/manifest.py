@@ -29,7 +29,7 @@ class ManifestLayout:
     Args:
         source: the CSV. root: the folder (or zip) its paths start in; the CSV's by default.
         val_fraction: share that becomes val. skip_unknown: list missing files in `skipped`.
-        split_from_path: see above.
+        split_from_path: see above. flag: what the user calls the CSV.
 
     Raises:
         UserError: a missing column, an unsafe, repeated or missing path, a bad split, a
@@ -47,14 +47,16 @@ class ManifestLayout:
         val_fraction: float = DEFAULT_VAL_FRACTION,
         skip_unknown: bool = False,
         split_from_path: bool = False,
+        flag: str = "--source",
     ) -> None:
+        self.flag = flag
         self.path = Path(source)
         if self.path.is_dir():
             raise UserError(
-                f"--source {source}: is a folder, expected a CSV file (--root names the images' folder)"
+                f"{flag} {source}: is a folder, expected a CSV file (--root names the images' folder)"
             )
         if not self.path.is_file():
-            raise UserError(f"--source {source}: no such CSV file")
+            raise UserError(f"{flag} {source}: no such CSV file")
         if not split_from_path and val_fraction + DEFAULT_TEST_FRACTION >= 1:
             raise UserError(
                 f"--val-fraction {val_fraction}: and {DEFAULT_TEST_FRACTION} for test leave nothing to train on"
@@ -79,7 +81,7 @@ class ManifestLayout:
                 missing = [name for name in _REQUIRED if name not in reader.fieldnames]
                 if missing:
                     raise UserError(
-                        f"--source {self.path}: no column {missing[0]!r}; expected path, generator, object "
+                        f"{self.flag} {self.path}: no column {missing[0]!r}; expected path, generator, object "
                         f"[, split, group], found {', '.join(reader.fieldnames) or 'nothing'}"
                     )
                 for row in reader:
@@ -88,13 +90,13 @@ class ManifestLayout:
                     # The reader's own count: blank lines give no row, quoted newlines none of their own.
                     if not parts or fields["path"].startswith("/") or ".." in parts:
                         raise UserError(
-                            f"--source {self.path}: line {reader.line_num}: path is {fields['path']!r}, "
+                            f"{self.flag} {self.path}: line {reader.line_num}: path is {fields['path']!r}, "
                             "expected one below the root without '..'"
                         )
                     fields["path"] = "/".join(parts)  # "./a//b" and "a/b" are one file
                     yield reader.line_num, fields
         except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise UserError(f"--source {self.path}: cannot be read as CSV ({error})") from None
+            raise UserError(f"{self.flag} {self.path}: cannot be read as CSV ({error})") from None
 
     def column(self, name: str) -> Iterator[tuple[str, str]]:
         """(path, value) of a column that only some lists have; "" where this one has it not."""
@@ -105,7 +107,7 @@ class ManifestLayout:
         """Check every row; return the generators and the objects."""
         generators, objects, paths = set(), set(), array("Q")
         for line, row in self._rows():
-            where = f"--source {self.path}: line {line}"
+            where = f"{self.flag} {self.path}: line {line}"
             if not row["generator"]:
                 raise UserError(f"{where}: generator is empty, expected a name or nature")
             if row.get("split", "") not in ("", *SPLITS):
@@ -114,13 +116,13 @@ class ManifestLayout:
             objects.add(row["object"])
             paths.append(hash64(row["path"]))
         if not paths:
-            raise UserError(f"--source {self.path}: has no rows")
+            raise UserError(f"{self.flag} {self.path}: has no rows")
         repeated, seen = _repeated(np.frombuffer(paths, np.uint64)), dict[str, int]()
         for line, row in self._rows() if repeated else ():
             path = row["path"]
             if path in seen:
                 raise UserError(
-                    f"--source {self.path}: line {line}: path {path!r} stands in line {seen[path]} already"
+                    f"{self.flag} {self.path}: line {line}: path {path!r} stands in line {seen[path]} already"
                 )
             if hash64(path) in repeated:
                 seen[path] = line
@@ -162,10 +164,14 @@ class ManifestLayout:
             yield Record(row["path"], row["generator"], index.get(row["object"]), split, group=group)
         if missing:
             raise UserError(
-                f"--source {self.path}: of its files, {missing} are not under {self.root}; first: "
-                f"{', '.join(first)}. Give --root, or set them aside with --skip-unknown"
+                f"{self.flag} {self.path}: of its files, {missing} are not under {self.root}; first: "
+                f"{', '.join(first)}. Give --root, or {self._aside}"
             )
         self._check_groups(np.frombuffer(groups, np.uint64))
+
+    @property
+    def _aside(self) -> str:
+        return "set them aside with --skip-unknown" if self.flag == "--source" else "remove their lines"
 
     def _check_groups(self, groups: NDArray[np.uint64]) -> None:
         # Only where one group comes with two splits are its lines looked for.
@@ -176,7 +182,7 @@ class ManifestLayout:
                 continue
             if group and of_group.setdefault(group, split) != split:
                 raise UserError(
-                    f"--source {self.path}: line {line}: group {group!r} is in {split} and in "
+                    f"{self.flag} {self.path}: line {line}: group {group!r} is in {split} and in "
                     f"{of_group[group]}; a group must stay in one split"
                 )
 

@@ -210,3 +210,13 @@ def test_the_reference_benchmark_is_gameable(shared_data):
     scores = blind_scores(items)
     assert scores["longest_option"] == 0.81
     assert "longest_option" in [name for name, *_ in broken_rules(items)]
+
+
+def test_a_manifest_s_faults_are_named_by_the_flag_that_gave_it(tmp_path):
+    with pytest.raises(UserError, match=r"--manifest .*none\.csv: no such CSV file"):
+        images_of_manifest(tmp_path / "none.csv")
+    (tmp_path / "list.csv").write_text("path,generator,object\nnone.png,nature,cat\n")
+    with pytest.raises(
+        UserError, match=r"--manifest .*none\.png \(line 2\)\. Give --root, or remove their lines"
+    ):
+        images_of_manifest(tmp_path / "list.csv")
