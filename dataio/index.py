@@ -37,8 +37,18 @@ SAMPLE = np.dtype(
 )
 
 MANIFEST_FORMAT = "telltale-shards"
-# What NumPy raises for a file that is none of its own.
-_BROKEN = (ValueError, EOFError, SyntaxError, OverflowError, MemoryError, TokenError, BadZipFile)
+
+# What np.load raises of a damaged or foreign file, found by fuzzing.
+NOT_AN_ARRAY = (
+    OSError,
+    ValueError,
+    EOFError,
+    SyntaxError,
+    OverflowError,
+    MemoryError,
+    TokenError,
+    BadZipFile,
+)
 
 
 @dataclass(frozen=True)
@@ -224,16 +234,7 @@ class ShardSet:
         try:
             # Mapped, so that all processes of a node share one copy.
             rows = np.load(path, mmap_mode="r" if entry["samples"] else None)
-        except (
-            OSError,
-            ValueError,
-            EOFError,
-            SyntaxError,
-            OverflowError,
-            MemoryError,
-            TokenError,
-            BadZipFile,
-        ) as error:
+        except NOT_AN_ARRAY as error:
             raise UserError(
                 f"{path}: not a sample index ({' '.join(str(error).split())}); re-shard"
             ) from None

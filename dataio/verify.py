@@ -4,8 +4,6 @@ import concurrent.futures
 import json
 import multiprocessing
 import tarfile
-import tokenize
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dataio.codec import Undecodable, open_image
-from dataio.index import SAMPLE, read_manifest, sha256_of
+from dataio.index import NOT_AN_ARRAY, SAMPLE, read_manifest, sha256_of
 
 
 def verify_shards(folder: str | Path, *, workers: int = 1) -> tuple[int, list[str]]:
@@ -83,16 +81,7 @@ def _check_index(folder: Path, entry: dict[str, Any], faults: list[str]) -> np.n
         return None
     try:
         rows = np.load(folder / index["file"])
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        SyntaxError,
-        OverflowError,
-        MemoryError,
-        zipfile.BadZipFile,
-        tokenize.TokenError,
-    ) as error:
+    except NOT_AN_ARRAY as error:
         faults.append(f"{index['file']}: not a sample index ({error})")
         return None
     if rows.dtype != SAMPLE or len(rows) != entry["samples"]:
