@@ -53,12 +53,15 @@ def test_killed_at_each_stage_torchrun_restarts_it_to_the_same_bits(undisturbed,
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # each restart imports PyTorch in every process
 @pytest.mark.parametrize(
-    ("processes", "faults"), [(2, REST), (4, CORE), (4, REST)], ids=["2-rest", "4-core", "4-rest"]
+    ("processes", "faults"),
+    [(2, REST), (4, CORE), (4, REST[:7]), (4, REST[7:])],
+    ids=["2-rest", "4-core", "4-rest", "4-end"],
 )
 def test_the_rest_of_the_matrix(undisturbed, disturbed, processes, faults):
     run: Run = disturbed()
-    done = run.go(processes, chain(faults), restarts=len(faults))
+    done = run.go(processes, chain(faults), restarts=len(faults), timeout=1100)
     ended_well(done)
     assert len(struck(done)) == len(faults)
     assert differing(run, undisturbed(processes)) == []
