@@ -83,7 +83,7 @@ def script_of(experiment: str) -> str:
     return FINETUNE if _FINETUNE_KEYS & loaded.keys() else DETECTOR
 
 
-def check_flags(request: Request, root: Path) -> str:
+def check_flags(request: Request) -> str:
     """Parse the training's command as the job will; returns its run folder.
 
     Raises:
@@ -98,7 +98,7 @@ def check_flags(request: Request, root: Path) -> str:
     return parse_as(FinetuneConfig, request.flags, request.experiment).run.dir
 
 
-def command_of(request: Request, root: Path, site: Mapping[str, str]) -> list[str]:
+def command_of(request: Request, root: Path) -> list[str]:
     """The sbatch command.
 
     Raises:
@@ -113,7 +113,7 @@ def command_of(request: Request, root: Path, site: Mapping[str, str]) -> list[st
             raise UserError(
                 f"--{name}: has no meaning where the whole node is taken; add --gpus, or remove it"
             )
-    check_flags(request, root)
+    check_flags(request)
     words = ["sbatch", f"--nodes={request.nodes}"]
     for name in _NAMES:
         if (value := getattr(request, name)) is not None:
@@ -158,7 +158,7 @@ def submit(command: Sequence[str], request: Request, root: Path, site: Mapping[s
             f"command was: {shlex.join(command)}"
         )
     job = done.stdout.strip().partition(";")[0]
-    run = root / check_flags(request, root)
+    run = root / check_flags(request)
     name = "telltale-train" if script_of(request.experiment) == DETECTOR else "telltale-finetune"
     lines = {
         "job": f"{job} ({run})",

@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         **{key: options[key] for key in Request.__dataclass_fields__ if key != "flags"}, flags=tuple(flags)
     )
     site = read_site(ROOT)
-    command = command_of(request, ROOT, site)
+    command = command_of(request, ROOT)
     if options.dry_run:
         print(explain(command, site))
     else:

@@ -35,14 +35,14 @@ def test_options_become_sbatch_s_and_flags_the_training_s(repo_root):
     request = Request(
         CONFIG, nodes=4, time="1:00:00", account="a b", sbatch="--exclude=n3 --nice", flags=tuple(flags)
     )
-    words = command_of(request, repo_root, {})
+    words = command_of(request, repo_root)
     assert words[:6] == ["sbatch", "--nodes=4", "--time=1:00:00", "--account=a b", "--exclude=n3", "--nice"]
     assert words[6:] == [str(repo_root / DETECTOR), "--config", CONFIG, *flags]
     assert "'--account=a b'" in explain(words, {})
 
 
 def test_a_part_of_a_node_overrides_the_script_s_whole_one(repo_root):
-    words = command_of(Request(CONFIG, gpus=2, mem="100G"), repo_root, {})
+    words = command_of(Request(CONFIG, gpus=2, mem="100G"), repo_root)
     assert words[2:6] == ["--oversubscribe", "--gpus-per-node=2", "--cpus-per-task=16", "--mem=100G"]
 
 
@@ -61,7 +61,7 @@ def test_a_part_of_a_node_overrides_the_script_s_whole_one(repo_root):
 )
 def test_what_would_fail_in_the_job_is_refused_before_it_is_queued(repo_root, changes, said):
     with pytest.raises(UserError) as caught:
-        command_of(Request(**{"experiment": CONFIG, **changes}), repo_root, {})
+        command_of(Request(**{"experiment": CONFIG, **changes}), repo_root)
     assert said in str(caught.value)
 
 
