@@ -1,5 +1,6 @@
 """A training run from start to end: prepare, resume, loop, save, finish."""
 
+import gc
 import json
 import sys
 import time
@@ -170,6 +171,9 @@ class _Run:
             self.say(f"{self.folder}: already finished at step {trainer.step}")
             return 0, "already finished"
         self._introduce()
+        # What lives as long as the run (modules, model, index) is not looked at again by each collection.
+        gc.collect()
+        gc.freeze()
         code = 1
         trainer.heartbeat = heartbeat = Heartbeat(self.world, self.config.train.timeout, self._note_hang)
         try:
@@ -180,6 +184,7 @@ class _Run:
                 raise
             raise LostRankError(heartbeat.diagnose()) from error
         finally:
+            gc.unfreeze()
             heartbeat.close()
             self.saver.close()
             self.log.close(code)
