@@ -5,7 +5,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -20,7 +20,6 @@ from engines import checkpoints, faults
 from engines.command import EXIT_RUN_AGAIN, EXIT_USER_ERROR, verdict_in_file
 from engines.config import Config, to_dict, to_yaml
 from engines.heartbeat import Heartbeat, LostRankError, is_lost_connection
-from engines.panels import Panels
 from engines.process import FolderLock, StopRequest, World, from_main, join, leave, together
 from engines.resume import check_same_run, find_state
 from engines.runlog import RunLog
@@ -28,6 +27,9 @@ from engines.saving import Saver, snapshot
 from engines.trainer import Trainer
 from engines.verdict import EXIT, write_exit
 from models.flops import peak_flops
+
+if TYPE_CHECKING:
+    from engines.panels import Panels
 
 
 def run_training(config: Config) -> int:
@@ -149,7 +151,11 @@ class _Run:
         self.saver = Saver(store, folder / "best.pt", self.log.sync, background=config.checkpoint.background)
         trainer.folder = folder
         shows = config.log.images > 0 and world.is_main and not self._finished()
-        self.panels = Panels(folder, config, trainer.train_set.labels, self.log) if shows else None
+        self.panels: Panels | None = None
+        if shows:
+            from engines import panels  # a second to import, for the process that draws
+
+            self.panels = panels.Panels(folder, config, trainer.train_set.labels, self.log)
         self._clock = time.perf_counter()
         self._logged_step = trainer.step
         self._peak = (
