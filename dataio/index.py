@@ -42,6 +42,7 @@ MANIFEST_FORMAT = "telltale-shards"
 NOT_AN_ARRAY = (
     OSError,
     ValueError,
+    TypeError,
     EOFError,
     SyntaxError,
     OverflowError,

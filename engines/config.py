@@ -352,6 +352,11 @@ def _instantiate(parser: Parser, parsed: Namespace, path: Path, kind: type[C]) -
     parsed = parsed.clone()
     for key in ("config", "local_rank"):
         parsed.pop(key, None)
+    empty = sorted(key for key, value in flatten(_plain(parsed.as_dict())).items() if value is None)
+    if empty:
+        raise UserError(
+            f"{empty[0]} has no value (null), expected one; give it or leave it out (from {path} and the flags)"
+        )
     try:
         built = parser.instantiate(parsed)
         return kind(**dict(vars(built)))

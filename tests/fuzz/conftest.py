@@ -20,6 +20,12 @@ settings.register_profile("short", max_examples=30, deadline=None, suppress_heal
 settings.register_profile("long", max_examples=_EXAMPLES, deadline=None, suppress_health_check=_ALL)
 
 
+def pytest_collection_modifyitems(items):
+    if settings.get_current_profile_name() == "long":
+        for item in items:
+            item.add_marker(pytest.mark.timeout(0))
+
+
 @pytest.fixture(scope="module")
 def shards(tiny_shards, tmp_path_factory):
     folder = tmp_path_factory.mktemp("fuzz") / "shards"

@@ -64,6 +64,7 @@ def test_sample_index(whole):
     good, manifest = path.read_bytes(), json.loads((whole / "manifest.json").read_text())
 
     @given(mutated(good))
+    @example(good.replace(b"'fortran_order'", b"b'ortran_order'"))
     @example(b"PK\x03\x04" + good)
     @example(good[:10])
     def run(data):
@@ -186,6 +187,7 @@ def test_csv_manifest(tmp_path):
     @example(b"path,generator,object\n" + b"x" * 200_000 + b",nature,\n", False)
     @example(b"path,generator,object\na\0b.jpg,nature,\n", False)
     @example(b"path,generator,object,path\na,nature,,\n", True)
+    @example(b'path,generator,object,group\n"a\nb",nature,,g\n"a\nb",nature,,h\n', False)
     def run(data, skip):
         (tmp_path / "x.csv").write_bytes(data)
         with parsed_or_told():

@@ -47,6 +47,8 @@ def test_configuration(tmp_path, read):
     @example(b"&a [*a, *a]")
     @example(b"a: &a {b: *a}")
     @example(b"- 1")
+    @example(b"model: {backbone: null}")
+    @example(b"data: {scale: null}")
     @example(b"\0")
     def run(data):
         (tmp_path / "x.yaml").write_bytes(data)

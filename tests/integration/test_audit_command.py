@@ -22,6 +22,7 @@ def audit(run, repo_root):
     return lambda *words: run([sys.executable, str(repo_root / "launch" / "audit.py"), *map(str, words)])
 
 
+@pytest.mark.slow
 def test_training_says_the_verdict_and_refuses_where_it_must(audit, run, shards, repo_root, tmp_path):
     words = flags(data__shards=shards, run__dir=tmp_path / "run", train__steps=1)
     train = [sys.executable, str(repo_root / "launch" / "train.py"), *words, "--data.require_audit", "true"]

@@ -159,7 +159,7 @@ def test_a_killed_run_goes_on_as_if_undisturbed(second, torchrun, conversations,
     assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
 
 
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_two_processes_go_on_as_one(second, third, finetune, tmp_path, stage):
     reference = {2: second, 3: third}[stage][0]
     folder = interrupted(reference, tmp_path)
@@ -326,7 +326,7 @@ def deepspeed(processes, repo_root, *more):
     return done.stdout
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_deepspeeds_launcher_runs_the_quickstart(repo_root, tmp_path, processes):
     """`deepspeed launch/finetune_mlm.py` with nothing but other folders, and a sixth of the steps."""
     files = {name: tmp_path / "data" / f"{name}.json" for name in ("conversations", "val", "true_false")}

@@ -3,7 +3,6 @@
 import csv
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
@@ -11,7 +10,7 @@ import yaml
 from dataio.errors import UserError
 from engines.grid import format_grid, read_grid
 from engines.runlog import sweep_run_folder
-from tests.support import alive, descendants, environment, flags, wait_until
+from tests.support import alive, command_line, descendants, environment, flags, wait_until
 
 
 def sweep_file(tmp_path, **changes):
@@ -29,6 +28,7 @@ def sweep_file(tmp_path, **changes):
     return path
 
 
+@pytest.mark.slow
 def test_a_grid_trains_all_continues_where_it_was_and_says_what_failed(run, repo_root, tmp_path, tiny_shards):
     parameters = {
         "config": {"value": "configs/quickstart.yaml"},
@@ -114,10 +114,15 @@ def test_a_killed_grids_run_dies_with_it(repo_root, tmp_path):
     grid = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path / "log")], cwd=repo_root, env=environment()
     )
-    wait_until(lambda: bool(descendants(grid.pid)), 120, "the run's start")
-    (child,) = descendants(grid.pid)
-    # Python has begun, so what is asked of the kernel before that has been asked.
-    wait_until(lambda: b"time.sleep" in Path(f"/proc/{child}/cmdline").read_bytes(), 20, "the run's program")
+
+    def runs():
+        # Importing starts short-lived programs, too; and a fork is its parent until it has its own command.
+        return [
+            pid for pid in descendants(grid.pid) if command_line(pid)[-1:] == ["import time; time.sleep(300)"]
+        ]
+
+    wait_until(lambda: bool(runs()), 120, "the run's program")
+    (child,) = runs()
     grid.kill()
     grid.wait()
     wait_until(lambda: not alive(child), 20, "the run's end")

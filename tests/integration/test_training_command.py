@@ -13,7 +13,7 @@ import torchvision
 from safetensors.torch import load_file
 
 from tests.runs import assert_same, lines, outcome
-from tests.support import alive, descendants, environment, flags, wait_until
+from tests.support import alive, command_line, descendants, environment, flags, wait_until
 
 KILLED_AT = 5
 
@@ -33,7 +33,7 @@ def start_and_wait(command: list[str], folder: Path, step: int) -> subprocess.Po
 def workers_of(launcher: subprocess.Popen[bytes]) -> list[int]:
     """The training processes below a torchrun."""
     pids = descendants(launcher.pid)
-    return [pid for pid in pids if b"launch/train.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return [pid for pid in pids if any("launch/train.py" in word for word in command_line(pid))]
 
 
 @pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
@@ -59,7 +59,9 @@ def test_a_run_leaves_what_the_interface_promises(undisturbed):
     assert "the last" in output and "images of each epoch dropped" in output
 
 
-@pytest.mark.parametrize("victim", ["everything", "launcher", "one rank"])
+@pytest.mark.parametrize(
+    "victim", [pytest.param("everything", marks=pytest.mark.slow), "launcher", "one rank"]
+)
 def test_killed_in_mid_epoch_and_run_again_gives_the_same_bits(
     undisturbed, victim, tiny_shards, torchrun, tmp_path
 ):
