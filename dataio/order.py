@@ -71,7 +71,7 @@ class EpochOrder:
         sizes = np.asarray(shard_sizes, dtype=np.int64)
         self.seed, self.epoch = seed, epoch
         self._first_id = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)
-        self._sizes = sizes
+        self._sizes, self._count = sizes, int(sizes.sum())
         shard_keys = hash64(seed, epoch, PURPOSE_SHARDS, np.arange(len(sizes), dtype=np.uint64))
         self._shards = np.argsort(shard_keys, kind="stable")
         ends = np.cumsum(sizes[self._shards])
@@ -81,7 +81,7 @@ class EpochOrder:
         self._ids = lru_cache(maxsize=2)(self._permuted_window)
 
     def __len__(self) -> int:
-        return int(self._sizes.sum())
+        return self._count
 
     def window_at(self, position: int) -> int:
         """Number of the window that a position of the epoch lies in."""
