@@ -152,7 +152,15 @@ class TrainingOrder:
         """
         if (same := self.shards.objects_alike()) is not None:
             return self.global_batch if same else 0
-        return int(np.count_nonzero(self.shards.rows[self.step_ids(step)]["object"] >= 0))
+        if self._balanced is not None:
+            return self._known(self.step_ids(step))
+        begin = step % self.steps_per_epoch * self.global_batch
+        self.step_ids(step, 0, 0)
+        assert self._order is not None
+        return sum(self._known(ids) for ids in self._order.id_sets(begin, begin + self.global_batch))
+
+    def _known(self, ids: NDArray[np.int64] | slice) -> int:
+        return int(np.count_nonzero(self.shards.rows[ids]["object"] >= 0))
 
 
 def training_work(

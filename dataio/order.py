@@ -9,6 +9,7 @@ splittable pseudorandom number generators", OOPSLA 2014) over a running hash. Nu
 generators are not used because their streams may change between NumPy versions.
 """
 
+from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
@@ -99,16 +100,35 @@ class EpochOrder:
 
     def ids(self, start: int, stop: int) -> NDArray[np.int64]:
         """Sample ids at positions start..stop-1 of this epoch, int64 [stop - start]."""
+        parts = [self._ids(number)[part] for number, part in self._parts(start, stop)]
+        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+    def id_sets(self, start: int, stop: int) -> Iterator[NDArray[np.int64] | slice]:
+        """The ids of `ids(start, stop)` in any order, in parts: a shard of a whole window is a slice.
+
+        A global batch of a million images is many windows, of which only the first and the last
+        have to be shuffled to know who is in it.
+        """
+        for number, part in self._parts(start, stop):
+            shards = self.window(number)
+            if part.stop - part.start < int(self._sizes[shards].sum()):
+                yield self._ids(number)[part]
+            else:
+                for first, size in zip(
+                    self._first_id[shards].tolist(), self._sizes[shards].tolist(), strict=True
+                ):
+                    yield slice(first, first + size)
+
+    def _parts(self, start: int, stop: int) -> Iterator[tuple[int, slice]]:
+        """The windows that positions start..stop-1 lie in, and their part of each."""
         if not 0 <= start <= stop <= len(self):
             raise IndexError(f"positions {start}..{stop} outside an epoch of {len(self)} samples")
-        parts: list[NDArray[np.int64]] = []
         while start < stop:
             number = self.window_at(start)
             begin = int(self._window_ends[number - 1]) if number else 0
             end = min(stop, int(self._window_ends[number]))
-            parts.append(self._ids(number)[start - begin : end - begin])
+            yield number, slice(start - begin, end - begin)
             start = end
-        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
 
 def train_boxes(

@@ -18,7 +18,7 @@ from dataio.errors import UserError
 from dataio.tars import patiently
 
 _SHIFT = 10
-_PAGE = 1 << _SHIFT  # rows of a page
+PAGE = 1 << _SHIFT  # rows of a page
 _SLOTS = 1024  # pages kept: 42 MB of rows
 _CHUNK = 1 << 16  # rows read together where all are
 
@@ -42,10 +42,10 @@ class Rows:
     ) -> None:
         self.path, self.dtype, self._count, self._offset, self._fault = path, dtype, count, offset, fault
         self._descriptor = -1
-        pages = -(-count // _PAGE)
+        pages = -(-count // PAGE)
         self._slot_of = np.full(pages, -1, np.int16)
         self._page_in = np.full(min(pages, _SLOTS), -1, np.int64)
-        self._pages = np.empty((len(self._page_in), _PAGE), dtype)  # its memory is taken when it is filled
+        self._pages = np.empty((len(self._page_in), PAGE), dtype)  # its memory is taken when it is filled
         self._hand = 0
         self._lock = threading.Lock()
 
@@ -67,7 +67,12 @@ class Rows:
                 [part[key].copy() for part in self.chunks()] or [np.zeros(0, self.dtype[key])]
             )
         if isinstance(key, slice):
-            key = np.arange(*key.indices(self._count))
+            start, stop, step = key.indices(self._count)
+            if step == 1 and stop - start >= PAGE:
+                part = np.empty(stop - start, self.dtype)
+                self._read(start, part)
+                return part
+            key = np.arange(start, stop, step)
         ids = np.asarray(key)
         if ids.dtype == np.bool_:
             if ids.shape != (self._count,):
@@ -114,7 +119,7 @@ class Rows:
                     return self._gather_many(ids, pages, wanted)
                 self._load(wanted)
                 slots = self._slot_of[pages]
-            return self._pages[slots, ids & (_PAGE - 1)]
+            return self._pages[slots, ids & (PAGE - 1)]
 
     def _gather_many(
         self, ids: NDArray[np.int64], pages: NDArray[np.int64], wanted: NDArray[np.int64]
@@ -125,7 +130,7 @@ class Rows:
             some = wanted[start : start + len(self._page_in)]
             self._load(some)
             own = (pages >= some[0]) & (pages <= some[-1])
-            found[own] = self._pages[self._slot_of[pages[own]], ids[own] & (_PAGE - 1)]
+            found[own] = self._pages[self._slot_of[pages[own]], ids[own] & (PAGE - 1)]
         return found
 
     def _load(self, wanted: NDArray[np.int64]) -> None:
@@ -138,7 +143,7 @@ class Rows:
             if old >= 0:
                 self._slot_of[old], self._page_in[slot] = -1, -1
             start = page << _SHIFT
-            self._read(start, self._pages[slot, : min(_PAGE, self._count - start)])
+            self._read(start, self._pages[slot, : min(PAGE, self._count - start)])
             self._slot_of[page], self._page_in[slot] = slot, page
 
     def _read(self, start: int, into: NDArray[np.void]) -> None:

@@ -91,21 +91,23 @@ class ShardTable(Sequence[dict[str, Any]]):
     def __getitem__(self, number: slice) -> list[dict[str, Any]]: ...
     def __getitem__(self, number: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
         if isinstance(number, slice):
-            return [self._described(entry) for entry in self.entries[number]]
-        return self._described(self.entries[number])
+            return [described(self._split, entry) for entry in self.entries[number]]
+        return described(self._split, self.entries[number])
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        return map(self._described, self.entries)
+        return (described(self._split, entry) for entry in self.entries)
 
-    def _described(self, entry: Any) -> dict[str, Any]:
-        return {
-            "file": f"{self._split}/{int(entry['number']):06d}.tar",
-            "samples": int(entry["samples"]),
-            "bytes": int(entry["bytes"]),
-            "sha256": entry["sha256"].tobytes().hex(),
-            "idx_bytes": int(entry["idx_bytes"]),
-            "idx_sha256": entry["idx_sha256"].tobytes().hex(),
-        }
+
+def described(split: str, entry: Any) -> dict[str, Any]:
+    """An entry of a table as it would stand in manifest.json."""
+    return {
+        "file": f"{split}/{int(entry['number']):06d}.tar",
+        "samples": int(entry["samples"]),
+        "bytes": int(entry["bytes"]),
+        "sha256": entry["sha256"].tobytes().hex(),
+        "idx_bytes": int(entry["idx_bytes"]),
+        "idx_sha256": entry["idx_sha256"].tobytes().hex(),
+    }
 
 
 def table_header(shards: int) -> bytes:

@@ -22,6 +22,17 @@ def test_an_epoch_is_a_permutation_and_any_slicing_gives_the_same(sizes, window,
     assert np.array_equal(middle, whole[len(order) // 2 :])
 
 
+@given(shard_sizes, st.integers(1, 5), st.data())
+@settings(max_examples=60, deadline=None)
+def test_the_sets_of_a_range_are_its_ids(sizes, window, data):
+    order = EpochOrder(np.array(sizes), 3, 1, window)
+    start = data.draw(st.integers(0, len(order)))
+    stop = data.draw(st.integers(start, len(order)))
+    every = np.arange(len(order))
+    found = [every[ids] for ids in order.id_sets(start, stop)]
+    assert sorted(np.concatenate([[], *found])) == sorted(order.ids(start, stop))
+
+
 def test_epochs_and_seeds_differ_and_repeat():
     sizes = np.full(10, 50)
     first = EpochOrder(sizes, 1, 0, 4).ids(0, 500)

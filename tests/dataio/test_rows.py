@@ -32,7 +32,7 @@ def stored(tmp_path_factory):
 
 def small_pages(patch):
     patch.setattr(rows, "_SHIFT", 3)
-    patch.setattr(rows, "_PAGE", 8)
+    patch.setattr(rows, "PAGE", 8)
     patch.setattr(rows, "_SLOTS", 3)
     patch.setattr(rows, "_CHUNK", 20)
 

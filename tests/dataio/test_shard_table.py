@@ -70,6 +70,7 @@ def test_everything_reads_a_set_with_a_table(tabled, tiny_shards, tmp_path):
         pick.name for pick in picks_of_shards(open_splits(tiny_shards, splits))
     ]
     ours.use_cache(tmp_path / "cache", 0)
+    assert ours.tars.cache is not None
     ours.tars.cache.plan(range(len(ours.shards)))
     assert ours.tars.cache.wait(120)
     assert ours.read(3).tobytes() == theirs.read(3).tobytes()

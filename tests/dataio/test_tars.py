@@ -39,7 +39,7 @@ def shuffled(shards, seed=0):
 
 def everything(shards, batch=7):
     ids = shuffled(shards)
-    found = {}
+    found: dict[int, bytes] = {}
     for start in range(0, len(ids), batch):
         part = ids[start : start + batch]
         found |= {i: data.tobytes() for i, data in zip(part.tolist(), shards.read_many(part), strict=True)}
