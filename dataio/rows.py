@@ -62,6 +62,11 @@ class Rows:
     @overload
     def __getitem__(self, key: slice | NDArray[Any] | list[int]) -> NDArray[np.void]: ...
     def __getitem__(self, key: Any) -> Any:
+        if type(key) is int and 0 <= key < self._count:  # the quick way for one
+            with self._lock:
+                slot = self._slot_of[key >> _SHIFT]
+                if slot >= 0:
+                    return self._pages[slot, key & (PAGE - 1)].copy()  # a page's memory is used again
         if isinstance(key, str):
             return np.concatenate(
                 [part[key].copy() for part in self.chunks()] or [np.zeros(0, self.dtype[key])]

@@ -5,7 +5,7 @@ r"""Measure what the order of samples costs at scale: start of an epoch, memory,
 
 The code that training runs is measured, for one rank. --whole makes a shard folder of sparse files and
 measures all that a process does before its first step: manifest, index, order, crops, and the bytes
-of its first images.
+of its first images. --shuffle compares the two-level shuffle with full permutations.
 """
 
 import json
@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
@@ -23,7 +24,10 @@ from dataio.atomic import write_text
 from dataio.index import SAMPLE
 from dataio.order import EpochOrder
 from engines.command import Parser, run_command
+from engines.shuffle_quality import compare_shuffles, shuffle_table
 from engines.whole_start import Scale, measure_whole_start
+
+_MOST_SHUFFLED = 20_000_000
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,6 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     add(
         "--whole", default=None, metavar="FOLDER", help="make a folder of sparse shards there and open it too"
     )
+    add(
+        "--shuffle",
+        action="store_true",
+        help="how good the shuffle is with several windows, on labels made up",
+    )
     add("--output", default=None, help="JSON file of the figures")
     args = parser.parse_args(argv)
     for name in ("samples", "samples_per_shard", "window_shards", "ranks", "per_rank"):
@@ -44,6 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error(f"--{name.replace('_', '-')} is {args[name]}, expected at least 1")
     if args.samples < args.samples_per_shard:
         parser.error(f"--samples is {args.samples}, expected at least --samples-per-shard")
+    if args.shuffle and args.samples > _MOST_SHUFFLED:
+        parser.error(
+            f"--shuffle --samples {args.samples}, expected at most {_MOST_SHUFFLED}: it holds whole epochs"
+        )
     before = _peak_mib()
     sizes = np.full(args.samples // args.samples_per_shard, args.samples_per_shard, np.int64)
     begin = time.perf_counter()
@@ -53,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ids = order.ids(0, batch)  # the first step's, from which a rank takes its slice
     started = time.perf_counter() - begin
     shards = ids // args.samples_per_shard
-    found = {
+    found: dict[str, Any] = {
         "samples": len(order),
         "shards": len(sizes),
         "order_seconds": made,
@@ -69,6 +82,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         found |= measure_whole_start(Path(args.whole), scale)
     for name, value in found.items():
         print(f"{name:30}{value:>18,.6g}")
+    if args.shuffle:
+        batch = min(args.ranks * args.per_rank, args.samples)
+        found["shuffle"] = compare_shuffles(len(sizes), args.samples_per_shard, batch)
+        print(shuffle_table(found["shuffle"]))
     if args.output:
         write_text(Path(args.output), json.dumps(found, indent=1) + "\n")
     return 0

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataio.order import EpochOrder, centre_boxes, hash64, train_boxes, uniform
+from dataio.order import EpochOrder, centre_boxes, hash64, train_boxes, uniform, uniforms
 
 shard_sizes = st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(lambda sizes: sum(sizes) > 0)
 
@@ -65,6 +65,12 @@ def test_uniform_is_uniform_and_draws_are_independent():
     assert abs(np.histogram(a, 20, (0, 1))[0] / 10_000 - 1).max() < 0.05
     assert abs(np.corrcoef(a, b)[0, 1]) < 0.01
     assert abs(np.corrcoef(a[:-1], a[1:])[0, 1]) < 0.01
+
+
+def test_draws_at_once_are_the_draws_one_by_one():
+    for positions in (np.arange(7), np.arange(12).reshape(3, 4), np.array([2**62, 5])):
+        together = uniforms(5, 2, 3, positions, 4)
+        assert np.array_equal(together, [uniform(5, 2, 3, positions, draw) for draw in range(4)])
 
 
 def test_positions_outside_an_epoch_are_refused():

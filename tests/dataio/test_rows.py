@@ -68,6 +68,15 @@ def test_it_is_used_as_an_array(stored, monkeypatch):
             found[wrong]
 
 
+def test_a_row_stays_as_it_is_when_its_page_goes(stored, monkeypatch):
+    small_pages(monkeypatch)
+    array, path = stored
+    found = opened(path, 103)
+    kept = [found[i] for i in (5, 5, 100)]
+    assert len(found[np.arange(103)]) == 103
+    assert kept == [array[i] for i in (5, 5, 100)]
+
+
 def test_a_fault_of_a_page_is_named_when_it_is_read_and_again(stored, monkeypatch):
     small_pages(monkeypatch)
     array, path = stored
