@@ -114,10 +114,11 @@ class TrainingOrder:
         window, last = order.window_at(first), order.window_at(first + stop - start - 1)
         # A large global batch spans many windows, most of which are the other processes'.
         following = max(window + 1, order.window_at(first + self.global_batch))
-        if self._announced == (epoch, window, last, following):
+        ends = within + 1 == self.steps_per_epoch
+        if self._announced == (epoch, window, last, following, ends):
             return
-        self._announced = (epoch, window, last, following)
-        ahead = order.window(following)
+        self._announced = (epoch, window, last, following, ends)
+        ahead = order.window(following)[: 0 if ends else None]
         if len(ahead) == 0:
             order_then = EpochOrder(self.shards.shard_sizes, self.seed, epoch + 1, self.config.window_shards)
             ahead = order_then.window(order_then.window_at(start))

@@ -29,6 +29,7 @@ _PAUSES = (0.1, 0.5, 2.0)  # seconds before each further try
 _WHOLE = 64 << 20  # bytes of tars kept in memory
 _FITTING = 8  # at least so many must fit
 _PART = 8  # a tar is read as a whole once one part in so many was read in single samples
+_COUNTED = 4096  # tars whose single reads are counted
 _IDLE = 4096  # samples; a tar that gave none of them makes room
 
 Read = TypeVar("Read")
@@ -168,7 +169,7 @@ class Tars:
         whole = self._whole.get(shard)
         if whole is not None:
             begin = offset - BLOCK
-            known_bad = self.cache is not None and shard in self.cache.faulty
+            known_bad = self._strict and self.cache is not None and shard in self.cache.faulty
             if (
                 begin >= 0
                 and offset + size <= len(whole.data)
@@ -181,6 +182,8 @@ class Tars:
             del self._whole[shard]  # whatever it is, the usual way says so
         data = np.frombuffer(self.member(shard, key, offset, size), np.uint8)
         read = self._singly.get(shard, 0) + BLOCK + size
+        if len(self._singly) > _COUNTED:
+            self._singly.clear()  # a million shards are not worth their memory
         self._singly[shard] = read
         if read * _PART > self._bytes[shard]:
             self._keep_whole(shard)
