@@ -127,6 +127,21 @@ def test_what_points_outside_of_a_whole_tar_is_named(copy):
             shards.read_many(np.array([3, 4]))
 
 
+def test_a_member_whose_header_reaches_beyond_a_whole_tar_is_named(copy):
+    shards = ShardSet(copy, "train")
+    entry, rows = shards.shards[0], np.array(shards.rows)
+    last = int(shards.shard_sizes[0]) - 1
+    with open(copy / entry["file"], "rb+") as file:
+        file.seek(int(rows["offset"][last]) - 512 + 124)
+        file.write(b"%011o" % entry["bytes"])
+    shards.read_many(np.arange(last))
+    assert 0 in shards.tars._whole
+    shards.rows = rows
+    shards.rows["size"][last] = entry["bytes"]
+    with pytest.raises(UserError, match=r"key .*the index points beyond"):
+        shards.read_many(np.array([last]))
+
+
 def test_a_tar_found_to_be_changed_is_not_read_from_memory_either(copy, tmp_path):
     shards = ShardSet(copy, "train")
     path = copy / shards.shards[0]["file"]
