@@ -49,7 +49,7 @@ class ShardCache:
     """
 
     def __init__(
-        self, folder: str | Path, source: Path, shards: list[dict[str, Any]], cap_gib: float
+        self, folder: str | Path, source: Path, shards: Sequence[dict[str, Any]], cap_gib: float
     ) -> None:
         self.folder, self._source, self._shards = Path(folder), source, shards
         self._cap = int(cap_gib * 2**30)

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,11 @@ from typing import Any
 import numpy as np
 from PIL import features
 
+from dataio import shard_table
 from dataio.atomic import write_text, write_with
 from dataio.duplicates import DUPLICATES, report_duplicates
 from dataio.errors import UserError
-from dataio.index import MANIFEST_FORMAT, SAMPLE, sha256_of
+from dataio.index import MANIFEST_FORMAT, SAMPLE, read_manifest, sha256_of
 from dataio.layouts.genimage import is_known_broken
 from dataio.plan import Plan
 from dataio.records import SPLITS, Layout
@@ -43,7 +43,7 @@ def finish_folder(
     splits: dict[str, Any] = {}
     for split in SPLITS:
         shards: list[dict[str, Any]] = []
-        tables = []
+        files: list[Path] = []
         for task in (t for t in plan.tasks if t.split == split):
             done = read_sidecar(output, task)
             assert done is not None, f"{task.name} is there, it was asked"
@@ -53,20 +53,19 @@ def finish_folder(
                 for suffix in (".tar", ".idx"):
                     (output / f"{task.name}{suffix}").unlink(missing_ok=True)
                 continue
-            table = np.load(sidecar_path(output, task, ".npy"))
-            table["shard"] = len(shards)
-            tables.append(table)
+            files.append(sidecar_path(output, task, ".npy"))
             facts = {key: done[key] for key in ("samples", "bytes", "sha256", "idx_bytes", "idx_sha256")}
             shards.append({"file": f"{task.name}.tar", **facts})
-        rows = np.concatenate(tables) if tables else np.zeros(0, SAMPLE)
-        splits[split] = {**_describe(output, split, rows, plan.generators), "shards": shards}
+        samples = sum(shard["samples"] for shard in shards)
+        described = _describe(output, split, files, samples, plan.generators)
+        splits[split] = {**described, **_list_shards(output, split, shards)}
     if not any(entry["samples"] for entry in splits.values()):
         raise UserError(
             f"--source {layout.root}: every one of {plan.sources} images was rejected; see {output}/{WORK}"
         )
     manifest = {
         "format": MANIFEST_FORMAT,
-        "version": 1,
+        "version": 2 if any("table" in entry for entry in splits.values()) else 1,
         "layout": layout.name,
         "generators": list(plan.generators),
         "objects": list(plan.objects),
@@ -91,7 +90,7 @@ def finish_folder(
     writer.writerows([("path", "reason"), *sorted(map(tuple, rejected))])
     write_text(output / REJECTED, text.getvalue())
     write_text(output / "manifest.json", json.dumps(manifest, indent=1) + "\n")
-    return manifest
+    return read_manifest(output)
 
 
 def _with_what_is_known(path: str, reason: str) -> str:
@@ -99,25 +98,56 @@ def _with_what_is_known(path: str, reason: str) -> str:
     return f"{reason} ({_KNOWN})" if is_known_broken(path) else reason
 
 
-def _describe(output: Path, split: str, rows: np.ndarray, generators: Sequence[str]) -> dict[str, Any]:
-    """Write a split's index and describe it for the manifest."""
+def _describe(
+    output: Path, split: str, files: Sequence[Path], samples: int, generators: Sequence[str]
+) -> dict[str, Any]:
+    """Write a split's index from the shards' own, one at a time, and describe it for the manifest."""
     path = output / split / "index.npy"
-    write_with(path, lambda temporary: save_array(temporary, rows))
-    counts = Counter(rows["generator"].tolist())
-    largest = {
-        name: int(rows[column].max()) if len(rows) else 0
-        for name, column in (("width", "width"), ("height", "height"), ("bytes", "size"))
-    }
+    counts, known = np.zeros(len(generators), np.int64), 0
+    low, high = {"width": 0, "height": 0}, {"width": 0, "height": 0, "size": 0}
+
+    def write(temporary: Path) -> None:
+        nonlocal known
+        with open(temporary, "wb") as file:
+            header = {"descr": np.lib.format.dtype_to_descr(SAMPLE), "fortran_order": False}
+            np.lib.format.write_array_header_1_0(file, {**header, "shape": (samples,)})
+            for number, name in enumerate(files):
+                rows = np.load(name)
+                rows["shard"] = number
+                file.write(rows.tobytes())
+                counts[:] += np.bincount(rows["generator"], minlength=len(counts))
+                known += int(np.count_nonzero(rows["object"] >= 0))
+                for column in high:
+                    high[column] = max(high[column], int(rows[column].max()))
+                for column in low:
+                    least = int(rows[column].min())
+                    low[column] = min(low[column], least) if number else least
+
+    write_with(path, write)
     return {
-        "samples": len(rows),
-        "generators": {name: counts[number] for number, name in enumerate(generators)},
-        "objects_known": int(np.count_nonzero(rows["object"] >= 0)),
-        "largest": largest,
-        "index": {
-            "file": f"{split}/index.npy",
-            "bytes": path.stat().st_size,
-            "sha256": sha256_of(path),
-        },
+        "samples": samples,
+        "generators": dict(zip(generators, counts.tolist(), strict=True)),
+        "objects_known": known,
+        "smallest": low,
+        "largest": {"width": high["width"], "height": high["height"], "bytes": high["size"]},
+        "index": _file(output, path),
+    }
+
+
+def _list_shards(output: Path, split: str, shards: list[dict[str, Any]]) -> dict[str, Any]:
+    """The split's shards for the manifest: as they are, or as a table that is written here."""
+    path = output / split / shard_table.TABLE
+    if len(shards) < shard_table.TABLE_FROM:
+        return {"shards": shards}
+    write_with(path, lambda temporary: save_array(temporary, shard_table.to_entries(shards)))
+    return {"table": {**_file(output, path), "shards": len(shards)}}
+
+
+def _file(output: Path, path: Path) -> dict[str, Any]:
+    return {
+        "file": str(path.relative_to(output)),
+        "bytes": path.stat().st_size,
+        "sha256": sha256_of(path),
     }
 
 

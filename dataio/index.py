@@ -2,10 +2,10 @@
 
 import hashlib
 import json
-import os
 import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tokenize import TokenError
 from typing import Any
@@ -18,7 +18,9 @@ from dataio.cache import ShardCache
 from dataio.errors import UserError
 from dataio.manifest_check import index_fault, manifest_fault
 from dataio.quarantine import Quarantine
-from dataio.tars import BLOCK, DamagedSample, Tars, Unreadable
+from dataio.rows import Rows
+from dataio.shard_table import ShardTable, shard_counts
+from dataio.tars import BLOCK, DamagedSample, Tars, Unreadable, check_size
 
 # One row per sample of a split, in shard order. `offset` and `size` are of the image's
 # bytes inside the tar; labels are -1 where unknown; `key` is the position in the plan.
@@ -37,6 +39,9 @@ SAMPLE = np.dtype(
 )
 
 MANIFEST_FORMAT = "telltale-shards"
+VERSIONS = (1, 2)  # that can be read; a folder has 2 where a split has a table of its shards
+
+_LOOKED_AT = 1 << 22  # rows that are looked at when a set is opened; those of a larger one when they are read
 
 # What np.load raises of a damaged or foreign file, found by fuzzing.
 NOT_AN_ARRAY = (
@@ -68,6 +73,8 @@ class LabelSpaces:
 def read_manifest(folder: str | Path) -> dict[str, Any]:
     """Read DIR/manifest.json.
 
+    A split's `shards` is a sequence of dicts, whether it stands there or in a table.
+
     Raises:
         UserError: no such folder or file, not JSON, or of another format or version.
     """
@@ -88,13 +95,16 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     found = manifest.get("format") if isinstance(manifest, dict) else None
     if found != MANIFEST_FORMAT:
         raise UserError(f"{path}: format is {found!r}, expected {MANIFEST_FORMAT!r}; is it a shard folder?")
-    if manifest.get("version") != 1:
+    if type(manifest.get("version")) is not int or manifest["version"] not in VERSIONS:
         raise UserError(
-            f"{path}: version {manifest.get('version')!r}, this telltale reads version 1; update it"
+            f"{path}: version {manifest.get('version')!r}, this telltale reads versions 1 and 2; update it"
         )
     fault = manifest_fault(manifest)
     if fault:
         raise UserError(f"{path}: {fault}; copy it again or write the shards again")
+    for split in manifest["splits"].values():
+        if manifest["version"] == 2 and "table" in split:
+            split["shards"] = ShardTable(Path(folder), split["table"], split["samples"])
     return manifest
 
 
@@ -126,7 +136,8 @@ class ShardSet:
     `generators` select; photographs belong to every selection of generators). The label
     spaces are the folder's, whatever is selected. Opening checks the size of every tar and
     index against the manifest, and with `verify` their SHA-256, so that a stale or truncated file is named before the
-    first step instead of yielding garbage at hour ten.
+    first step instead of yielding garbage at hour ten. Of a set so large that its shards stand in a table, a
+    tar is checked when it is first opened instead: two million looks at a file system take minutes.
 
     Attributes:
         rows: structured array [N] of dtype SAMPLE.
@@ -153,9 +164,11 @@ class ShardSet:
         if split not in self.manifest["splits"]:
             raise UserError(f"{folder}: no split {split!r}; there are {', '.join(self.manifest['splits'])}")
         entry = self.manifest["splits"][split]
-        self.shards: list[dict[str, Any]] = entry["shards"]
+        self.shards: Sequence[dict[str, Any]] = entry["shards"]
+        self._tabled = isinstance(self.shards, ShardTable)
+        self._whole = not subsets and not generators
         self._check_files(entry, verify)
-        rows = self._load_rows(entry)
+        rows: Rows | NDArray[np.void] = self._load_rows(entry)
         if subsets:
             rows = rows[np.isin(rows["subset"], self._subset_numbers(subsets))]
         if generators:
@@ -166,14 +179,14 @@ class ShardSet:
             raise UserError(
                 f"{folder}: the {split} split has no samples{chosen}; choose another --split or shard more"
             )
-        self.rows: NDArray[np.void] = rows
+        self.rows: Rows | NDArray[np.void] = rows
         # The whole split's stand in the manifest: no look at every row of a large index.
         self.shard_sizes = (
-            np.bincount(rows["shard"], minlength=len(self.shards)).astype(np.int64)
-            if subsets or generators
-            else np.array([shard["samples"] for shard in self.shards], np.int64)
+            shard_counts(self.shards, "samples")
+            if self._whole
+            else np.bincount(rows["shard"], minlength=len(self.shards)).astype(np.int64)
         )
-        self.tars = Tars(self.folder, self.shards)
+        self.tars = Tars(self.folder, self.shards, check=self._tabled)
         self.quarantine: Quarantine | None = None
 
     def use_cache(self, folder: str | Path, cap_gib: float, *, strict: bool = True) -> None:
@@ -186,7 +199,7 @@ class ShardSet:
             UserError: the folder cannot be written.
         """
         cache = ShardCache(folder, self.folder, self.shards, cap_gib)
-        self.tars = Tars(self.folder, self.shards, cache, strict=strict)
+        self.tars = Tars(self.folder, self.shards, cache, strict=strict, check=self._tabled)
 
     def _subset_numbers(self, subsets: Sequence[str]) -> list[int]:
         known = self.manifest["subsets"]
@@ -208,32 +221,23 @@ class ShardSet:
 
     def _check_files(self, entry: dict[str, Any], verify: bool) -> None:
         wanted = [(entry["index"]["file"], entry["index"]["bytes"], entry["index"]["sha256"])]
-        for shard in self.shards:
+        for shard in self.shards if verify or not self._tabled else ():
             wanted.append((shard["file"], shard["bytes"], shard["sha256"]))
             wanted.append(
                 (str(Path(shard["file"]).with_suffix(".idx")), shard["idx_bytes"], shard["idx_sha256"])
             )
         for name, size, digest in wanted:
             path = self.folder / name
-            try:
-                found = os.stat(path).st_size
-            except FileNotFoundError:
-                raise UserError(
-                    f"{path}: missing, but the manifest lists it; copy it again or re-shard"
-                ) from None
-            if found != size:
-                raise UserError(
-                    f"{path}: {found} bytes, the manifest says {size}: truncated or changed; copy it again or re-shard"
-                )
+            check_size(path, size)
             if verify and sha256_of(path) != digest:
                 raise UserError(
                     f"{path}: its SHA-256 is not the manifest's: changed; copy it again or re-shard"
                 )
 
-    def _load_rows(self, entry: dict[str, Any]) -> NDArray[np.void]:
+    def _load_rows(self, entry: dict[str, Any]) -> Rows | NDArray[np.void]:
         path = self.folder / entry["index"]["file"]
         try:
-            # Mapped, so that all processes of a node share one copy.
+            # Mapped for its header only.
             rows = np.load(path, mmap_mode="r" if entry["samples"] else None)
         except NOT_AN_ARRAY as error:
             raise UserError(
@@ -245,22 +249,36 @@ class ShardSet:
             raise UserError(
                 f"{path}: {rows.shape} of {rows.dtype}, expected ({entry['samples']},) of the sample type; re-shard"
             )
-        fault = index_fault(
-            rows,
-            len(self.shards),
-            len(self.labels.generators),
-            len(self.manifest["subsets"]),
-            len(self.labels.objects),
+        if not isinstance(rows, np.memmap):
+            return rows  # none
+        fault = partial(
+            index_fault,
+            shards=len(self.shards),
+            generators=len(self.labels.generators),
+            subsets=len(self.manifest["subsets"]),
+            objects=len(self.labels.objects),
         )
-        if fault:
-            raise UserError(f"{path}: {fault}; copy it again or re-shard")
-        return rows
+        opened = Rows(path, SAMPLE, len(rows), rows.offset, fault)
+        if len(rows) <= _LOOKED_AT:
+            for _ in opened.chunks():
+                pass
+        return opened
 
     def __len__(self) -> int:
         return len(self.rows)
 
+    def objects_alike(self) -> bool | None:
+        """Whether every sample's object is known (True) or no one's (False), by the manifest; None: mixed."""
+        entry = self.manifest["splits"][self.split]
+        known = entry.get("objects_known") if self._whole else None
+        return {0: False, entry["samples"]: True}.get(known) if isinstance(known, int) else None
+
     def image_sizes(self) -> tuple[int, int, int, int]:
         """(smallest width, largest width, smallest height, largest height), pixels."""
+        entry = self.manifest["splits"][self.split]
+        if self._whole and "smallest" in entry and "largest" in entry:
+            low, high = entry["smallest"], entry["largest"]  # no look at every row
+            return low["width"], high["width"], low["height"], high["height"]
         width, height = self.rows["width"], self.rows["height"]
         return int(width.min()), int(width.max()), int(height.min()), int(height.max())
 
@@ -276,6 +294,22 @@ class ShardSet:
         except Unreadable as error:
             raise self.damaged(sample_id, str(error)) from None
         return np.frombuffer(data, np.uint8)
+
+    def read_many(self, ids: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
+        """The encoded bytes of some images, each uint8 [size]; as `read` of each, but faster.
+
+        Raises:
+            DamagedSample: the first of them that cannot be read.
+        """
+        rows = self.rows[ids]
+        columns = (rows[name].tolist() for name in ("shard", "key", "offset", "size"))
+        found = []
+        for place, where in enumerate(zip(*columns, strict=True)):
+            try:
+                found.append(self.tars.view(*where))
+            except Unreadable as error:
+                raise self.damaged(int(ids[place]), str(error)) from None
+        return found
 
     def about(self, sample_id: int) -> dict[str, Any]:
         """A sample's JSON: generator, object, source (its path under the layout's root).

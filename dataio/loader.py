@@ -8,6 +8,7 @@ normalises. Because everything random comes in as data, DALI itself holds no sta
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -75,7 +76,7 @@ class TrainingOrder:
                 f"train.global_batch of {global_batch}; lower it"
             )
         self._order: EpochOrder | None = None
-        self._announced: tuple[int, int] | None = None
+        self._announced: tuple[int, ...] = ()
         self._balanced = (
             BalancedOrder(shards, seed, config.window_shards, config.sampling)
             if config.sampling != "natural"
@@ -87,38 +88,48 @@ class TrainingOrder:
         """Samples at the end of each epoch that fill no global batch."""
         return len(self.shards) - self.steps_per_epoch * self.global_batch
 
-    def step_ids(self, step: int) -> NDArray[np.int64]:
-        """Sample ids of a step's global batch, int64 [global_batch]; steps count from 0."""
+    def step_ids(self, step: int, start: int = 0, stop: int | None = None) -> NDArray[np.int64]:
+        """Sample ids start..stop-1 of a step's global batch, int64; steps count from 0, all without a range."""
+        stop = self.global_batch if stop is None else stop
         if self._balanced is not None:
-            return self._balanced.ids(step * self.global_batch, (step + 1) * self.global_batch)
+            return self._balanced.ids(step * self.global_batch + start, step * self.global_batch + stop)
         epoch, within = divmod(step, self.steps_per_epoch)
         if self._order is None or self._order.epoch != epoch:
             self._order = EpochOrder(self.shards.shard_sizes, self.seed, epoch, self.config.window_shards)
-        return self._order.ids(within * self.global_batch, (within + 1) * self.global_batch)
+        return self._order.ids(within * self.global_batch + start, within * self.global_batch + stop)
 
-    def announce(self, step: int) -> None:
-        """Tell the shards' cache, if there is one, what is read from this step on: a window and the next."""
+    def announce(self, step: int, start: int, stop: int) -> None:
+        """Tell the shards' cache, if there is one, what this process reads from this step on.
+
+        It is the windows of its part of the step's global batch, start..stop-1, and the next one.
+        """
         cache = self.shards.tars.cache
         if cache is None or self._balanced is not None:
             return
         epoch, within = divmod(step, self.steps_per_epoch)
-        self.step_ids(step)
-        assert self._order is not None
-        window = self._order.window_at(within * self.global_batch)
-        if self._announced == (epoch, window):
+        self.step_ids(step, start, start)
+        order = self._order
+        assert order is not None
+        first = within * self.global_batch + start
+        window, last = order.window_at(first), order.window_at(first + stop - start - 1)
+        # A large global batch spans many windows, most of which are the other processes'.
+        following = max(window + 1, order.window_at(first + self.global_batch))
+        ends = within + 1 == self.steps_per_epoch
+        if self._announced == (epoch, window, last, following, ends):
             return
-        self._announced = (epoch, window)
-        ahead = self._order.window(window + 1)
+        self._announced = (epoch, window, last, following, ends)
+        ahead = order.window(following)[: 0 if ends else None]
         if len(ahead) == 0:
-            following = EpochOrder(self.shards.shard_sizes, self.seed, epoch + 1, self.config.window_shards)
-            ahead = following.window(0)
-        cache.plan([*self._order.window(window).tolist(), *ahead.tolist()])
+            order_then = EpochOrder(self.shards.shard_sizes, self.seed, epoch + 1, self.config.window_shards)
+            ahead = order_then.window(order_then.window_at(start))
+        own = [order.window(number) for number in range(window, last + 1)]
+        cache.plan(np.concatenate([*own, ahead]).tolist())
 
     def work(self, step: int, start: int, stop: int) -> Work:
         """The part start..stop-1 of a step's global batch, with its crops."""
         epoch, within = divmod(step, self.steps_per_epoch)
         position = within * self.global_batch + np.arange(start, stop, dtype=np.int64)
-        return self._drawn(epoch, position, self.step_ids(step)[start:stop])
+        return self._drawn(epoch, position, self.step_ids(step, start, stop))
 
     def _drawn(self, epoch: int, position: NDArray[np.int64], ids: NDArray[np.int64]) -> Work:
         """What the positions of an epoch do to these samples."""
@@ -137,9 +148,20 @@ class TrainingOrder:
     def known_objects(self, step: int) -> int:
         """How many samples of the step's global batch have a known object.
 
-        Every rank can count it for itself, so no collective is needed.
+        Every rank can count it for itself, so no collective is needed. Where all objects are
+        known, as the manifest says, or none is, nothing is counted.
         """
-        return int(np.count_nonzero(self.shards.rows["object"][self.step_ids(step)] >= 0))
+        if (same := self.shards.objects_alike()) is not None:
+            return self.global_batch if same else 0
+        if self._balanced is not None:
+            return self._known(self.step_ids(step))
+        begin = step % self.steps_per_epoch * self.global_batch
+        self.step_ids(step, 0, 0)
+        assert self._order is not None
+        return sum(self._known(ids) for ids in self._order.id_sets(begin, begin + self.global_batch))
+
+    def _known(self, ids: NDArray[np.int64] | slice) -> int:
+        return int(np.count_nonzero(self.shards.rows[ids]["object"] >= 0))
 
 
 def training_work(
@@ -148,8 +170,8 @@ def training_work(
     """A rank's micro-batches of steps first_step..last_step-1, in order."""
     per_rank = order.global_batch // world
     for step in range(first_step, last_step):
-        order.announce(step)
         begin = rank * per_rank
+        order.announce(step, begin, begin + per_rank)
         for start in range(begin, begin + per_rank, micro_batch):
             yield order.work(step, start, start + micro_batch)
 
@@ -238,8 +260,12 @@ class Loader:
 
     def _readable(self, wanted: Work) -> tuple[Work, list[NDArray[np.uint8]]]:
         """The work without damaged samples, and its images' bytes."""
-        if self.shards.quarantine is None:
-            return wanted, [self.shards.read(int(i)) for i in wanted.ids]
+        quarantine = self.shards.quarantine
+        if quarantine is None:
+            return wanted, self.shards.read_many(wanted.ids)
+        if quarantine.ids.isdisjoint(wanted.ids.tolist()):
+            with suppress(DamagedSample):  # found again below, one by one
+                return wanted, self.shards.read_many(wanted.ids)
         found = [self._obtain(int(i), wanted.again is not None) for i in wanted.ids]
         ids = np.array([sample_id for sample_id, data in found if data is not None], np.int64)
         encoded = [data for _, data in found if data is not None]

@@ -9,12 +9,13 @@ from numpy.typing import NDArray
 # Names below the folder; a manifest must not lead its reader elsewhere.
 _FILE = re.compile(r"[A-Za-z0-9_-]+/[A-Za-z0-9_-]+\.(tar|npy)")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_AT_ONCE = 1 << 20  # rows looked at together
-_AT_MOST = 1 << 27  # rows looked at when a set is opened; a wrong one beyond is named when it is read
 
 
 def manifest_fault(manifest: dict[str, Any]) -> str:
-    """What is wrong with a manifest of version 1, naming the key; "" if nothing is."""
+    """What is wrong with a manifest of version 1 or 2, naming the key; "" if nothing is.
+
+    In version 2 a split may have a `table` in place of the list `shards`; see `dataio.shard_table`.
+    """
     for key in ("generators", "objects", "subsets"):
         names = manifest.get(key)
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -30,13 +31,13 @@ def manifest_fault(manifest: dict[str, Any]) -> str:
     if not isinstance(splits, dict):
         return "splits is no object"
     for name, split in splits.items():
-        fault = _split_fault(split)
+        fault = _split_fault(split, manifest.get("version") == 2)
         if fault:
             return f"splits.{name}{fault}"
     return ""
 
 
-def _split_fault(split: Any) -> str:
+def _split_fault(split: Any, tables: bool) -> str:
     if not isinstance(split, dict):
         return " is no object"
     if not _count(split.get("samples")):
@@ -47,6 +48,15 @@ def _split_fault(split: Any) -> str:
     index, shards = split.get("index"), split.get("shards")
     if not isinstance(index, dict) or _file_fault(index, ""):
         return f".index{_file_fault(index, '') if isinstance(index, dict) else ' is no object'}"
+    for name in ("smallest", "largest"):
+        sides = split.get(name, {"width": 0, "height": 0})
+        if not isinstance(sides, dict) or not all(_count(sides.get(side)) for side in ("width", "height")):
+            return f".{name} is no width and height"
+    if tables and "table" in split:
+        table = split["table"]
+        if not isinstance(table, dict) or _file_fault(table, ""):
+            return f".table{_file_fault(table, '') if isinstance(table, dict) else ' is no object'}"
+        return "" if _count(table.get("shards")) else ".table.shards is no count"
     if not isinstance(shards, list):
         return ".shards is no list"
     for number, shard in enumerate(shards):
@@ -91,10 +101,11 @@ def index_fault(rows: NDArray[np.void], shards: int, generators: int, subsets: i
         "width": (1, 1 << 16),
         "height": (1, 1 << 16),
     }
-    for start in range(0, min(len(rows), _AT_MOST), _AT_ONCE):
-        part = rows[start : start + _AT_ONCE]
-        for name, (low, end) in ranges.items():
-            for value in (int(part[name].min()), int(part[name].max())):
-                if not low <= value < end:
-                    return f"{name} is {value}, expected {low} to {end - 1}"
+    if len(rows) == 0:
+        return ""
+    for name, (low, end) in ranges.items():
+        column = np.ascontiguousarray(rows[name])  # twice over columns of a table is slower
+        for value in (int(column.min()), int(column.max())):
+            if not low <= value < end:
+                return f"{name} is {value}, expected {low} to {end - 1}"
     return ""

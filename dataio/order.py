@@ -9,6 +9,7 @@ splittable pseudorandom number generators", OOPSLA 2014) over a running hash. Nu
 generators are not used because their streams may change between NumPy versions.
 """
 
+from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
+_SHIFT_1, _SHIFT_2, _SHIFT_3 = np.uint64(30), np.uint64(27), np.uint64(31)
+_Words = NDArray[np.uint64] | np.uint64
 
 # Purposes keep streams apart that share seed, epoch and position.
 PURPOSE_SHARDS = 1
@@ -35,15 +38,35 @@ def hash64(*words: int | NDArray[np.uint64]) -> NDArray[np.uint64]:
     Returns:
         uint64 array of the words' broadcast shape, uniform over 64 bits.
     """
-    state: NDArray[np.uint64] | np.uint64 = np.uint64(0)
+    state: _Words = np.uint64(0)
     with np.errstate(over="ignore"):  # arithmetic modulo 2**64 is the point
         for word in words:
-            state = state ^ (np.asarray(word).astype(np.uint64) + _GOLDEN)
-            state = state + _GOLDEN
-            state = (state ^ (state >> np.uint64(30))) * _MIX_1
-            state = (state ^ (state >> np.uint64(27))) * _MIX_2
-            state = state ^ (state >> np.uint64(31))
+            state = _absorbed(state, np.asarray(word).astype(np.uint64))
     return np.asarray(state)
+
+
+def _absorbed(state: _Words, word: _Words) -> _Words:
+    """The running hash after one more word."""
+    state = (state ^ (word + _GOLDEN)) + _GOLDEN
+    state = (state ^ (state >> _SHIFT_1)) * _MIX_1
+    state = (state ^ (state >> _SHIFT_2)) * _MIX_2
+    return state ^ (state >> _SHIFT_3)
+
+
+@lru_cache(maxsize=64)
+def _prefix(seed: int, epoch: int, purpose: int) -> NDArray[np.uint64]:
+    """The running hash of the words that all positions of an epoch share, uint64 [1]."""
+    return hash64(seed, epoch, purpose).reshape(1)
+
+
+def uniforms(
+    seed: int, epoch: int, purpose: int, position: NDArray[np.int64], draws: int
+) -> NDArray[np.float64]:
+    """Uniform numbers in [0, 1): the draws 0..draws-1 of each position, float64 [draws, *position.shape]."""
+    state = _absorbed(_prefix(seed, epoch, purpose), position.astype(np.uint64))
+    numbers = np.arange(draws, dtype=np.uint64).reshape(-1, *[1] * position.ndim)
+    bits = np.asarray(_absorbed(state, numbers))
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def uniform(
@@ -71,7 +94,7 @@ class EpochOrder:
         sizes = np.asarray(shard_sizes, dtype=np.int64)
         self.seed, self.epoch = seed, epoch
         self._first_id = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)
-        self._sizes = sizes
+        self._sizes, self._count = sizes, int(sizes.sum())
         shard_keys = hash64(seed, epoch, PURPOSE_SHARDS, np.arange(len(sizes), dtype=np.uint64))
         self._shards = np.argsort(shard_keys, kind="stable")
         ends = np.cumsum(sizes[self._shards])
@@ -81,7 +104,7 @@ class EpochOrder:
         self._ids = lru_cache(maxsize=2)(self._permuted_window)
 
     def __len__(self) -> int:
-        return int(self._sizes.sum())
+        return self._count
 
     def window_at(self, position: int) -> int:
         """Number of the window that a position of the epoch lies in."""
@@ -99,16 +122,35 @@ class EpochOrder:
 
     def ids(self, start: int, stop: int) -> NDArray[np.int64]:
         """Sample ids at positions start..stop-1 of this epoch, int64 [stop - start]."""
+        parts = [self._ids(number)[part] for number, part in self._parts(start, stop)]
+        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+    def id_sets(self, start: int, stop: int) -> Iterator[NDArray[np.int64] | slice]:
+        """The ids of `ids(start, stop)` in any order, in parts: a shard of a whole window is a slice.
+
+        A global batch of a million images is many windows, of which only the first and the last
+        have to be shuffled to know who is in it.
+        """
+        for number, part in self._parts(start, stop):
+            shards = self.window(number)
+            if part.stop - part.start < int(self._sizes[shards].sum()):
+                yield self._ids(number)[part]
+            else:
+                for first, size in zip(
+                    self._first_id[shards].tolist(), self._sizes[shards].tolist(), strict=True
+                ):
+                    yield slice(first, first + size)
+
+    def _parts(self, start: int, stop: int) -> Iterator[tuple[int, slice]]:
+        """The windows that positions start..stop-1 lie in, and their part of each."""
         if not 0 <= start <= stop <= len(self):
             raise IndexError(f"positions {start}..{stop} outside an epoch of {len(self)} samples")
-        parts: list[NDArray[np.int64]] = []
         while start < stop:
             number = self.window_at(start)
             begin = int(self._window_ends[number - 1]) if number else 0
             end = min(stop, int(self._window_ends[number]))
-            parts.append(self._ids(number)[start - begin : end - begin])
+            yield number, slice(start - begin, end - begin)
             start = end
-        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
 
 def train_boxes(
@@ -138,26 +180,23 @@ def train_boxes(
         boxes int32 [N, 4] as (y, x, height, width) in source pixels, y and x negative
         inside the padding; flips int32 [N], 0 or 1.
     """
-
-    def draw(number: int) -> NDArray[np.float64]:
-        return uniform(seed, epoch, PURPOSE_CROP, position, number)
-
+    draw = uniforms(seed, epoch, PURPOSE_CROP, position, 3 if crop == "random" else 5)
     if crop == "random":
         box_w = np.minimum(size, width + 2 * pad)
         box_h = np.minimum(size, height + 2 * pad)
         slack_w, slack_h = width + 2 * pad - box_w, height + 2 * pad - box_h
     else:
-        area = width * height * (scale[0] + draw(3) * (scale[1] - scale[0]))
-        log_ratio = np.log(ratio[0]) + draw(4) * (np.log(ratio[1]) - np.log(ratio[0]))
+        area = width * height * (scale[0] + draw[3] * (scale[1] - scale[0]))
+        log_ratio = np.log(ratio[0]) + draw[4] * (np.log(ratio[1]) - np.log(ratio[0]))
         aspect = np.exp(log_ratio)
         box_w = np.clip(np.rint(np.sqrt(area * aspect)), 1, width).astype(np.int64)
         box_h = np.clip(np.rint(np.sqrt(area / aspect)), 1, height).astype(np.int64)
         slack_w, slack_h = width - box_w, height - box_h
         pad = 0
-    x = np.floor(draw(0) * (slack_w + 1)).astype(np.int64) - pad
-    y = np.floor(draw(1) * (slack_h + 1)).astype(np.int64) - pad
+    x = np.floor(draw[0] * (slack_w + 1)).astype(np.int64) - pad
+    y = np.floor(draw[1] * (slack_h + 1)).astype(np.int64) - pad
     boxes = np.stack([y, x, box_h, box_w], axis=1).astype(np.int32)
-    return boxes, (draw(2) < flip).astype(np.int32)
+    return boxes, (draw[2] < flip).astype(np.int32)
 
 
 def centre_boxes(

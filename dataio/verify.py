@@ -29,7 +29,7 @@ def verify_shards(folder: str | Path, *, workers: int = 1) -> tuple[int, list[st
     folder = Path(folder)
     manifest = read_manifest(folder)
     faults: list[str] = []
-    jobs: list[tuple[Path, dict[str, Any], bytes, dict[str, Any]]] = []
+    jobs: list[_Job] = []
     keys: list[np.ndarray] = []
     spaces = {name: manifest[name] for name in ("generators", "objects", "subsets")}
     for split, entry in manifest["splits"].items():
@@ -37,8 +37,15 @@ def verify_shards(folder: str | Path, *, workers: int = 1) -> tuple[int, list[st
         if rows is None:
             continue
         keys.append(rows["key"])
+        start = 0
         for number, shard in enumerate(entry["shards"]):
-            jobs.append((folder, shard, rows[rows["shard"] == number].tobytes(), spaces))
+            stop = start + shard["samples"]
+            if not (rows["shard"][start:stop] == number).all():
+                faults.append(
+                    f"{entry['index']['file']}: rows {start} to {stop - 1} are not all of {shard['file']}"
+                )
+            jobs.append((folder, shard, entry["index"]["file"], start, spaces))
+            start = stop
         listed = {Path(shard["file"]).name for shard in entry["shards"]}
         for path in sorted((folder / split).glob("*.tar")):
             if path.name not in listed:
@@ -55,13 +62,17 @@ def verify_shards(folder: str | Path, *, workers: int = 1) -> tuple[int, list[st
     return len(all_keys), faults
 
 
-def _run(jobs: list[Any], workers: int) -> Iterator[list[str]]:
+# The folder, the shard, the index file and the shard's first row in it, the names.
+_Job = tuple[Path, dict[str, Any], str, int, dict[str, Any]]
+
+
+def _run(jobs: list[_Job], workers: int) -> Iterator[list[str]]:
     if workers == 1 or len(jobs) < 2:
         yield from map(_check_shard, jobs)
         return
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(min(workers, len(jobs)), context) as pool:
-        yield from pool.map(_check_shard, jobs)
+        yield from pool.map(_check_shard, jobs, chunksize=max(1, min(64, len(jobs) // (4 * workers))))
 
 
 def _check_file(folder: Path, name: str, size: int, digest: str) -> str:
@@ -80,7 +91,7 @@ def _check_index(folder: Path, entry: dict[str, Any], faults: list[str]) -> np.n
         faults.append(fault)
         return None
     try:
-        rows = np.load(folder / index["file"])
+        rows = np.load(folder / index["file"], mmap_mode="r" if entry["samples"] else None)
     except NOT_AN_ARRAY as error:
         faults.append(f"{index['file']}: not a sample index ({error})")
         return None
@@ -92,8 +103,8 @@ def _check_index(folder: Path, entry: dict[str, Any], faults: list[str]) -> np.n
     return rows
 
 
-def _check_shard(job: tuple[Path, dict[str, Any], bytes, dict[str, Any]]) -> list[str]:
-    folder, shard, raw, spaces = job
+def _check_shard(job: _Job) -> list[str]:
+    folder, shard, index, start, spaces = job
     name = shard["file"]
     idx_name = str(Path(name).with_suffix(".idx"))
     faults = [
@@ -106,7 +117,7 @@ def _check_shard(job: tuple[Path, dict[str, Any], bytes, dict[str, Any]]) -> lis
     ]
     if not (folder / name).is_file():
         return faults
-    rows = np.frombuffer(raw, SAMPLE)
+    rows = np.load(folder / index, mmap_mode="r")[start : start + shard["samples"]]
     try:
         with tarfile.open(folder / name) as tar:
             members = tar.getmembers()

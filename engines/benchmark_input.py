@@ -82,7 +82,7 @@ def _read_ours(settings: Settings) -> Iterator[Callable[[], Run]]:
         def work() -> int:
             nonlocal step, read
             work = order.work(step, 0, settings.batch)
-            read += sum(order.shards.read(int(number)).nbytes for number in work.ids)
+            read += sum(data.nbytes for data in order.shards.read_many(work.ids))
             step += 1
             return settings.batch
 

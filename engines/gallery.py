@@ -228,7 +228,7 @@ def _device() -> torch.device:
 def _check_same_samples(table: pa.Table, shards: ShardSet) -> None:
     ids, keys = table["sample_id"].to_numpy(), table["key"].to_pylist()
     fitting = len(ids) == 0 or (ids.min() >= 0 and ids.max() < len(shards))
-    if not fitting or [f"{int(key):09d}" for key in shards.rows["key"][ids]] != keys:
+    if not fitting or [f"{int(key):09d}" for key in shards.rows[ids]["key"]] != keys:
         raise UserError(
             f"{shards.folder}: the {shards.split} split holds other images than the predictions are of; "
             "give the shards and the split that were predicted"

@@ -7,6 +7,7 @@ import torch
 
 from dataio.errors import UserError
 from dataio.index import ShardSet
+from dataio.shard_table import shard_digests
 from engines.config import Config, TrainConfig
 from engines.process import World
 
@@ -45,8 +46,10 @@ class Plan:
 
 def data_fingerprint(shards: ShardSet) -> str:
     """SHA-256 over the digests of a split's tars: equal data, wherever it lies."""
-    digests = "".join(shard["sha256"] for shard in shards.shards)
-    return hashlib.sha256(digests.encode()).hexdigest()
+    digest = hashlib.sha256()
+    for digests in shard_digests(shards.shards):
+        digest.update(digests.encode())
+    return digest.hexdigest()
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:

@@ -262,3 +262,20 @@ def test_the_order_announces_its_window_and_the_next_one(tiny_shards, tmp_path):
             read |= set(shards.rows["shard"][work.ids].tolist())
         assert read <= set(cache._planned) and len(cache._planned) <= 4
     assert isinstance(cache, ShardCache)
+
+
+def test_a_process_announces_the_windows_of_its_own_part_of_a_large_step(tiny_shards, tmp_path):
+    for rank in range(3):
+        shards = opened(tiny_shards, tmp_path / f"cache{rank}")
+        assert shards.tars.cache is not None
+        order = TrainingOrder(shards, DataConfig(size=32, window_shards=1), 3, 48)
+        before: set[int] = set(range(len(shards.shards)))
+        for step in range(order.steps_per_epoch * 2):
+            works = list(
+                training_work(order, micro_batch=16, rank=rank, world=3, first_step=step, last_step=step + 1)
+            )
+            read = shards.rows[np.concatenate([work.ids for work in works])]["shard"].tolist()
+            planned = shards.tars.cache._planned
+            assert set(read) <= set(planned) and len(planned) <= len(set(read)) + 1
+            assert read[0] in before  # its copy was begun in time
+            before = set(planned)

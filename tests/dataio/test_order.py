@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataio.order import EpochOrder, centre_boxes, hash64, train_boxes, uniform
+from dataio.order import EpochOrder, centre_boxes, hash64, train_boxes, uniform, uniforms
 
 shard_sizes = st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(lambda sizes: sum(sizes) > 0)
 
@@ -20,6 +20,17 @@ def test_an_epoch_is_a_permutation_and_any_slicing_gives_the_same(sizes, window,
     assert np.array_equal(np.concatenate(pieces), whole)
     middle = EpochOrder(np.array(sizes), seed, epoch, window).ids(len(order) // 2, len(order))
     assert np.array_equal(middle, whole[len(order) // 2 :])
+
+
+@given(shard_sizes, st.integers(1, 5), st.data())
+@settings(max_examples=60, deadline=None)
+def test_the_sets_of_a_range_are_its_ids(sizes, window, data):
+    order = EpochOrder(np.array(sizes), 3, 1, window)
+    start = data.draw(st.integers(0, len(order)))
+    stop = data.draw(st.integers(start, len(order)))
+    every = np.arange(len(order))
+    found = [every[ids] for ids in order.id_sets(start, stop)]
+    assert sorted(np.concatenate([[], *found])) == sorted(order.ids(start, stop))
 
 
 def test_epochs_and_seeds_differ_and_repeat():
@@ -54,6 +65,12 @@ def test_uniform_is_uniform_and_draws_are_independent():
     assert abs(np.histogram(a, 20, (0, 1))[0] / 10_000 - 1).max() < 0.05
     assert abs(np.corrcoef(a, b)[0, 1]) < 0.01
     assert abs(np.corrcoef(a[:-1], a[1:])[0, 1]) < 0.01
+
+
+def test_draws_at_once_are_the_draws_one_by_one():
+    for positions in (np.arange(7), np.arange(12).reshape(3, 4), np.array([2**62, 5])):
+        together = uniforms(5, 2, 3, positions, 4)
+        assert np.array_equal(together, [uniform(5, 2, 3, positions, draw) for draw in range(4)])
 
 
 def test_positions_outside_an_epoch_are_refused():

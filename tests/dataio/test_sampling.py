@@ -75,3 +75,20 @@ def test_a_part_without_some_generators_balances_those_it_has(tiny_shards, shard
     part.rows = rows[np.isin(rows["generator"], [0, 2])]
     drawn = part.rows["generator"][order(part).ids(0, 40)]
     assert Counter(drawn.tolist()) == {0: 20, 2: 20}
+
+
+@pytest.mark.parametrize("window", [1, 3, 100])
+def test_known_objects_are_counted_for_steps_of_many_windows_and_of_part_of_one(tiny_shards, window):
+    shards = ShardSet(tiny_shards, "train")
+    known = shards.rows["object"] >= 0
+    for batch in (5, 48, len(shards)):
+        training = TrainingOrder(shards, DataConfig(size=24, window_shards=window), 0, batch)
+        for step in range(2 * training.steps_per_epoch):
+            assert training.known_objects(step) == np.count_nonzero(known[training.step_ids(step)])
+
+
+@pytest.mark.parametrize("known", [0, 1])
+def test_nothing_is_counted_where_the_manifest_says_that_all_are_alike(tiny_shards, known):
+    shards = ShardSet(tiny_shards, "train")
+    shards.manifest["splits"]["train"]["objects_known"] = known * len(shards)
+    assert TrainingOrder(shards, DataConfig(size=24), 0, 16).known_objects(3) == 16 * known

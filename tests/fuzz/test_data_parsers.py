@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 
 from dataio.conversations import read_conversations, tar_members
 from dataio.groups import read_groups
-from dataio.index import ShardSet, read_manifest
+from dataio.index import ShardSet, read_manifest, sha256_of
 from dataio.layouts.cifake import CifakeLayout
 from dataio.layouts.genimage import GenImageLayout
 from dataio.layouts.manifest import ManifestLayout
+from dataio.shard_table import to_entries
 from dataio.verify import verify_shards
 from engines.vqa_answers import read_items
 from tests.fuzz.almost import LONG, dump, grafted, mutated, parsed_or_told
@@ -72,6 +73,27 @@ def test_sample_index(whole):
         manifest["splits"]["test"]["index"]["bytes"] = len(data)
         (whole / "manifest.json").write_text(json.dumps(manifest))
         open_and_read(whole)
+
+    run()
+
+
+def test_shard_table(whole):
+    path = whole / "test" / "shards.npy"
+    manifest = json.loads((whole / "manifest.json").read_text())
+    shards = manifest["splits"]["test"].pop("shards")
+    np.save(path, to_entries(shards))
+    good, manifest["version"] = path.read_bytes(), 2
+
+    @given(mutated(good), st.booleans())
+    @example(good, True)
+    def run(data, fitting):
+        path.write_bytes(data)
+        facts = {"bytes": len(data), "sha256": sha256_of(path) if fitting else "0" * 64}
+        manifest["splits"]["test"]["table"] = {"file": "test/shards.npy", "shards": len(shards), **facts}
+        (whole / "manifest.json").write_text(json.dumps(manifest))
+        open_and_read(whole)
+        with parsed_or_told():
+            verify_shards(whole)
 
     run()
 

@@ -22,7 +22,21 @@ def test_a_whole_start_is_measured_on_a_folder_of_holes(repo_root, tmp_path):
     assert found["samples"] == 5000 and found["shards"] == 50
     assert found["shards_in_first_step"] >= 16
     assert 0 < found["open_seconds"] <= found["whole_start_seconds"]
+    assert found["whole_start_cpu_seconds"] > 0 and found["whole_start_memory_mib"] < 200
     assert len(list((tmp_path / "set" / "train").glob("*.tar"))) == 50
+
+
+def test_a_set_of_many_shards_is_opened_without_looking_at_each(repo_root, tmp_path):
+    """Ten million samples in 25,000 shards, of which only those of the first window are there."""
+    words = ["--samples", "10000000", "--samples-per-shard", "400", "--ranks", "64", "--per-rank", "32"]
+    done = scaling(repo_root, tmp_path, *words, "--whole", "set", "--output", "found.json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "found.json").read_text())
+    folder = tmp_path / "set" / "train"
+    assert (folder / "shards.npy").is_file() and (folder / "index.npy").stat().st_size > 4e8
+    assert (folder.parent / "manifest.json").stat().st_size < 10_000
+    assert len(list(folder.glob("*.tar"))) <= 32  # the window's that this process reads
+    assert found["whole_start_memory_mib"] < 100
 
 
 @pytest.mark.parametrize(
