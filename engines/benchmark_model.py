@@ -24,17 +24,18 @@ from models.flops import peak_flops
 CPU_SIDE, CPU_BATCH = 96, 32
 
 
-def _config(settings: Settings) -> Config:
+def detector_config(settings: Settings, cpu_side: int = CPU_SIDE) -> Config:
+    """What the cases train: ResNet-50 at 224 px on a GPU, ResNet-18 at `cpu_side` px on a CPU."""
     gpu = settings.device == "cuda"
     data = DataConfig(
         shards=str(Path(settings.folder) / "large"),
-        size=224 if gpu else CPU_SIDE,
+        size=224 if gpu else cpu_side,
         crop="random_resized" if gpu else "random",
         scale=(0.5, 1.0),
-        eval_crop=0.875 if gpu else CPU_SIDE / 256,
+        eval_crop=0.875 if gpu else cpu_side / 256,
         threads=0 if gpu else settings.workers,
     )
-    batch = settings.batch if gpu else CPU_BATCH
+    batch = settings.batch if gpu else min(settings.batch, CPU_BATCH)
     return Config(
         run=RunConfig(dir=settings.folder),
         data=data,
@@ -46,19 +47,19 @@ def _config(settings: Settings) -> Config:
     )
 
 
-def _world(settings: Settings) -> World:
+def world_of(settings: Settings) -> World:
     device = torch.device("cuda", 0) if settings.device == "cuda" else torch.device("cpu")
     return World(0, 1, 0, device, False)
 
 
-def _synchronize(settings: Settings) -> None:
+def synchronize(settings: Settings) -> None:
     if settings.device == "cuda":
         torch.cuda.synchronize()
 
 
-def _trainer(settings: Settings) -> Trainer:
-    config = _config(settings)
-    return Trainer(config, _world(settings), ShardSet(config.data.shards, "train"), None)
+def make_trainer(settings: Settings, cpu_side: int = CPU_SIDE) -> Trainer:
+    config = detector_config(settings, cpu_side)
+    return Trainer(config, world_of(settings), ShardSet(config.data.shards, "train"), None)
 
 
 def _steps(trainer: Trainer, settings: Settings) -> Callable[[], Run]:
@@ -70,7 +71,7 @@ def _steps(trainer: Trainer, settings: Settings) -> Callable[[], Run]:
             return trainer.config.train.global_batch
 
         images, seconds = timed(work, settings.seconds)
-        _synchronize(settings)
+        synchronize(settings)
         flops = images / seconds * trainer.flops_per_image
         extra = {"data_wait_share": trainer.data_wait / seconds, "TFLOP_per_second": flops / 1e12}
         if settings.device == "cuda":
@@ -83,19 +84,19 @@ def _steps(trainer: Trainer, settings: Settings) -> Callable[[], Run]:
 
 @contextmanager
 def _train_ours(settings: Settings) -> Iterator[Callable[[], Run]]:
-    yield _steps(_trainer(settings), settings)
+    yield _steps(make_trainer(settings), settings)
 
 
 @contextmanager
 def _step_ours(settings: Settings) -> Iterator[Callable[[], Run]]:
-    trainer = _trainer(settings)
+    trainer = make_trainer(settings)
     batch = next(trainer._batches())
     trainer._loader = itertools.repeat(batch)  # type: ignore[assignment]
     yield _steps(trainer, settings)
 
 
 def _plain_model(settings: Settings) -> tuple[DualHead, torch.optim.Optimizer, DataConfig, int]:
-    config = _config(settings)
+    config = detector_config(settings)
     torch.manual_seed(0)
     torch.set_num_threads(config.train.threads)
     labels = ShardSet(config.data.shards, "train").labels
@@ -157,7 +158,7 @@ def _train_plain(settings: Settings) -> Iterator[Callable[[], Run]]:
         images, seconds = timed(
             lambda: _plain_step(model, optimizer, *_two(next(batches)), settings), settings.seconds
         )
-        _synchronize(settings)
+        synchronize(settings)
         return Run(images, seconds)
 
     yield once
@@ -172,7 +173,7 @@ def _step_plain(settings: Settings) -> Iterator[Callable[[], Run]]:
         images, seconds = timed(
             lambda: _plain_step(model, optimizer, image, label, settings), settings.seconds
         )
-        _synchronize(settings)
+        synchronize(settings)
         return Run(images, seconds)
 
     yield once
@@ -183,7 +184,7 @@ def _step_plain(settings: Settings) -> Iterator[Callable[[], Run]]:
 
 @torch.inference_mode()
 def _predicting(settings: Settings, *, load: bool, predict: bool) -> Callable[[], Run]:
-    config, world = _config(settings), _world(settings)
+    config, world = detector_config(settings), world_of(settings)
     torch.set_num_threads(config.train.threads)
     shards = ShardSet(config.data.shards, "train")
     model = DualHead(config.model, shards.labels.generators, shards.labels.objects).eval()
@@ -211,7 +212,7 @@ def _predicting(settings: Settings, *, load: bool, predict: bool) -> Callable[[]
 
     def once() -> Run:
         images, seconds = timed(work, settings.seconds)
-        _synchronize(settings)
+        synchronize(settings)
         return Run(images, seconds)
 
     return once

@@ -312,15 +312,11 @@ class _Run:
         if not self.world.is_main:
             return
         begin = time.perf_counter()
-        state = {
-            **_HEADER,
-            **trainer.weights_file(checkpoints.cpu_state(trainer.model)),
-            **snapshot(trainer.state()),
-            "best": self.best,
-            "metrics_offset": self.log.length,
-            "wandb_id": self.log.wandb_id,
-        }
-        self.saver.checkpoint(state)
+        self.saver.checkpoint(
+            checkpoint_state(
+                trainer, best=self.best, metrics_offset=self.log.length, wandb_id=self.log.wandb_id
+            )
+        )
         self._clock += time.perf_counter() - begin
 
     def _export(self) -> None:
@@ -338,6 +334,20 @@ class _Run:
         best = self.best
         why = f"{best['metric']} {best['score']:.4f}" if self.trainer.val_set else "the last"
         self.say(f"finished: {path}; best.pt is step {best['step']} ({why})")
+
+
+def checkpoint_state(trainer: Trainer, **beside: Any) -> dict[str, Any]:
+    """What a checkpoint holds, copied: training may go on while it is written.
+
+    Args:
+        beside: what the run knows and the trainer does not (best, metrics_offset, wandb_id).
+    """
+    return {
+        **_HEADER,
+        **trainer.weights_file(checkpoints.cpu_state(trainer.model)),
+        **snapshot(trainer.state()),
+        **beside,
+    }
 
 
 _HEADER = {"format": checkpoints.FORMAT, "version": checkpoints.VERSION}
