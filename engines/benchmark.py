@@ -73,14 +73,23 @@ class Run:
 Case = Callable[[Settings], AbstractContextManager[Callable[[], Run]]]
 
 
+class Unavailable(Exception):
+    """A case cannot run here (a package is missing, a GPU too small); the group goes on without it."""
+
+
 @dataclass(frozen=True)
 class Group:
-    """Cases that do the same work; the first is ours."""
+    """Cases that do the same work; the first is ours.
+
+    Attributes:
+        alone: on a GPU, a case's process ends before the next begins: its memory holds only one.
+    """
 
     name: str
     what: str
     unit: str
     cases: dict[str, Case]
+    alone: bool = False
 
 
 @dataclass
@@ -124,6 +133,7 @@ def _serve(connection: Connection, group: str, case: str, settings: Settings) ->
     from engines.benchmark_groups import GROUPS
 
     torch.set_num_threads(1)
+    os.dup2(2, 1)  # what libraries print is not part of the table
     try:
         with GROUPS[group].cases[case](settings) as once:
             connection.send("ready")
@@ -133,6 +143,8 @@ def _serve(connection: Connection, group: str, case: str, settings: Settings) ->
                 connection.send((run, _cpu_seconds() - begin, _peak_mib()))
     except EOFError:
         pass  # the parent is gone
+    except Unavailable as error:
+        connection.send(f"unavailable: {error}")
     except UserError as error:
         connection.send(f"error: {error}")
     except Exception:
@@ -185,13 +197,19 @@ class _Child:
         self._process = spawning.Process(target=_serve, args=(theirs, group.name, name, settings))
         self._process.start()
         theirs.close()
-        self._expect(f"{group.name} {name}: could not be made")
+        try:
+            self._expect(f"{group.name} {name}: could not be made")
+        except BaseException:
+            self.end()
+            raise
 
     def _expect(self, what: str) -> Any:
         try:
             answer = self._connection.recv()
         except EOFError:
             answer = f"error: its process ended with code {self._process.exitcode}"
+        if isinstance(answer, str) and answer.startswith("unavailable: "):
+            raise Unavailable(answer.removeprefix("unavailable: "))
         if isinstance(answer, str) and answer.startswith("error: "):
             raise RuntimeError(f"{what}: {answer.removeprefix('error: ')}")
         return answer
@@ -218,24 +236,38 @@ def run_group(group: Group, settings: Settings, repeats: int, say: Callable[[str
         repeats: timed runs of each case, after the cold one. say: hears of progress.
 
     Returns:
-        one result for each case, in the group's order.
+        one result for each case that is not `Unavailable`, in the group's order.
 
     Raises:
         RuntimeError: a case failed.
     """
+    found: list[Result] = []
+    one_by_one = group.alone and settings.device == "cuda"
+    for names in [[name] for name in group.cases] if one_by_one else [list(group.cases)]:
+        found += _turn_about(group, names, settings, repeats, say)
+    return found
+
+
+def _turn_about(
+    group: Group, names: Sequence[str], settings: Settings, repeats: int, say: Callable[[str], None]
+) -> list[Result]:
     children: list[_Child] = []
-    runs: dict[str, list[tuple[Run, float, float]]] = {name: [] for name in group.cases}
+    runs: dict[str, list[tuple[Run, float, float]]] = {name: [] for name in names}
     try:
-        for name in group.cases:
-            children.append(_Child(group, name, settings))
+        for name in names:
+            try:
+                children.append(_Child(group, name, settings))
+            except Unavailable as reason:
+                say(f"{group.name}: without {name}: {reason}")
         for turn in range(repeats + 1):
             for child in children:
                 runs[child.name].append(child.once())
-            say(f"{group.name}: {'cold run' if turn == 0 else f'run {turn} of {repeats}'} done")
+            if children:
+                say(f"{group.name}: {'cold run' if turn == 0 else f'run {turn} of {repeats}'} done")
     finally:
         for child in children:
             child.end()
-    return [_result(group, name, runs[name]) for name in group.cases]
+    return [_result(group, child.name, runs[child.name]) for child in children]
 
 
 def _result(group: Group, name: str, runs: Sequence[tuple[Run, float, float]]) -> Result:

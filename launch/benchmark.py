@@ -20,7 +20,7 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 from dataio.errors import UserError
 from engines.command import Parser, run_command
 
-NAMES = ("shard", "read", "decode", "load", "load-small", "step", "train", "eval", "checkpoint")
+NAMES = ("shard", "read", "decode", "load", "load-small", "step", "train", "eval", "checkpoint", "finetune", "finetune-full")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
