@@ -5,19 +5,15 @@ others, alternating with them, so that a machine that slows down slows all of th
 has the case's memory and processor time to itself.
 """
 
-import json
 import multiprocessing
 import os
-import platform
 import resource
 import statistics
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -25,19 +21,7 @@ from typing import Any
 import torch
 
 from dataio.errors import UserError
-from engines.report import commit_of
-
-SCHEMA, VERSION = "telltale-benchmark", 1
-PACKAGES = (
-    "torch",
-    "torchvision",
-    "nvidia-dali-cuda130",
-    "webdataset",
-    "pillow",
-    "simplejpeg",
-    "timm",
-    "numpy",
-)
+from engines.roofline import Limits
 
 
 @dataclass(frozen=True)
@@ -48,6 +32,7 @@ class Settings:
         folder: of the data, made by `benchmark_data.prepare`. device: "cpu" or "cuda".
         images, small: how many images of 256 px and of 32 px. workers: processes or threads.
         seconds: about how long one run of a case should take at least.
+        limits: what the device could do at best, where that was measured.
     """
 
     folder: str
@@ -57,6 +42,7 @@ class Settings:
     workers: int = 2
     batch: int = 64
     seconds: float = 2.0
+    limits: Limits | None = None
 
 
 @dataclass(frozen=True)
@@ -151,6 +137,14 @@ def _serve(connection: Connection, group: str, case: str, settings: Settings) ->
         connection.send(f"error: {traceback.format_exc()}")
 
 
+def lines_of(path: str) -> Iterator[str]:
+    """Of a file; none where it cannot be read."""
+    try:
+        yield from Path(path).read_text().splitlines()
+    except OSError:
+        return
+
+
 def _family() -> list[Path]:
     """The /proc folders of this process and of all that descend from it."""
     found, todo = [], [os.getpid()]
@@ -184,7 +178,9 @@ def _peak_mib() -> float:
     """Resident memory of the family's largest member, at its peak; MiB."""
     peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     for folder in _family()[1:]:
-        peaks += [int(line.split()[1]) for line in _lines(str(folder / "status")) if line.startswith("VmHWM")]
+        peaks += [
+            int(line.split()[1]) for line in lines_of(str(folder / "status")) if line.startswith("VmHWM")
+        ]
     return max(peaks) / 1024
 
 
@@ -285,116 +281,3 @@ def _result(group: Group, name: str, runs: Sequence[tuple[Run, float, float]]) -
         peak_mib=max(peak for _, _, peak in runs),
         extra=extra,
     )
-
-
-def machine() -> dict[str, Any]:
-    """What the figures were measured on; no host's name."""
-    processor = next(
-        (line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
-        platform.processor(),
-    )
-    memory = next(
-        (int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal")), 0
-    )
-    return {
-        "processor": processor,
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(memory / 2**20, 1),
-        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
-        "gpus": torch.cuda.device_count(),
-        "load_before": round(os.getloadavg()[0], 2),
-        "system": f"{platform.system()} {platform.machine()}",
-    }
-
-
-def _lines(path: str) -> Iterator[str]:
-    try:
-        yield from Path(path).read_text().splitlines()
-    except OSError:
-        return
-
-
-def document(
-    results: Sequence[Result], groups: Sequence[Group], settings: Settings, facts: dict[str, Any]
-) -> dict[str, Any]:
-    """All of a run as JSON values; `facts` is `machine()` of before it."""
-    return {
-        "schema": SCHEMA,
-        "version": VERSION,
-        "commit": commit_of(),
-        "machine": facts,
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
-        "command": " ".join(["python", *[os.path.relpath(sys.argv[0]), *sys.argv[1:]]]),
-        "settings": {key: value for key, value in asdict(settings).items() if key != "folder"},
-        "results": [{**asdict(result), "median": result.median} for result in results],
-        "ratios": ratios(results, groups),
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def ratios(results: Sequence[Result], groups: Sequence[Group]) -> dict[str, float]:
-    """How many times as fast our case of a group is as each other one."""
-    found: dict[str, float] = {}
-    for group in groups:
-        own = {result.case: result.median for result in results if result.group == group.name}
-        names = list(own)
-        found |= {f"{group.name}: {names[0]} / {name}": own[names[0]] / own[name] for name in names[1:]}
-    return found
-
-
-def table(written: dict[str, Any]) -> str:
-    """A run's document as Markdown."""
-    m = written["machine"]
-    where = f"{m['cores']} cores of {m['processor']}, {m['memory_gib']:g} GiB" + (
-        f", {m['gpus']} x {m['gpu']}" if m["gpu"] else ""
-    )
-    lines = [
-        f"`{written['command']}`; commit {written['commit'] or 'unknown'}; {where}; "
-        f"load before it {m['load_before']:g}.",
-        "",
-        "| what | case | per second (lowest to highest) | cold | CPU ms each | peak MiB | other |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for r in written["results"]:
-        other = ", ".join(f"{key.replace('_', ' ')} {value:.3g}" for key, value in r["extra"].items())
-        spread = f"{min(r['rates']):,.0f} to {max(r['rates']):,.0f}"
-        lines.append(
-            f"| {r['group']} | {r['case']} | {r['median']:,.0f} ({spread}) {r['unit']} | "
-            f"{r['cold']:,.0f} | {1000 * r['cpu_seconds_per_image']:.3g} | {r['peak_mib']:,.0f} | {other} |"
-        )
-    lines += ["", "| ratio of medians | times |", "|---|---|"]
-    lines += [f"| {name} | {value:.2f} |" for name, value in written["ratios"].items()]
-    return "\n".join(lines)
-
-
-def read_document(path: str | Path) -> dict[str, Any]:
-    """A document that an earlier run wrote.
-
-    Raises:
-        UserError: it cannot be read, or is another program's.
-    """
-    try:
-        found = json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]})") from None
-    if not isinstance(found, dict) or found.get("schema") != SCHEMA:
-        raise UserError(f"{path}: not a benchmark; give a JSON file of launch/benchmark.py")
-    return found
-
-
-def regressions(old: dict[str, Any], new: dict[str, Any], tolerance: float) -> list[str]:
-    """Cases whose median fell by more than this share, one line each."""
-    before = {(r["group"], r["case"]): r["median"] for r in old["results"]}
-    lines = []
-    for r in new["results"]:
-        was = before.get((r["group"], r["case"]))
-        if was is not None and r["median"] < was * (1 - tolerance):
-            fell = f"{1 - r['median'] / was:.0%} below {was:,.0f}"
-            lines.append(f"{r['group']} {r['case']}: {r['median']:,.0f} {r['unit']}/s, {fell}")
-    return lines

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from engines.benchmark import Group, Run, Settings
-from engines.benchmark_model import make_trainer, synchronize
+from engines.benchmark_detector import make_trainer, synchronize
 from engines.checkpoints import CheckpointFolder
 from engines.saving import Saver
 from engines.train import checkpoint_state
@@ -50,7 +50,8 @@ def _measure(
         call until file and folder are synced), step_ms while nothing is written and
         step_ms_writing of the step that follows a save.
     """
-    stalls, until, quiet, busy, written = [], [], [], [], 0
+    stalls: list[float] = []
+    until, quiet, busy, written = [], [], [], 0
     begin = time.perf_counter()
     while not stalls or time.perf_counter() - begin < settings.seconds:
         quiet.append(_step(trainer, settings))

@@ -121,7 +121,7 @@ class _Pace(TrainerCallback):
     def __init__(self, counting: _Counting, settings: Settings) -> None:
         self._counting, self._settings = counting, settings
         self.go: queue.Queue[bool] = queue.Queue()
-        self.reached: queue.Queue[Run | None | BaseException] = queue.Queue()
+        self.reached: queue.Queue[Run | BaseException | None] = queue.Queue()
 
     def _open(self, control: Any) -> None:
         if not self.go.get():

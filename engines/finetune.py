@@ -150,7 +150,9 @@ def _finetune(config: FinetuneConfig, world: World, folder: Path) -> tuple[int, 
     train_set = ConversationDataset(samples, processor, source.config)
     longest = int(train_set.lengths.max())
     together(world, lambda: check_memory(config, source.config, settings, world, precision, longest))
-    arguments = training_arguments(config, checkpoints, settings, accumulation, precision, world, len(samples))
+    arguments = training_arguments(
+        config, checkpoints, settings, accumulation, precision, world, len(samples)
+    )
     # The arguments must live before the model is made: ZeRO-3 looks them up to partition it.
     model = together(world, lambda: load_model(config, precision, world.device))
     mark = {

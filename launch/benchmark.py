@@ -20,7 +20,19 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 from dataio.errors import UserError
 from engines.command import Parser, run_command
 
-NAMES = ("shard", "read", "decode", "load", "load-small", "step", "train", "eval", "checkpoint", "finetune", "finetune-full")
+NAMES = (
+    "shard",
+    "read",
+    "decode",
+    "load",
+    "load-small",
+    "step",
+    "train",
+    "eval",
+    "checkpoint",
+    "finetune",
+    "finetune-full",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,29 +62,33 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     import torch
 
-    from engines import benchmark
+    from engines import benchmark, benchmark_document, roofline
     from engines.benchmark_data import prepare
     from engines.benchmark_groups import GROUPS
 
     if options.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: PyTorch sees no GPU here; use --device cpu")
-    old = benchmark.read_document(options.compare) if options.compare else None
+    old = benchmark_document.read_document(options.compare) if options.compare else None
     keys = ("device", "workers", "batch", "images", "small", "seconds")
     given = {key: options[key] for key in keys}
     if options.tiny:
         given |= {"images": 150, "small": 400, "batch": 16, "seconds": 0.1}
     folder = Path(options.data) / f"{given['images']}-{given['small']}"
-    settings = benchmark.Settings(folder=str(folder), **given)
-    facts = benchmark.machine()
-    say = _Progress()
+    facts, say = benchmark_document.machine(), _Progress()
+    limits = None
+    if {"step", "train"} & set(names):
+        say("measuring memory and arithmetic")
+        precision = "bf16" if options.device == "cuda" else "fp32"
+        limits = roofline.measure(options.device, precision, options.workers)
+    settings = benchmark.Settings(folder=str(folder), limits=limits, **given)
     say(f"drawing and sharding {settings.images} and {settings.small} images in {folder}")
     prepare(settings)
     groups = [GROUPS[name] for name in names]
     results = []
     for group in groups:
         results += benchmark.run_group(group, settings, 1 if options.tiny else options.repeats, say)
-    written = benchmark.document(results, groups, settings, facts)
-    print(benchmark.table(written))
+    written = benchmark_document.document(results, groups, settings, facts)
+    print(benchmark_document.table(written))
     if options.output:
         from dataio.atomic import write_text
 
@@ -82,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\nresults: {path}")
     if old is None:
         return 0
-    slower = benchmark.regressions(old, written, options.tolerance)
+    slower = benchmark_document.regressions(old, written, options.tolerance)
     print(f"\ncompared with {options.compare}: {'; '.join(slower) or 'nothing is slower than the tolerance'}")
     return 1 if slower else 0
 

@@ -8,17 +8,8 @@ import pytest
 
 from dataio.errors import UserError
 from engines import benchmark
-from engines.benchmark import (
-    Group,
-    Result,
-    document,
-    machine,
-    ratios,
-    read_document,
-    regressions,
-    table,
-    timed,
-)
+from engines.benchmark import Group, Result, timed
+from engines.benchmark_document import document, machine, ratios, read_document, regressions, table
 from engines.benchmark_groups import GROUPS
 from launch.benchmark import NAMES
 from tests.support import environment
