@@ -21,6 +21,7 @@ from engines.config import Config, to_dict, to_yaml
 from engines.heartbeat import Heartbeat, LostRankError, is_lost_connection
 from engines.panels import Panels
 from engines.process import FolderLock, StopRequest, World, from_main, join, leave, together
+from engines.profiling import StepProfile
 from engines.resume import check_same_run, find_state
 from engines.runlog import RunLog
 from engines.saving import Saver, snapshot
@@ -114,9 +115,12 @@ def _train(config: Config, world: World, folder: Path) -> tuple[int, str, str]:
     if state is not None:
         together(world, lambda: check_same_run(config, world, state, train_set))
     trainer = together(world, lambda: Trainer(config, world, train_set, val_set))
+    profile = together(
+        world, lambda: StepProfile(config.train.profile, trainer.plan.total_steps, folder, world)
+    )
     if state is not None:
         trainer.load_state(state)
-    run = _Run(config, world, folder, store, trainer, state)
+    run = _Run(config, world, folder, store, trainer, state, profile)
     code, message = run.to_the_end()
     return code, message, run.stop.reason if code == EXIT_RUN_AGAIN else ""
 
@@ -132,8 +136,10 @@ class _Run:
         store: checkpoints.CheckpointFolder,
         trainer: Trainer,
         state: dict[str, Any] | None,
+        profile: StepProfile,
     ) -> None:
         self.config, self.world, self.folder, self.store, self.trainer = config, world, folder, store, trainer
+        self.profile = profile
         self.resumed_from = None if state is None else state["step"]
         self.best: dict[str, Any] = {} if state is None else state["best"]
         self.stop = StopRequest(world, folder)
@@ -181,6 +187,7 @@ class _Run:
             raise LostRankError(heartbeat.diagnose()) from error
         finally:
             heartbeat.close()
+            self._end_trace(None)
             self.saver.close()
             self.log.close(code)
 
@@ -214,8 +221,10 @@ class _Run:
         if self.panels is not None and self.resumed_from is None:
             self.panels.inputs(trainer.first_batch(), trainer.step)
         while not self._finished():
+            self.profile.before(trainer.step)
             trainer.train_step()
             step = trainer.step
+            self._end_trace(step)
             trainer.beat(0)
             if step % plan.steps_per_epoch == 0:
                 faults.at("epoch.end", step)
@@ -239,6 +248,14 @@ class _Run:
         if saved != trainer.step:
             self._save()
         return self._finish(f"finished {trainer.step} steps")
+
+    def _end_trace(self, step: int | None) -> None:
+        """Write the trace once its last step is done; in any case where `step` is None."""
+        begin = time.perf_counter()
+        path = self.profile.close() if step is None else self.profile.after(step)
+        if path is not None:
+            self._clock += time.perf_counter() - begin  # writing it is not training time
+            self.say(f"trace of steps {self.config.train.profile}: {path}, for https://ui.perfetto.dev")
 
     def _finish(self, message: str) -> tuple[int, str]:
         if self.trainer.stalled:
