@@ -96,6 +96,8 @@ def wrap(
                 device_ids=[world.device.index] if world.device.type == "cuda" else None,
                 broadcast_buffers=False,  # the running statistics are averaged, once per step
                 gradient_as_bucket_view=True,
+                # Both heads are in every loss; what is frozen is wrapped anew.
+                static_graph=True,
             )
         shape = (config.train.micro_batch, 3, image_size, image_size)
         image = torch.zeros(shape, device=world.device).contiguous(memory_format=torch.channels_last)
