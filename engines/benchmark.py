@@ -41,7 +41,7 @@ class Settings:
     small: int = 4000
     workers: int = 2
     batch: int = 64
-    seconds: float = 2.0
+    seconds: float = 1.5
     limits: Limits | None = None
 
 
@@ -145,9 +145,9 @@ def lines_of(path: str) -> Iterator[str]:
         return
 
 
-def _family() -> list[Path]:
-    """The /proc folders of this process and of all that descend from it."""
-    found, todo = [], [os.getpid()]
+def family(root: int) -> list[Path]:
+    """The /proc folders of a process, by its id, and of all that descend from it."""
+    found, todo = [], [root]
     while todo:
         folder = Path(f"/proc/{todo.pop()}")
         try:
@@ -165,7 +165,7 @@ def _family() -> list[Path]:
 def _cpu_seconds() -> float:
     """Of the family, with its members that have ended; seconds."""
     ticks = 0
-    for folder in _family():
+    for folder in family(os.getpid()):
         try:
             # user, system, and both of children that were waited for: proc(5).
             ticks += sum(map(int, (folder / "stat").read_text().rpartition(")")[2].split()[11:15]))
@@ -177,7 +177,7 @@ def _cpu_seconds() -> float:
 def _peak_mib() -> float:
     """Resident memory of the family's largest member, at its peak; MiB."""
     peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    for folder in _family()[1:]:
+    for folder in family(os.getpid())[1:]:
         peaks += [
             int(line.split()[1]) for line in lines_of(str(folder / "status")) if line.startswith("VmHWM")
         ]
@@ -193,11 +193,15 @@ class _Child:
         self._process = spawning.Process(target=_serve, args=(theirs, group.name, name, settings))
         self._process.start()
         theirs.close()
-        try:
-            self._expect(f"{group.name} {name}: could not be made")
-        except BaseException:
-            self.end()
-            raise
+        self._what = f"{group.name} {name}: could not be made"
+
+    def ready(self) -> None:
+        """Wait until the case is made.
+
+        Raises:
+            Unavailable: it cannot run here. RuntimeError: it failed.
+        """
+        self._expect(self._what)
 
     def _expect(self, what: str) -> Any:
         try:
@@ -250,11 +254,15 @@ def _turn_about(
     children: list[_Child] = []
     runs: dict[str, list[tuple[Run, float, float]]] = {name: [] for name in names}
     try:
-        for name in names:
+        # Made side by side, for most of it is importing; run one at a time.
+        children += [_Child(group, name, settings) for name in names]
+        for child in list(children):
             try:
-                children.append(_Child(group, name, settings))
+                child.ready()
             except Unavailable as reason:
-                say(f"{group.name}: without {name}: {reason}")
+                say(f"{group.name}: without {child.name}: {reason}")
+                children.remove(child)
+                child.end()
         for turn in range(repeats + 1):
             for child in children:
                 runs[child.name].append(child.once())

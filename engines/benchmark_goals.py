@@ -199,12 +199,16 @@ def run_cifake(
     return _row(name, "s", math.inf, math.inf, True, seconds, device == "cuda")
 
 
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The goals as Markdown."""
     lines = ["| what | floor | goal | measured | met |", "|---|---|---|---|---|"]
     for row in rows:
         cells = (
-            "" if row[key] is None else f"{row[key]:,.4g} {row['unit']}"
+            "" if row[key] is None else f"{_short(row[key])} {row['unit']}"
             for key in ("floor", "goal", "measured")
         )
         lines.append(f"| {row['name']} | {' | '.join(cells)} | {row['met']} |")

@@ -4,6 +4,7 @@ r"""Measure telltale beside the usual ways of doing the same, on this machine.
     python launch/benchmark.py load train --device cuda --repeats 5
     python launch/benchmark.py all --tiny
     python launch/benchmark.py load --compare docs/benchmarks/NAME.json
+    python launch/benchmark.py shard-memory predict-memory --files 1000,10000,100000
     python launch/benchmark.py gpu-goals --device cuda --workers 16 --batch 256 --images 3000 --output goals.json
 
 Cases of a group run turn about, each in its own process, after one cold run. Prints a Markdown
@@ -16,6 +17,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
@@ -27,15 +29,19 @@ NAMES = (
     *("scaling", "checkpoint", "finetune", "finetune-full"),
 )
 
+MEMORY = ("shard-memory", "predict-memory")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(description="Measure telltale beside the usual ways of doing the same.")
     add = parser.add_argument
-    add("groups", nargs="+", help=f"all, gpu-goals, or some of: {', '.join(NAMES)}")
+    every = ", ".join(NAMES)
+    add("groups", nargs="+", help=f"all; some of {every}; some of {', '.join(MEMORY)}; or gpu-goals")
+    add("--files", default="1000,10000", help="shard-memory, predict-memory: numbers of tiny files")
     add("--device", choices=["cpu", "cuda"], default="cpu", help="where loading and training compute")
     add("--data", default="data/benchmark", help="folder of the images, drawn here where missing")
     add("--repeats", type=int, default=3, help="timed runs of each case")
-    add("--seconds", type=float, default=2.0, help="least time of a run")
+    add("--seconds", type=float, default=1.5, help="least time of a run")
     add("--workers", type=int, default=2, help="processes or threads of each case")
     add("--batch", type=int, default=64, help="images in a batch (training on a CPU: at most 32)")
     add("--images", type=int, default=600, help="images of 256 px to draw")
@@ -46,11 +52,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--compare", default=None, help="an earlier JSON file to compare with")
     add("--tolerance", type=float, default=0.15, help="share by which a median may fall")
     options = parser.parse_args(argv)
+    if set(options.groups) <= set(MEMORY):
+        return _memory(options)
     goals = options.groups == ["gpu-goals"]
     names = list(NAMES) if options.groups == ["all"] or goals else options.groups
     for name in names:
         if name not in NAMES:
-            raise UserError(f"{name}: no such group; expected all, or some of {', '.join(NAMES)}")
+            raise UserError(
+                f"{name}: no such group; expected all, or some of {every}; alone: gpu-goals, {', '.join(MEMORY)}"
+            )
     for key in ("repeats", "workers", "batch"):
         if options[key] < 1:
             raise UserError(f"--{key} is {options[key]}, expected at least 1")
@@ -95,12 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         written["goals"] = rows
         print("\n" + benchmark_goals.table(rows))
     if options.output:
-        from dataio.atomic import write_text
-
-        path = Path(options.output)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(written, indent=1) + "\n")
-        print(f"\nresults: {path}")
+        _write(options.output, written)
     if goals:
         return 1 if any(row["met"] == "no" for row in rows) else 0
     if old is None:
@@ -108,6 +113,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     slower = benchmark_document.regressions(old, written, options.tolerance)
     print(f"\ncompared with {options.compare}: {'; '.join(slower) or 'nothing is slower than the tolerance'}")
     return 1 if slower else 0
+
+
+def _memory(options: Any) -> int:
+    try:
+        counts = [int(word) for word in options.files.split(",")]
+    except ValueError:
+        counts = []
+    if not counts or min(counts) < 10:
+        raise UserError(f"--files {options.files}: expected numbers of at least 10, such as 1000,10000")
+    from engines import benchmark_document, benchmark_memory
+
+    folder, say = Path(options.data) / "memory", _Progress()
+    folder.mkdir(parents=True, exist_ok=True)
+    facts, found = benchmark_document.machine(), {}
+    for name in options.groups:
+        found[name] = getattr(benchmark_memory, name.replace("-", "_"))(folder, counts, say)
+        print(f"{name}\n\n{benchmark_memory.table(found[name])}\n")
+    if options.output:
+        _write(options.output, {"machine": facts, **found})
+    return 0
+
+
+def _write(output: str, written: Any) -> None:
+    from dataio.atomic import write_text
+
+    path = Path(output)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(written, indent=1) + "\n")
+    print(f"\nresults: {path}")
 
 
 class _Progress:
