@@ -1,19 +1,14 @@
 """How much memory sharding and predicting take, and whether it grows with the number of files."""
 
-import multiprocessing
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from tempfile import TemporaryDirectory, TemporaryFile
 
 from dataio.codec import preset_policy
-from dataio.layouts.genimage import GenImageLayout
 from dataio.layouts.synthetic import write_synthetic
-from dataio.plan import make_plan
-from dataio.shards import Job, run_job
 from engines.benchmark import family, lines_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,36 +31,20 @@ def peak_mib(pid: int, running: Callable[[], bool]) -> float:
     return peak / 1024
 
 
-def _watch(target: Callable[..., None], *arguments: Any) -> float:
-    process = multiprocessing.get_context("spawn").Process(target=target, args=arguments)
-    process.start()
-    peak = peak_mib(process.pid or 0, process.is_alive)
-    process.join()
-    if process.exitcode != 0:
-        raise RuntimeError(f"{target.__name__} ended with code {process.exitcode}")
+def _watch(*words: str) -> float:
+    """Peak of a launch command, MiB.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    command = [sys.executable, str(ROOT / "launch" / words[0]), *words[1:]]
+    with TemporaryFile("w+") as errors:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
+        peak = peak_mib(process.pid, lambda: process.poll() is None)
+        if process.returncode != 0:
+            errors.seek(0)
+            raise RuntimeError(f"{words[0]}: {errors.read().strip()[-500:]}")
     return peak
-
-
-def _job(source: Path, output: Path) -> Job:
-    # Two processes: one would write in the process that also made the plan.
-    layout = GenImageLayout(source, val_fraction=0.1)
-    policy = preset_policy("default", _SIDE)
-    return Job(layout, output, policy, workers=2, quiet=True, allow_duplicates=True)
-
-
-def _plan(source: Path, output: Path) -> None:
-    job = _job(source, output)
-    job.work.mkdir(parents=True)
-    # With the source, as `run_job` compares it before it goes on with a plan.
-    make_plan(job.layout, job.work, job.policy, {**job.settings, "source": job.layout.root})
-
-
-def _write(source: Path, output: Path) -> None:
-    run_job(_job(source, output))
-
-
-def _nothing(source: Path, output: Path) -> None:
-    """What the imports alone take."""
 
 
 def _source(folder: Path, files: int, say: Callable[[str], None]) -> Path:
@@ -77,18 +56,34 @@ def _source(folder: Path, files: int, say: Callable[[str], None]) -> Path:
 def shard_memory(folder: Path, counts: Sequence[int], say: Callable[[str], None]) -> list[dict[str, float]]:
     """Peak memory of launch/shard.py's work for each number of tiny files, MiB.
 
+    Done as two tasks and a merge, so that writing is seen apart from the plan.
+
     Returns:
-        rows of files, imports_mib (of a process that does nothing), plan_mib (that lists and
-        permutes the files), write_mib (the largest of those that write and merge, plan given).
+        rows of files, imports_mib (--help), plan_mib (the first task: lists and permutes the files,
+        writes half of the shards), write_mib (the second, which finds the plan), merge_mib (--finish).
     """
     rows = []
     for files in counts:
         source = _source(folder, files, say)
         with TemporaryDirectory(dir=folder) as name:
-            output = Path(name) / "shards"
-            row = {"files": files, "imports_mib": _watch(_nothing, source, output)}
-            row["plan_mib"] = _watch(_plan, source, output)
-            row["write_mib"] = _watch(_write, source, output)
+            words = [
+                "shard.py",
+                "--layout",
+                "genimage",
+                "--source",
+                str(source),
+                "--output",
+                f"{name}/shards",
+            ]
+            words += ["--val-fraction", "0.1", "--codec.size", str(_SIDE), "--workers", "2"]
+            words += ["--samples-per-shard", "500", "--allow-duplicates"]
+            row = {
+                "files": files,
+                "imports_mib": _watch("shard.py", "--help"),
+                "plan_mib": _watch(*words, "--task", "0/2"),
+                "write_mib": _watch(*words, "--task", "1/2"),
+                "merge_mib": _watch(*words, "--finish"),
+            }
         say(f"shard-memory, {files} files: plan {row['plan_mib']:.0f}, writing {row['write_mib']:.0f} MiB")
         rows.append(row)
     return rows
@@ -106,17 +101,8 @@ def predict_memory(folder: Path, counts: Sequence[int], say: Callable[[str], Non
     for files in counts:
         source = _source(folder, files, say)
         output = folder / "predictions.csv"
-        command = [sys.executable, str(ROOT / "launch/predict.py"), "--checkpoint", str(checkpoint)]
-        process = subprocess.Popen(
-            [*command, "--output", str(output), str(source)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        peak = peak_mib(process.pid, lambda process=process: process.poll() is None)  # type: ignore[misc]
-        assert process.stderr is not None
-        if process.returncode != 0:
-            raise RuntimeError(f"predict.py: {process.stderr.read().strip()[-500:]}")
+        words = ["predict.py", "--checkpoint", str(checkpoint), "--output", str(output), str(source)]
+        peak = _watch(*words)
         with open(output, "rb") as file:
             written = sum(1 for _ in file) - 1
         if written != files:

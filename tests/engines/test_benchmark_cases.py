@@ -1,11 +1,13 @@
 """What the benchmark's cases of training, saving and finetuning compute; never how fast anything is."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
 
-from engines import benchmark_goals, roofline
+from engines import benchmark_goals, benchmark_memory, roofline
 from engines.benchmark import Result, Settings
 from engines.benchmark_document import document, table
 from engines.benchmark_finetune import _Counting, write_conversations
@@ -123,3 +125,19 @@ def test_time_to_an_error_counts_training_and_validation():
     lines = [line("train", 2.0, 0.01), line("val", 0.5, 0.2), line("train", 2.0), line("val", 0.5, 0.03)]
     assert benchmark_goals.time_to_error(lines, 0.0306) == 5.0
     assert benchmark_goals.time_to_error(lines[:3], 0.0306) is None
+
+
+# ---- memory -----------------------------------------------------------------------------------
+
+
+def test_memory_is_that_of_the_largest_process_while_it_runs():
+    # In a grandchild: 100 MiB that the first process never had.
+    inner = "import time; held = b'x' * (100 << 20); time.sleep(1)"
+    script = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}])"
+    process = subprocess.Popen([sys.executable, "-c", script])
+    assert 100 < benchmark_memory.peak_mib(process.pid, lambda: process.poll() is None) < 200
+
+
+def test_the_table_says_what_a_file_more_costs():
+    rows = [{"files": 1000, "plan_mib": 50.0}, {"files": 3000, "plan_mib": 52.0}]
+    assert benchmark_memory.table(rows).splitlines()[-1] == "| each file more | 1,049 bytes |"
