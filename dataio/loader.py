@@ -183,6 +183,12 @@ def _resamples(shards: ShardSet, config: DataConfig, train: bool) -> bool:
     return sides != {config.size}
 
 
+def _largest(shards: ShardSet) -> tuple[int, int]:
+    """(width, height) that no image of the split exceeds, pixels."""
+    largest = shards.manifest["splits"][shards.split]["largest"]
+    return largest["width"], largest["height"]
+
+
 class Loader:
     """Iterates `Batch`es of the given work, in order; holds no randomness.
 
@@ -219,6 +225,7 @@ class Loader:
             resample=_resamples(shards, config, train),
             pad=train and config.pad > 0,
             augmented=train and config.augment.in_pipeline,
+            largest=_largest(shards),
         )
         self._batch = batch
         self._pipeline = self._build(self._feed(), batch=batch)

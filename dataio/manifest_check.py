@@ -41,6 +41,9 @@ def _split_fault(split: Any) -> str:
         return " is no object"
     if not _count(split.get("samples")):
         return ".samples is no count"
+    largest = split.get("largest")
+    if not isinstance(largest, dict) or not all(_count(largest.get(side)) for side in ("width", "height")):
+        return ".largest has no width and height"
     index, shards = split.get("index"), split.get("shards")
     if not isinstance(index, dict) or _file_fault(index, ""):
         return f".index{_file_fault(index, '') if isinstance(index, dict) else ' is no object'}"

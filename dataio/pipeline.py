@@ -26,6 +26,7 @@ def build_pipeline(
     resample: bool,
     pad: bool,
     augmented: bool,
+    largest: tuple[int, int] = (0, 0),
 ) -> Any:
     """Build the pipeline from encoded bytes to normalised images.
 
@@ -35,6 +36,7 @@ def build_pipeline(
         resample: boxes may differ in size from the network's input.
         pad: boxes may reach into a border of the mean colour.
         augmented: the source yields knobs, and `config.augment` applies.
+        largest: width and height that no image exceeds, pixels; (0, 0): unknown.
     """
     from nvidia.dali import fn, pipeline_def
     from nvidia.dali import types as dali_types
@@ -46,6 +48,8 @@ def build_pipeline(
     if gpu:
         decoder["hw_decoder_load"] = 0.0 if config.deterministic else config.hw_decoder_load
         decoder["jpeg_fancy_upsampling"] = config.deterministic
+        # The hardware decoder's memory for the largest image, now: growing it in a step waits for the GPU.
+        decoder["preallocate_width_hint"], decoder["preallocate_height_hint"] = largest
     fill = [255.0 * m for m in config.mean]
     kinds = [types.UINT8, types.INT32, types.INT32, types.INT32]
     ranks = [1, 1, 1, 0]

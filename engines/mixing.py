@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.stats import beta
 
 from dataio.order import PURPOSE_MIX, uniform
 
@@ -54,6 +53,8 @@ def mix(
         return image, 1.0
     cut = config.mixup == 0 or (config.cutmix > 0 and which < 0.5)
     alpha = config.cutmix if cut else config.mixup
+    from scipy.stats import beta  # most of a second to import, for the runs that mix
+
     own = float(beta.ppf(share, alpha, alpha))
     # Which of the two is called "own" is arbitrary; the larger share keeps errors countable.
     own = max(own, 1 - own)

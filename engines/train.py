@@ -1,10 +1,11 @@
 """A training run from start to end: prepare, resume, loop, save, finish."""
 
+import gc
 import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -19,7 +20,6 @@ from engines import checkpoints, faults
 from engines.command import EXIT_RUN_AGAIN, EXIT_USER_ERROR, verdict_in_file
 from engines.config import Config, to_dict, to_yaml
 from engines.heartbeat import Heartbeat, LostRankError, is_lost_connection
-from engines.panels import Panels
 from engines.process import FolderLock, StopRequest, World, from_main, join, leave, together
 from engines.profiling import StepProfile
 from engines.resume import check_same_run, find_state
@@ -28,6 +28,9 @@ from engines.saving import Saver, snapshot
 from engines.trainer import Trainer
 from engines.verdict import EXIT, write_exit
 from models.flops import peak_flops
+
+if TYPE_CHECKING:
+    from engines.panels import Panels
 
 
 def run_training(config: Config) -> int:
@@ -154,7 +157,11 @@ class _Run:
         self.saver = Saver(store, folder / "best.pt", self.log.sync, background=config.checkpoint.background)
         trainer.folder = folder
         shows = config.log.images > 0 and world.is_main and not self._finished()
-        self.panels = Panels(folder, config, trainer.train_set.labels, self.log) if shows else None
+        self.panels: Panels | None = None
+        if shows:
+            from engines import panels  # a second to import, for the process that draws
+
+            self.panels = panels.Panels(folder, config, trainer.train_set.labels, self.log)
         self._clock = time.perf_counter()
         self._logged_step = trainer.step
         self._peak = (
@@ -176,6 +183,9 @@ class _Run:
             self.say(f"{self.folder}: already finished at step {trainer.step}")
             return 0, "already finished"
         self._introduce()
+        # What lives as long as the run (modules, model, index) is not looked at again by each collection.
+        gc.collect()
+        gc.freeze()
         code = 1
         trainer.heartbeat = heartbeat = Heartbeat(self.world, self.config.train.timeout, self._note_hang)
         try:
@@ -186,6 +196,7 @@ class _Run:
                 raise
             raise LostRankError(heartbeat.diagnose()) from error
         finally:
+            gc.unfreeze()
             heartbeat.close()
             self._end_trace(None)
             self.saver.close()

@@ -39,6 +39,8 @@ def main() -> int:
         if is_main_process() and folder is not None and folder.is_dir():
             write_exit(folder, EXIT_USER_ERROR, str(error))
         raise SharedError(str(error)) from None
+    if is_main_process():
+        print(f"{config.run.dir}: loading DeepSpeed and transformers", flush=True)
     from engines.finetune import run_finetuning  # seconds to import, which --help need not wait for
 
     return run_finetuning(config)

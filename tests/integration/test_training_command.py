@@ -67,6 +67,8 @@ def test_killed_in_mid_epoch_and_run_again_gives_the_same_bits(
     folder = tmp_path / "run"
     command = torchrun(processes, "launch/train.py", *train(tiny_shards, folder))
     launcher = start_and_wait(command, folder, KILLED_AT)
+    # Written in the background: the step may be logged before its checkpoint is there.
+    wait_until(lambda: any((folder / "checkpoints").glob("step_*.pt")), 60, "a whole checkpoint")
     workers = workers_of(launcher)
     assert len(workers) == processes
     victims = {"everything": [launcher.pid, *workers], "launcher": [launcher.pid], "one rank": workers[-1:]}
