@@ -11,6 +11,7 @@ _MODULES = {
     "benchmark_scaling": ("scaling",),
     "benchmark_checkpoint": ("checkpoint",),
     "benchmark_finetune": ("finetune", "finetune-full"),
+    "benchmark_worth": ("worth",),
 }
 
 

@@ -19,7 +19,8 @@ from models.dual_head import DualHead
 from models.flops import peak_flops
 
 
-def _steps(trainer: Trainer, settings: Settings) -> Callable[[], Run]:
+def training_steps(trainer: Trainer, settings: Settings) -> Callable[[], Run]:
+    """What runs a trainer for a while; its arithmetic as shares of what the device could do at best."""
     data, batch, limits = trainer.config.data, trainer.config.train.micro_batch, settings.limits
     traffic = step_traffic(trainer.model, batch, data.size, trainer.precision)
     intensity = batch * trainer.flops_per_image / traffic
@@ -48,7 +49,7 @@ def _steps(trainer: Trainer, settings: Settings) -> Callable[[], Run]:
 
 @contextmanager
 def _train_ours(settings: Settings) -> Iterator[Callable[[], Run]]:
-    yield _steps(make_trainer(settings), settings)
+    yield training_steps(make_trainer(settings), settings)
 
 
 @contextmanager
@@ -56,7 +57,7 @@ def _step_ours(settings: Settings) -> Iterator[Callable[[], Run]]:
     trainer = make_trainer(settings)
     batch = next(trainer._batches())
     trainer._loader = itertools.repeat(batch)  # type: ignore[assignment]
-    yield _steps(trainer, settings)
+    yield training_steps(trainer, settings)
 
 
 # ---- evaluation -----------------------------------------------------------------------------

@@ -29,14 +29,19 @@ NAMES = (
     *("scaling", "checkpoint", "finetune", "finetune-full"),
 )
 
+APART = ("worth",)  # groups that `all` leaves out
 MEMORY = ("shard-memory", "predict-memory")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(description="Measure telltale beside the usual ways of doing the same.")
     add = parser.add_argument
-    every = ", ".join(NAMES)
-    add("groups", nargs="+", help=f"all; some of {every}; some of {', '.join(MEMORY)}; or gpu-goals")
+    every = ", ".join((*NAMES, *APART))
+    add(
+        "groups",
+        nargs="+",
+        help=f"all (but {', '.join(APART)}); some of {every}; some of {', '.join(MEMORY)}; or gpu-goals",
+    )
     add("--files", default="1000,10000", help="shard-memory, predict-memory: numbers of tiny files")
     add("--device", choices=["cpu", "cuda"], default="cpu", help="where loading and training compute")
     add("--data", default="data/benchmark", help="folder of the images, drawn here where missing")
@@ -57,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     goals = options.groups == ["gpu-goals"]
     names = list(NAMES) if options.groups == ["all"] or goals else options.groups
     for name in names:
-        if name not in NAMES:
+        if name not in (*NAMES, *APART):
             raise UserError(
                 f"{name}: no such group; expected all, or some of {every}; alone: gpu-goals, {', '.join(MEMORY)}"
             )
@@ -81,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = Path(options.data) / f"{given['images']}-{given['small']}"
     facts, say = benchmark_document.machine(), _Progress()
     limits = None
-    if {"step", "train"} & set(names):
+    if {"step", "train", *APART} & set(names):
         say("measuring memory and arithmetic")
         precision = "bf16" if options.device == "cuda" else "fp32"
         limits = roofline.measure(options.device, precision, options.workers)
