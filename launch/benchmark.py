@@ -37,11 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(description="Measure telltale beside the usual ways of doing the same.")
     add = parser.add_argument
     every = ", ".join((*NAMES, *APART))
-    add(
-        "groups",
-        nargs="+",
-        help=f"all (but {', '.join(APART)}); some of {every}; some of {', '.join(MEMORY)}; or gpu-goals",
-    )
+    kinds = f"all (but {', '.join(APART)}); some of {every}; some of {', '.join(MEMORY)}; or gpu-goals"
+    add("groups", nargs="+", help=kinds)
     add("--files", default="1000,10000", help="shard-memory, predict-memory: numbers of tiny files")
     add("--device", choices=["cpu", "cuda"], default="cpu", help="where loading and training compute")
     add("--data", default="data/benchmark", help="folder of the images, drawn here where missing")
