@@ -7,7 +7,6 @@ has the case's memory and processor time to itself.
 
 import multiprocessing
 import os
-import resource
 import statistics
 import time
 import traceback
@@ -175,13 +174,17 @@ def _cpu_seconds() -> float:
 
 
 def _peak_mib() -> float:
-    """Resident memory of the family's largest member, at its peak; MiB."""
-    peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    for folder in family(os.getpid())[1:]:
-        peaks += [
-            int(line.split()[1]) for line in lines_of(str(folder / "status")) if line.startswith("VmHWM")
-        ]
-    return max(peaks) / 1024
+    """Resident memory of the family's largest member, at its peak; MiB.
+
+    VmHWM, not ru_maxrss: that begins with what the parent had when it started this process.
+    """
+    marks = [
+        int(line.split()[1])
+        for folder in family(os.getpid())
+        for line in lines_of(str(folder / "status"))
+        if line.startswith("VmHWM")
+    ]
+    return max(marks, default=0) / 1024
 
 
 class _Child:
