@@ -24,6 +24,7 @@ from dataio.errors import UserError
 from dataio.index import ShardSet
 from dataio.order import EpochOrder, centre_boxes, train_boxes
 from dataio.pipeline import build_pipeline
+from dataio.ranges import named
 from dataio.sampling import BalancedOrder
 from dataio.tars import DamagedSample
 
@@ -252,8 +253,13 @@ class Loader:
         self._pipeline = self._build(self._feed(), batch=batch)
 
     def _feed(self) -> Iterator[tuple[Any, ...]]:
-        for wanted in self._work:
-            work, encoded = self._readable(wanted)
+        while True:
+            with named("augment"):
+                wanted = next(self._work, None)
+            if wanted is None:
+                return
+            with named("read"):
+                work, encoded = self._readable(wanted)
             if encoded:
                 self._in_flight.append((wanted, work))
                 yield self._inputs(work, encoded)
@@ -294,8 +300,9 @@ class Loader:
         start, shape = (np.ascontiguousarray(part) for part in (work.boxes[:, :2], work.boxes[:, 2:]))
         inputs = (encoded, start, shape, work.flips)
         if work.knobs is not None:
-            for number in np.flatnonzero(work.knobs[:, WEBP]):
-                encoded[number] = through_webp(encoded[number], work.knobs[number, WEBP])
+            with named("augment"):
+                for number in np.flatnonzero(work.knobs[:, WEBP]):
+                    encoded[number] = through_webp(encoded[number], work.knobs[number, WEBP])
         return (*inputs, work.knobs) if self._augment.in_pipeline and work.knobs is not None else inputs
 
     def __iter__(self) -> "Loader":
@@ -313,9 +320,10 @@ class Loader:
         return Batch(image, labels[0], labels[1], torch.from_numpy(work.ids))
 
     def _run(self, pipeline: Any) -> Any:
-        if self.device.type == "cuda":
-            return pipeline.run(torch.cuda.current_stream(self.device))[0]
-        return pipeline.run()[0]
+        with named("decode"):
+            if self.device.type == "cuda":
+                return pipeline.run(torch.cuda.current_stream(self.device))[0]
+            return pipeline.run()[0]
 
     def _images(self) -> Any:
         while True:

@@ -5,19 +5,14 @@ others, alternating with them, so that a machine that slows down slows all of th
 has the case's memory and processor time to itself.
 """
 
-import json
 import multiprocessing
 import os
-import platform
-import resource
 import statistics
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -25,19 +20,7 @@ from typing import Any
 import torch
 
 from dataio.errors import UserError
-from engines.report import commit_of
-
-SCHEMA, VERSION = "telltale-benchmark", 1
-PACKAGES = (
-    "torch",
-    "torchvision",
-    "nvidia-dali-cuda130",
-    "webdataset",
-    "pillow",
-    "simplejpeg",
-    "timm",
-    "numpy",
-)
+from engines.roofline import Limits
 
 
 @dataclass(frozen=True)
@@ -48,6 +31,7 @@ class Settings:
         folder: of the data, made by `benchmark_data.prepare`. device: "cpu" or "cuda".
         images, small: how many images of 256 px and of 32 px. workers: processes or threads.
         seconds: about how long one run of a case should take at least.
+        limits: what the device could do at best, where that was measured.
     """
 
     folder: str
@@ -56,7 +40,8 @@ class Settings:
     small: int = 4000
     workers: int = 2
     batch: int = 64
-    seconds: float = 2.0
+    seconds: float = 1.5
+    limits: Limits | None = None
 
 
 @dataclass(frozen=True)
@@ -73,14 +58,23 @@ class Run:
 Case = Callable[[Settings], AbstractContextManager[Callable[[], Run]]]
 
 
+class Unavailable(Exception):
+    """A case cannot run here (a package is missing, a GPU too small); the group goes on without it."""
+
+
 @dataclass(frozen=True)
 class Group:
-    """Cases that do the same work; the first is ours."""
+    """Cases that do the same work; the first is ours.
+
+    Attributes:
+        alone: on a GPU, a case's process ends before the next begins: its memory holds only one.
+    """
 
     name: str
     what: str
     unit: str
     cases: dict[str, Case]
+    alone: bool = False
 
 
 @dataclass
@@ -124,6 +118,7 @@ def _serve(connection: Connection, group: str, case: str, settings: Settings) ->
     from engines.benchmark_groups import GROUPS
 
     torch.set_num_threads(1)
+    os.dup2(2, 1)  # what libraries print is not part of the table
     try:
         with GROUPS[group].cases[case](settings) as once:
             connection.send("ready")
@@ -133,15 +128,25 @@ def _serve(connection: Connection, group: str, case: str, settings: Settings) ->
                 connection.send((run, _cpu_seconds() - begin, _peak_mib()))
     except EOFError:
         pass  # the parent is gone
+    except Unavailable as error:
+        connection.send(f"unavailable: {error}")
     except UserError as error:
         connection.send(f"error: {error}")
     except Exception:
         connection.send(f"error: {traceback.format_exc()}")
 
 
-def _family() -> list[Path]:
-    """The /proc folders of this process and of all that descend from it."""
-    found, todo = [], [os.getpid()]
+def lines_of(path: str) -> Iterator[str]:
+    """Of a file; none where it cannot be read."""
+    try:
+        yield from Path(path).read_text().splitlines()
+    except OSError:
+        return
+
+
+def family(root: int) -> list[Path]:
+    """The /proc folders of a process, by its id, and of all that descend from it."""
+    found, todo = [], [root]
     while todo:
         folder = Path(f"/proc/{todo.pop()}")
         try:
@@ -159,7 +164,7 @@ def _family() -> list[Path]:
 def _cpu_seconds() -> float:
     """Of the family, with its members that have ended; seconds."""
     ticks = 0
-    for folder in _family():
+    for folder in family(os.getpid()):
         try:
             # user, system, and both of children that were waited for: proc(5).
             ticks += sum(map(int, (folder / "stat").read_text().rpartition(")")[2].split()[11:15]))
@@ -169,11 +174,17 @@ def _cpu_seconds() -> float:
 
 
 def _peak_mib() -> float:
-    """Resident memory of the family's largest member, at its peak; MiB."""
-    peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    for folder in _family()[1:]:
-        peaks += [int(line.split()[1]) for line in _lines(str(folder / "status")) if line.startswith("VmHWM")]
-    return max(peaks) / 1024
+    """Resident memory of the family's largest member, at its peak; MiB.
+
+    VmHWM, not ru_maxrss: that begins with what the parent had when it started this process.
+    """
+    marks = [
+        int(line.split()[1])
+        for folder in family(os.getpid())
+        for line in lines_of(str(folder / "status"))
+        if line.startswith("VmHWM")
+    ]
+    return max(marks, default=0) / 1024
 
 
 class _Child:
@@ -185,13 +196,23 @@ class _Child:
         self._process = spawning.Process(target=_serve, args=(theirs, group.name, name, settings))
         self._process.start()
         theirs.close()
-        self._expect(f"{group.name} {name}: could not be made")
+        self._what = f"{group.name} {name}: could not be made"
+
+    def ready(self) -> None:
+        """Wait until the case is made.
+
+        Raises:
+            Unavailable: it cannot run here. RuntimeError: it failed.
+        """
+        self._expect(self._what)
 
     def _expect(self, what: str) -> Any:
         try:
             answer = self._connection.recv()
         except EOFError:
             answer = f"error: its process ended with code {self._process.exitcode}"
+        if isinstance(answer, str) and answer.startswith("unavailable: "):
+            raise Unavailable(answer.removeprefix("unavailable: "))
         if isinstance(answer, str) and answer.startswith("error: "):
             raise RuntimeError(f"{what}: {answer.removeprefix('error: ')}")
         return answer
@@ -218,24 +239,42 @@ def run_group(group: Group, settings: Settings, repeats: int, say: Callable[[str
         repeats: timed runs of each case, after the cold one. say: hears of progress.
 
     Returns:
-        one result for each case, in the group's order.
+        one result for each case that is not `Unavailable`, in the group's order.
 
     Raises:
         RuntimeError: a case failed.
     """
+    found: list[Result] = []
+    one_by_one = group.alone and settings.device == "cuda"
+    for names in [[name] for name in group.cases] if one_by_one else [list(group.cases)]:
+        found += _turn_about(group, names, settings, repeats, say)
+    return found
+
+
+def _turn_about(
+    group: Group, names: Sequence[str], settings: Settings, repeats: int, say: Callable[[str], None]
+) -> list[Result]:
     children: list[_Child] = []
-    runs: dict[str, list[tuple[Run, float, float]]] = {name: [] for name in group.cases}
+    runs: dict[str, list[tuple[Run, float, float]]] = {name: [] for name in names}
     try:
-        for name in group.cases:
-            children.append(_Child(group, name, settings))
+        # Made side by side, for most of it is importing; run one at a time.
+        children += [_Child(group, name, settings) for name in names]
+        for child in list(children):
+            try:
+                child.ready()
+            except Unavailable as reason:
+                say(f"{group.name}: without {child.name}: {reason}")
+                children.remove(child)
+                child.end()
         for turn in range(repeats + 1):
             for child in children:
                 runs[child.name].append(child.once())
-            say(f"{group.name}: {'cold run' if turn == 0 else f'run {turn} of {repeats}'} done")
+            if children:
+                say(f"{group.name}: {'cold run' if turn == 0 else f'run {turn} of {repeats}'} done")
     finally:
         for child in children:
             child.end()
-    return [_result(group, name, runs[name]) for name in group.cases]
+    return [_result(group, child.name, runs[child.name]) for child in children]
 
 
 def _result(group: Group, name: str, runs: Sequence[tuple[Run, float, float]]) -> Result:
@@ -253,116 +292,3 @@ def _result(group: Group, name: str, runs: Sequence[tuple[Run, float, float]]) -
         peak_mib=max(peak for _, _, peak in runs),
         extra=extra,
     )
-
-
-def machine() -> dict[str, Any]:
-    """What the figures were measured on; no host's name."""
-    processor = next(
-        (line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
-        platform.processor(),
-    )
-    memory = next(
-        (int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal")), 0
-    )
-    return {
-        "processor": processor,
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(memory / 2**20, 1),
-        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
-        "gpus": torch.cuda.device_count(),
-        "load_before": round(os.getloadavg()[0], 2),
-        "system": f"{platform.system()} {platform.machine()}",
-    }
-
-
-def _lines(path: str) -> Iterator[str]:
-    try:
-        yield from Path(path).read_text().splitlines()
-    except OSError:
-        return
-
-
-def document(
-    results: Sequence[Result], groups: Sequence[Group], settings: Settings, facts: dict[str, Any]
-) -> dict[str, Any]:
-    """All of a run as JSON values; `facts` is `machine()` of before it."""
-    return {
-        "schema": SCHEMA,
-        "version": VERSION,
-        "commit": commit_of(),
-        "machine": facts,
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
-        "command": " ".join(["python", *[os.path.relpath(sys.argv[0]), *sys.argv[1:]]]),
-        "settings": {key: value for key, value in asdict(settings).items() if key != "folder"},
-        "results": [{**asdict(result), "median": result.median} for result in results],
-        "ratios": ratios(results, groups),
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def ratios(results: Sequence[Result], groups: Sequence[Group]) -> dict[str, float]:
-    """How many times as fast our case of a group is as each other one."""
-    found: dict[str, float] = {}
-    for group in groups:
-        own = {result.case: result.median for result in results if result.group == group.name}
-        names = list(own)
-        found |= {f"{group.name}: {names[0]} / {name}": own[names[0]] / own[name] for name in names[1:]}
-    return found
-
-
-def table(written: dict[str, Any]) -> str:
-    """A run's document as Markdown."""
-    m = written["machine"]
-    where = f"{m['cores']} cores of {m['processor']}, {m['memory_gib']:g} GiB" + (
-        f", {m['gpus']} x {m['gpu']}" if m["gpu"] else ""
-    )
-    lines = [
-        f"`{written['command']}`; commit {written['commit'] or 'unknown'}; {where}; "
-        f"load before it {m['load_before']:g}.",
-        "",
-        "| what | case | per second (lowest to highest) | cold | CPU ms each | peak MiB | other |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for r in written["results"]:
-        other = ", ".join(f"{key.replace('_', ' ')} {value:.3g}" for key, value in r["extra"].items())
-        spread = f"{min(r['rates']):,.0f} to {max(r['rates']):,.0f}"
-        lines.append(
-            f"| {r['group']} | {r['case']} | {r['median']:,.0f} ({spread}) {r['unit']} | "
-            f"{r['cold']:,.0f} | {1000 * r['cpu_seconds_per_image']:.3g} | {r['peak_mib']:,.0f} | {other} |"
-        )
-    lines += ["", "| ratio of medians | times |", "|---|---|"]
-    lines += [f"| {name} | {value:.2f} |" for name, value in written["ratios"].items()]
-    return "\n".join(lines)
-
-
-def read_document(path: str | Path) -> dict[str, Any]:
-    """A document that an earlier run wrote.
-
-    Raises:
-        UserError: it cannot be read, or is another program's.
-    """
-    try:
-        found = json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]})") from None
-    if not isinstance(found, dict) or found.get("schema") != SCHEMA:
-        raise UserError(f"{path}: not a benchmark; give a JSON file of launch/benchmark.py")
-    return found
-
-
-def regressions(old: dict[str, Any], new: dict[str, Any], tolerance: float) -> list[str]:
-    """Cases whose median fell by more than this share, one line each."""
-    before = {(r["group"], r["case"]): r["median"] for r in old["results"]}
-    lines = []
-    for r in new["results"]:
-        was = before.get((r["group"], r["case"]))
-        if was is not None and r["median"] < was * (1 - tolerance):
-            fell = f"{1 - r['median'] / was:.0%} below {was:,.0f}"
-            lines.append(f"{r['group']} {r['case']}: {r['median']:,.0f} {r['unit']}/s, {fell}")
-    return lines

@@ -1,5 +1,35 @@
 """All groups of benchmark cases, by name, in the order they run."""
 
-from engines import benchmark_input, benchmark_model
+from collections.abc import Iterator, Mapping
+from importlib import import_module
 
-GROUPS = {**benchmark_input.GROUPS, **benchmark_model.GROUPS}
+from engines.benchmark import Group
+
+_MODULES = {
+    "benchmark_input": ("shard", "read", "decode", "load", "load-small"),
+    "benchmark_model": ("step", "train", "eval"),
+    "benchmark_scaling": ("scaling",),
+    "benchmark_checkpoint": ("checkpoint",),
+    "benchmark_finetune": ("finetune", "finetune-full"),
+    "benchmark_worth": ("worth",),
+}
+
+
+class _Groups(Mapping[str, Group]):
+    """Imports a group's module when it is asked for: a case's memory is not to hold the others' libraries."""
+
+    def __init__(self) -> None:
+        self._module = {name: module for module, names in _MODULES.items() for name in names}
+
+    def __getitem__(self, name: str) -> Group:
+        found: Group = import_module(f"engines.{self._module[name]}").GROUPS[name]
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._module)
+
+    def __len__(self) -> int:
+        return len(self._module)
+
+
+GROUPS = _Groups()

@@ -13,7 +13,8 @@ import torch
 
 from dataio.index import ShardSet
 from engines.benchmark import Case, Group, Run, Settings
-from engines.benchmark_model import _config, _steps, _world
+from engines.benchmark_detector import detector_config, world_of
+from engines.benchmark_model import training_steps
 from engines.config import Config
 from engines.trainer import Trainer
 
@@ -29,8 +30,8 @@ def _train(**changes: Any) -> Change:
 
 
 def _built(settings: Settings, change: Change) -> Trainer:
-    config = change(_config(settings))
-    return Trainer(config, _world(settings), ShardSet(config.data.shards, "train"), None)
+    config = change(detector_config(settings))
+    return Trainer(config, world_of(settings), ShardSet(config.data.shards, "train"), None)
 
 
 def _with(change: Change = lambda config: config) -> Case:
@@ -40,14 +41,14 @@ def _with(change: Change = lambda config: config) -> Case:
         trainer = _built(settings, change)
         gc.collect()
         gc.freeze()
-        yield _steps(trainer, settings)
+        yield training_steps(trainer, settings)
 
     return case
 
 
 @contextmanager
 def _unfrozen(settings: Settings) -> Iterator[Callable[[], Run]]:
-    yield _steps(_built(settings, lambda config: config), settings)
+    yield training_steps(_built(settings, lambda config: config), settings)
 
 
 @contextmanager
@@ -57,7 +58,7 @@ def _whole_images(settings: Settings) -> Iterator[Callable[[], Run]]:
     loader = trainer._batches()
     loader._build.keywords["pad"] = True
     loader._pipeline = loader._build(loader._feed(), batch=loader._batch)
-    yield _steps(trainer, settings)
+    yield training_steps(trainer, settings)
 
 
 @contextmanager
@@ -71,7 +72,7 @@ def _waiting(settings: Settings) -> Iterator[Callable[[], Run]]:
         trainer._meters.sum().item()
 
     trainer.train_step = train_step  # type: ignore[method-assign]
-    yield _steps(trainer, settings)
+    yield training_steps(trainer, settings)
 
 
 def _other_precision(config: Config) -> Config:

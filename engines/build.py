@@ -96,6 +96,9 @@ def wrap(
                 device_ids=[world.device.index] if world.device.type == "cuda" else None,
                 broadcast_buffers=False,  # the running statistics are averaged, once per step
                 gradient_as_bucket_view=True,
+                # Both heads are in every loss, and what is frozen is wrapped anew: one graph for all
+                # steps. Not of a compiled model: it was not tried.
+                static_graph=not config.train.compile,
             )
         shape = (config.train.micro_batch, 3, image_size, image_size)
         image = torch.zeros(shape, device=world.device).contiguous(memory_format=torch.channels_last)

@@ -17,6 +17,7 @@ from dataio.errors import UserError
 from engines.command import Parser
 from engines.config_file import check_config_file
 from engines.mixing import MixConfig
+from engines.profiling import parse_range
 from models.dual_head import ModelConfig
 
 C = TypeVar("C")
@@ -146,6 +147,8 @@ class TrainConfig:
     """A loss or gradient that is not finite stops all processes before the update, or only that step is skipped."""
     nonfinite_cap: int = 10
     """skip: more skipped steps than this stop the run after all."""
+    profile: str = ""
+    """START:STOP traces these steps (from 0, STOP left out) into RUN/profile/rankN.json.gz; empty: none."""
     timeout: float = 10.0
     """Minutes without progress after which all processes end and the one that hangs is named; 0: never."""
 
@@ -174,6 +177,7 @@ class TrainConfig:
             raise ValueError(f"train.early_stop_threshold is {self.early_stop_threshold}, expected [0, 1)")
         if self.nonfinite_cap < 0 or self.timeout < 0:
             raise ValueError("train.nonfinite_cap and train.timeout must be 0 or more")
+        parse_range(self.profile)
 
 
 @dataclass(kw_only=True)
@@ -274,6 +278,7 @@ FREE_KEYS = frozenset(
         # Until a step is not finite they change nothing; then a stopped run may go on with skip.
         "train.nonfinite",
         "train.nonfinite_cap",
+        "train.profile",
         "train.timeout",
         "log.every",
         "log.images",

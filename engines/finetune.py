@@ -52,14 +52,7 @@ def run_finetuning(config: FinetuneConfig) -> int:
     Raises:
         UserError: on every rank alike; exit.json is written by then.
     """
-    _stand_alone_environment()
-    world = join()
-    import deepspeed
-
-    # Wraps the group that exists; before from_pretrained, or ZeRO-3 takes this for the only process.
-    deepspeed.init_distributed(verbose=False)
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    world = start_deepspeed()
     folder = Path(config.run.dir)
     code, message, reason, lock = 1, "a programming error; see the log", "", None
     try:
@@ -77,6 +70,19 @@ def run_finetuning(config: FinetuneConfig) -> int:
             write_exit(folder, code, message, reason)
             lock.release()
         leave(world)
+
+
+def start_deepspeed() -> World:
+    """Join the other processes, with DeepSpeed's communication on top; also where there is only one."""
+    _stand_alone_environment()
+    world = join()
+    import deepspeed
+
+    # Wraps the group that exists; before from_pretrained, or ZeRO-3 takes this for the only process.
+    deepspeed.init_distributed(verbose=False)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    return world
 
 
 def _stand_alone_environment() -> None:
@@ -144,7 +150,9 @@ def _finetune(config: FinetuneConfig, world: World, folder: Path) -> tuple[int, 
     train_set = ConversationDataset(samples, processor, source.config)
     longest = int(train_set.lengths.max())
     together(world, lambda: check_memory(config, source.config, settings, world, precision, longest))
-    arguments = _arguments(config, checkpoints, settings, accumulation, precision, world, len(samples))
+    arguments = training_arguments(
+        config, checkpoints, settings, accumulation, precision, world, len(samples)
+    )
     # The arguments must live before the model is made: ZeRO-3 looks them up to partition it.
     model = together(world, lambda: load_model(config, precision, world.device))
     mark = {
@@ -162,7 +170,7 @@ def _finetune(config: FinetuneConfig, world: World, folder: Path) -> tuple[int, 
         if needs_universal(found, world.size):
             from_main(world, lambda: make_universal(checkpoint))
             settings["checkpoint"] = {"load_universal": True}
-            arguments = _arguments(
+            arguments = training_arguments(
                 config, checkpoints, settings, accumulation, precision, world, len(samples)
             )
     if world.is_main:
@@ -234,7 +242,7 @@ def _open(config: FinetuneConfig) -> Any:
         raise UserError(f"model.weights {' '.join(str(error).split())}") from None
 
 
-def _arguments(
+def training_arguments(
     config: FinetuneConfig,
     checkpoints: Path,
     settings: dict[str, Any],
@@ -243,6 +251,7 @@ def _arguments(
     world: World,
     count: int,
 ) -> TrainingArguments:
+    """The run's configuration in the Trainer's words; `count` conversations, `settings` DeepSpeed's."""
     train, optim = config.train, config.optim
     on_gpu = world.device.type == "cuda"
     schedule = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}[optim.schedule]

@@ -21,6 +21,7 @@ from engines.command import EXIT_RUN_AGAIN, EXIT_USER_ERROR, verdict_in_file
 from engines.config import Config, to_dict, to_yaml
 from engines.heartbeat import Heartbeat, LostRankError, is_lost_connection
 from engines.process import FolderLock, StopRequest, World, from_main, join, leave, together
+from engines.profiling import StepProfile
 from engines.resume import check_same_run, find_state
 from engines.runlog import RunLog
 from engines.saving import Saver, snapshot
@@ -117,9 +118,12 @@ def _train(config: Config, world: World, folder: Path) -> tuple[int, str, str]:
     if state is not None:
         together(world, lambda: check_same_run(config, world, state, train_set))
     trainer = together(world, lambda: Trainer(config, world, train_set, val_set))
+    profile = together(
+        world, lambda: StepProfile(config.train.profile, trainer.plan.total_steps, folder, world)
+    )
     if state is not None:
         trainer.load_state(state)
-    run = _Run(config, world, folder, store, trainer, state)
+    run = _Run(config, world, folder, store, trainer, state, profile)
     code, message = run.to_the_end()
     return code, message, run.stop.reason if code == EXIT_RUN_AGAIN else ""
 
@@ -135,8 +139,10 @@ class _Run:
         store: checkpoints.CheckpointFolder,
         trainer: Trainer,
         state: dict[str, Any] | None,
+        profile: StepProfile,
     ) -> None:
         self.config, self.world, self.folder, self.store, self.trainer = config, world, folder, store, trainer
+        self.profile = profile
         self.resumed_from = None if state is None else state["step"]
         self.best: dict[str, Any] = {} if state is None else state["best"]
         self.stop = StopRequest(world, folder)
@@ -192,6 +198,7 @@ class _Run:
         finally:
             gc.unfreeze()
             heartbeat.close()
+            self._end_trace(None)
             self.saver.close()
             self.log.close(code)
 
@@ -225,8 +232,10 @@ class _Run:
         if self.panels is not None and self.resumed_from is None:
             self.panels.inputs(trainer.first_batch(), trainer.step)
         while not self._finished():
+            self.profile.before(trainer.step)
             trainer.train_step()
             step = trainer.step
+            self._end_trace(step)
             trainer.beat(0)
             if step % plan.steps_per_epoch == 0:
                 faults.at("epoch.end", step)
@@ -250,6 +259,14 @@ class _Run:
         if saved != trainer.step:
             self._save()
         return self._finish(f"finished {trainer.step} steps")
+
+    def _end_trace(self, step: int | None) -> None:
+        """Write the trace once its last step is done; in any case where `step` is None."""
+        begin = time.perf_counter()
+        path = self.profile.close() if step is None else self.profile.after(step)
+        if path is not None:
+            self._clock += time.perf_counter() - begin  # writing it is not training time
+            self.say(f"trace of steps {self.config.train.profile}: {path}, for https://ui.perfetto.dev")
 
     def _finish(self, message: str) -> tuple[int, str]:
         if self.trainer.stalled:
@@ -323,15 +340,11 @@ class _Run:
         if not self.world.is_main:
             return
         begin = time.perf_counter()
-        state = {
-            **_HEADER,
-            **trainer.weights_file(checkpoints.cpu_state(trainer.model)),
-            **snapshot(trainer.state()),
-            "best": self.best,
-            "metrics_offset": self.log.length,
-            "wandb_id": self.log.wandb_id,
-        }
-        self.saver.checkpoint(state)
+        self.saver.checkpoint(
+            checkpoint_state(
+                trainer, best=self.best, metrics_offset=self.log.length, wandb_id=self.log.wandb_id
+            )
+        )
         self._clock += time.perf_counter() - begin
 
     def _export(self) -> None:
@@ -349,6 +362,20 @@ class _Run:
         best = self.best
         why = f"{best['metric']} {best['score']:.4f}" if self.trainer.val_set else "the last"
         self.say(f"finished: {path}; best.pt is step {best['step']} ({why})")
+
+
+def checkpoint_state(trainer: Trainer, **beside: Any) -> dict[str, Any]:
+    """What a checkpoint holds, copied: training may go on while it is written.
+
+    Args:
+        beside: what the run knows and the trainer does not (best, metrics_offset, wandb_id).
+    """
+    return {
+        **_HEADER,
+        **trainer.weights_file(checkpoints.cpu_state(trainer.model)),
+        **snapshot(trainer.state()),
+        **beside,
+    }
 
 
 _HEADER = {"format": checkpoints.FORMAT, "version": checkpoints.VERSION}

@@ -14,6 +14,7 @@ from dataio.errors import UserError
 from dataio.index import ShardSet
 from dataio.loader import Batch, Loader, TrainingOrder, training_work
 from dataio.order import PURPOSE_FORWARD, hash64
+from dataio.ranges import named
 from engines import faults
 from engines.batchnorm import RunningStatistics
 from engines.build import build_model, class_weights, make_deterministic, wrap
@@ -184,9 +185,12 @@ class Trainer:
             # Dropout and the like draw from torch's generator: the same for this micro-batch
             # on any number of processes, and after a resume.
             torch.manual_seed(int(hash64(config.run.seed, self.step, PURPOSE_FORWARD, place)) >> 1)
-            image, own = mix(config.mix, batch.image, seed=config.run.seed, step=self.step, micro_batch=place)
+            with named("augment"):
+                image, own = mix(
+                    config.mix, batch.image, seed=config.run.seed, step=self.step, micro_batch=place
+                )
             with self._gradient_sync(number == self.micro_batches - 1):
-                with self._autocast():
+                with named("forward"), self._autocast():
                     generator_logits, object_logits = self.forward(image)
                 generator_logits = faults.poison(generator_logits, self.step)
                 by_generator, by_object = dual_head_loss(
@@ -203,10 +207,12 @@ class Trainer:
                     + config.loss.object * by_object / known_objects
                 )
                 # DDP divides by the number of ranks; the loss is already a global mean.
-                self.scaler.scale(loss * world.size).backward()
+                with named("backward"):
+                    self.scaler.scale(loss * world.size).backward()
             with torch.no_grad():
                 tally.add(generator_logits, object_logits, batch.generator, batch.object)
-        self._update(tally)
+        with named("optimiser"):
+            self._update(tally)
         self.step += 1
         if self.average is not None:
             self.average.update(self.step)

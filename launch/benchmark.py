@@ -4,87 +4,146 @@ r"""Measure telltale beside the usual ways of doing the same, on this machine.
     python launch/benchmark.py load train --device cuda --repeats 5
     python launch/benchmark.py all --tiny
     python launch/benchmark.py load --compare docs/benchmarks/NAME.json
+    python launch/benchmark.py shard-memory predict-memory --files 1000,10000,100000
+    python launch/benchmark.py gpu-goals --device cuda --workers 16 --batch 256 --images 3000 --output goals.json
 
 Cases of a group run turn about, each in its own process, after one cold run. Prints a Markdown
 table; --output also writes JSON. With --compare, a median that fell by more than --tolerance ends
-the command with code 1.
+the command with code 1. gpu-goals runs tests/gpu and what the project's goals speak of, in at most
+ten minutes, and ends with code 1 where a floor is missed.
 """
 
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from dataio.errors import UserError
 from engines.command import Parser, run_command
 
-NAMES = ("shard", "read", "decode", "load", "load-small", "step", "train", "eval")
+NAMES = (
+    *("shard", "read", "decode", "load", "load-small", "step", "train", "eval"),
+    *("scaling", "checkpoint", "finetune", "finetune-full"),
+)
+
+APART = ("worth",)  # groups that `all` leaves out
+MEMORY = ("shard-memory", "predict-memory")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(description="Measure telltale beside the usual ways of doing the same.")
     add = parser.add_argument
-    add("groups", nargs="+", help=f"all, or some of: {', '.join(NAMES)}")
+    every = ", ".join((*NAMES, *APART))
+    kinds = f"all (but {', '.join(APART)}); some of {every}; some of {', '.join(MEMORY)}; or gpu-goals"
+    add("groups", nargs="+", help=kinds)
+    add("--files", default="1000,10000", help="shard-memory, predict-memory: numbers of tiny files")
     add("--device", choices=["cpu", "cuda"], default="cpu", help="where loading and training compute")
     add("--data", default="data/benchmark", help="folder of the images, drawn here where missing")
     add("--repeats", type=int, default=3, help="timed runs of each case")
-    add("--seconds", type=float, default=2.0, help="least time of a run")
+    add("--seconds", type=float, default=1.5, help="least time of a run")
     add("--workers", type=int, default=2, help="processes or threads of each case")
-    add("--batch", type=int, default=64, help="images in a batch (training on a CPU: 32)")
+    add("--batch", type=int, default=64, help="images in a batch (training on a CPU: at most 32)")
     add("--images", type=int, default=600, help="images of 256 px to draw")
     add("--small", type=int, default=4000, help="images of 32 px to draw")
     add("--tiny", action="store_true", help="few images, one short run: whether all of it works")
+    add("--cifake", default=None, help="gpu-goals: folder of CIFAKE's shards, to time its speed run")
     add("--output", default=None, help="JSON file of the results")
     add("--compare", default=None, help="an earlier JSON file to compare with")
     add("--tolerance", type=float, default=0.15, help="share by which a median may fall")
     options = parser.parse_args(argv)
-    names = list(NAMES) if options.groups == ["all"] else options.groups
+    if set(options.groups) <= set(MEMORY):
+        return _memory(options)
+    goals = options.groups == ["gpu-goals"]
+    names = list(NAMES) if options.groups == ["all"] or goals else options.groups
     for name in names:
-        if name not in NAMES:
-            raise UserError(f"{name}: no such group; expected all, or some of {', '.join(NAMES)}")
+        if name not in (*NAMES, *APART):
+            raise UserError(
+                f"{name}: no such group; expected all, or some of {every}; alone: gpu-goals, {', '.join(MEMORY)}"
+            )
     for key in ("repeats", "workers", "batch"):
         if options[key] < 1:
             raise UserError(f"--{key} is {options[key]}, expected at least 1")
 
     import torch
 
-    from engines import benchmark
+    from engines import benchmark, benchmark_document, benchmark_goals, roofline
     from engines.benchmark_data import prepare
     from engines.benchmark_groups import GROUPS
 
     if options.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: PyTorch sees no GPU here; use --device cpu")
-    old = benchmark.read_document(options.compare) if options.compare else None
+    old = benchmark_document.read_document(options.compare) if options.compare else None
     keys = ("device", "workers", "batch", "images", "small", "seconds")
     given = {key: options[key] for key in keys}
     if options.tiny:
         given |= {"images": 150, "small": 400, "batch": 16, "seconds": 0.1}
     folder = Path(options.data) / f"{given['images']}-{given['small']}"
-    settings = benchmark.Settings(folder=str(folder), **given)
-    facts = benchmark.machine()
-    say = _Progress()
+    facts, say = benchmark_document.machine(), _Progress()
+    limits = None
+    if {"step", "train", *APART} & set(names):
+        say("measuring memory and arithmetic")
+        precision = "bf16" if options.device == "cuda" else "fp32"
+        limits = roofline.measure(options.device, precision, options.workers)
+    settings = benchmark.Settings(folder=str(folder), limits=limits, **given)
     say(f"drawing and sharding {settings.images} and {settings.small} images in {folder}")
     prepare(settings)
-    groups = [GROUPS[name] for name in names]
-    results = []
-    for group in groups:
-        results += benchmark.run_group(group, settings, 1 if options.tiny else options.repeats, say)
-    written = benchmark.document(results, groups, settings, facts)
-    print(benchmark.table(written))
+    groups, results, repeats = [GROUPS[name] for name in names], [], 1 if options.tiny else options.repeats
+    rows = []
+    if goals:
+        results = benchmark_goals.measure(settings, repeats, say)
+        rows = benchmark_goals.judge(results, gpu=options.device == "cuda")
+        if options.cifake:
+            rows.append(benchmark_goals.run_cifake(options.cifake, folder, options.device, say))
+        rows.append(benchmark_goals.run_gpu_tests(say))
+    else:
+        for group in groups:
+            results += benchmark.run_group(group, settings, repeats, say)
+    written = benchmark_document.document(results, groups, settings, facts)
+    print(benchmark_document.table(written))
+    if goals:
+        written["goals"] = rows
+        print("\n" + benchmark_goals.table(rows))
     if options.output:
-        from dataio.atomic import write_text
-
-        path = Path(options.output)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(written, indent=1) + "\n")
-        print(f"\nresults: {path}")
+        _write(options.output, written)
+    if goals:
+        return 1 if any(row["met"] == "no" for row in rows) else 0
     if old is None:
         return 0
-    slower = benchmark.regressions(old, written, options.tolerance)
+    slower = benchmark_document.regressions(old, written, options.tolerance)
     print(f"\ncompared with {options.compare}: {'; '.join(slower) or 'nothing is slower than the tolerance'}")
     return 1 if slower else 0
+
+
+def _memory(options: Any) -> int:
+    try:
+        counts = [int(word) for word in options.files.split(",")]
+    except ValueError:
+        counts = []
+    if not counts or min(counts) < 10:
+        raise UserError(f"--files {options.files}: expected numbers of at least 10, such as 1000,10000")
+    from engines import benchmark_document, benchmark_memory
+
+    folder, say = Path(options.data) / "memory", _Progress()
+    folder.mkdir(parents=True, exist_ok=True)
+    facts, found = benchmark_document.machine(), {}
+    for name in options.groups:
+        found[name] = getattr(benchmark_memory, name.replace("-", "_"))(folder, counts, say)
+        print(f"{name}\n\n{benchmark_memory.table(found[name])}\n")
+    if options.output:
+        _write(options.output, {"machine": facts, **found})
+    return 0
+
+
+def _write(output: str, written: Any) -> None:
+    from dataio.atomic import write_text
+
+    path = Path(output)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(written, indent=1) + "\n")
+    print(f"\nresults: {path}")
 
 
 class _Progress:

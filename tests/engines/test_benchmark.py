@@ -3,24 +3,16 @@
 import json
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import pytest
 
 from dataio.errors import UserError
 from engines import benchmark
-from engines.benchmark import (
-    Group,
-    Result,
-    document,
-    machine,
-    ratios,
-    read_document,
-    regressions,
-    table,
-    timed,
-)
+from engines.benchmark import Group, Result, Run, Unavailable, run_group, timed
+from engines.benchmark_document import document, machine, ratios, read_document, regressions, table
 from engines.benchmark_groups import GROUPS
-from launch.benchmark import NAMES
+from launch.benchmark import APART, NAMES
 from tests.support import environment
 
 
@@ -70,14 +62,46 @@ def test_work_is_repeated_until_its_time_is_over():
 
 
 def test_the_command_knows_all_groups_and_ours_comes_first():
-    assert tuple(GROUPS) == NAMES
-    for group in GROUPS.values():
+    assert tuple(GROUPS) == (*NAMES, *APART)
+    for name, group in GROUPS.items():
+        assert group.name == name
         assert next(iter(group.cases)).startswith("telltale") and len(group.cases) > 1
+
+
+@contextmanager
+def counts(settings):
+    yield lambda: Run(2, 0.5)
+
+
+@contextmanager
+def lacks(settings):
+    if settings.seconds:
+        raise Unavailable("a GPU that is not here")
+    yield
+
+
+GROUPS_HERE = {"tried": Group("tried", "", "things", {"telltale": counts, "other": lacks, "third": counts})}
+
+
+def test_a_case_that_cannot_run_is_said_and_left_out(monkeypatch):
+    # Cases are looked up by name in a process of their own: this module's, in place of all groups.
+    monkeypatch.setattr("engines.benchmark._serve", serve_here)
+    said: list[str] = []
+    results = run_group(GROUPS_HERE["tried"], SETTINGS, 1, said.append)
+    assert [(result.case, result.median) for result in results] == [("telltale", 4.0), ("third", 4.0)]
+    assert "tried: without other: a GPU that is not here" in said
+
+
+def serve_here(connection, group, case, settings):
+    from engines import benchmark_groups
+
+    benchmark_groups.GROUPS = GROUPS_HERE  # type: ignore[assignment]
+    benchmark._serve(connection, group, case, settings)
 
 
 def command(repo_root, tmp_path, *words):
     line = [sys.executable, str(repo_root / "launch/benchmark.py"), *words, "--data", str(tmp_path / "data")]
-    return subprocess.run(line, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=280)
+    return subprocess.run(line, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=1100)
 
 
 def test_a_tiny_run_measures_every_case_and_is_compared(repo_root, tmp_path):
@@ -96,6 +120,7 @@ def test_a_tiny_run_measures_every_case_and_is_compared(repo_root, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_every_group_runs(repo_root, tmp_path):
     rest = [name for name in NAMES if name != "read"]
     done = command(repo_root, tmp_path, *rest, "--tiny", "--output", "b.json")
