@@ -37,6 +37,8 @@ class DataConfig:
     """Train and validate on photographs and these generators only; empty means all. The heads stay as they are."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """What else happens to training images."""
+    resident: bool = False
+    """Decode each split once, before the first step, and hold it on the device; images of one size, in each process."""
     sampling: Literal["natural", "balanced", "square_root"] = "natural"
     """How often each generator's images are drawn: as they are, equally, or by the root of their number."""
     size: int = 224
@@ -101,6 +103,13 @@ class DataConfig:
             raise ValueError(
                 "data.window_shards and data.prefetch must be at least 1, data.threads at least 0"
             )
+        if self.resident:
+            for name in ("rand_augment", "blur", "resize", "jpeg", "webp"):
+                if getattr(self.augment, name):
+                    raise ValueError(
+                        f"data.augment.{name} is {getattr(self.augment, name)}, expected 0 with data.resident, "
+                        "which crops, flips and erases only; set data.resident false"
+                    )
         if not 0 <= self.damaged_cap <= 1:
             raise ValueError(f"data.damaged_cap is {self.damaged_cap}, expected a share in [0, 1]")
         if self.cache_gib < 0:

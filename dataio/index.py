@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tokenize import TokenError
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -19,6 +19,9 @@ from dataio.errors import UserError
 from dataio.manifest_check import index_fault, manifest_fault
 from dataio.quarantine import Quarantine
 from dataio.tars import BLOCK, DamagedSample, Tars, Unreadable
+
+if TYPE_CHECKING:
+    from dataio.resident import Resident
 
 # One row per sample of a split, in shard order. `offset` and `size` are of the image's
 # bytes inside the tar; labels are -1 where unknown; `key` is the position in the plan.
@@ -131,6 +134,7 @@ class ShardSet:
         rows: structured array [N] of dtype SAMPLE.
         shard_sizes: int64 [shards], selected samples in each shard.
         labels: the label spaces.
+        resident: the decoded images, where `dataio.resident.hold` has put them in memory.
         quarantine: where loaders may leave out damaged samples; None: such a sample is an error.
 
     Raises:
@@ -174,6 +178,7 @@ class ShardSet:
         )
         self.tars = Tars(self.folder, self.shards)
         self.quarantine: Quarantine | None = None
+        self.resident: Resident | None = None
 
     def use_cache(self, folder: str | Path, cap_gib: float, *, strict: bool = True) -> None:
         """Read by way of copies in a folder of this machine; see `dataio.cache`.

@@ -171,7 +171,7 @@ def _centred(shards: ShardSet, config: DataConfig, ids: NDArray[np.int64]) -> Wo
     )
 
 
-def _resamples(shards: ShardSet, config: DataConfig, train: bool) -> bool:
+def resamples(shards: ShardSet, config: DataConfig, train: bool) -> bool:
     """Whether any box can differ from the network's input in size."""
     low_w, high_w, low_h, high_h = shards.image_sizes()
     if train and config.crop == "random":
@@ -192,6 +192,7 @@ class Loader:
         work: what to load, for instance from `training_work` or `evaluation_work`.
         batch: the most samples one batch of `work` has.
         train: whether the boxes are training crops (they may reach into the padding).
+        raw: give the boxes' pixels as they are decoded, uint8, all of one size.
 
     Raises:
         UserError: an image cannot be read or decoded; the message names its shard and key.
@@ -206,6 +207,7 @@ class Loader:
         batch: int,
         device: torch.device,
         train: bool,
+        raw: bool = False,
     ) -> None:
         self.shards, self.device = shards, device
         self._work, self._augment = work, config.augment
@@ -215,9 +217,10 @@ class Loader:
             build_pipeline,
             config=config,
             device=device,
-            resample=_resamples(shards, config, train),
+            resample=not raw and resamples(shards, config, train),
             pad=train and config.pad > 0,
             augmented=train and config.augment.in_pipeline,
+            raw=raw,
         )
         self._batch = batch
         self._pipeline = self._build(self._feed(), batch=batch)
