@@ -268,6 +268,13 @@ class ShardSet:
         width, height = self.rows["width"], self.rows["height"]
         return int(width.min()), int(width.max()), int(height.min()), int(height.max())
 
+    def sizes(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Widths and heights of samples, int64 [len(ids)] each, pixels."""
+        if self.resident is not None:  # all of one size: no look into the index
+            height, width = (side - 2 * self.resident.pad for side in self.resident.pixels.shape[1:3])
+            return np.full(len(ids), width, np.int64), np.full(len(ids), height, np.int64)
+        return self.rows["width"][ids].astype(np.int64), self.rows["height"][ids].astype(np.int64)
+
     def read(self, sample_id: int) -> NDArray[np.uint8]:
         """The encoded bytes of one image, uint8 [size].
 

@@ -99,7 +99,7 @@ class TrainingOrder:
     def announce(self, step: int) -> None:
         """Tell the shards' cache, if there is one, what is read from this step on: a window and the next."""
         cache = self.shards.tars.cache
-        if cache is None or self._balanced is not None:
+        if cache is None or self._balanced is not None or self.shards.resident is not None:
             return
         epoch, within = divmod(step, self.steps_per_epoch)
         self.step_ids(step)
@@ -122,8 +122,7 @@ class TrainingOrder:
 
     def _drawn(self, epoch: int, position: NDArray[np.int64], ids: NDArray[np.int64]) -> Work:
         """What the positions of an epoch do to these samples."""
-        rows = self.shards.rows[ids]
-        width, height = rows["width"].astype(np.int64), rows["height"].astype(np.int64)
+        width, height = self.shards.sizes(ids)
         c = self.config
         knobs = draw_knobs(c.augment, c.size, self.seed, epoch, position) if c.augment.active else None
         again = partial(self._drawn, epoch, position)
@@ -164,11 +163,7 @@ def evaluation_work(
 
 
 def _centred(shards: ShardSet, config: DataConfig, ids: NDArray[np.int64]) -> Work:
-    rows = shards.rows[ids]
-    return Work(
-        ids,
-        *centre_boxes(config.eval_crop, rows["width"].astype(np.int64), rows["height"].astype(np.int64)),
-    )
+    return Work(ids, *centre_boxes(config.eval_crop, *shards.sizes(ids)))
 
 
 def resamples(shards: ShardSet, config: DataConfig, train: bool) -> bool:

@@ -54,6 +54,15 @@ def uniform(
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
+def uniforms(
+    seed: int, epoch: int, purpose: int, position: NDArray[np.int64], draws: int
+) -> NDArray[np.float64]:
+    """The draws 0..draws-1 of each position, [draws, N], as `uniform` gives them one by one."""
+    numbers = np.arange(draws, dtype=np.uint64)[:, None]
+    bits = hash64(seed, epoch, purpose, position.astype(np.uint64)[None], numbers)
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
 class EpochOrder:
     """A two-level shuffle of one epoch: shards, then samples within a window of shards.
 
@@ -138,26 +147,23 @@ def train_boxes(
         boxes int32 [N, 4] as (y, x, height, width) in source pixels, y and x negative
         inside the padding; flips int32 [N], 0 or 1.
     """
-
-    def draw(number: int) -> NDArray[np.float64]:
-        return uniform(seed, epoch, PURPOSE_CROP, position, number)
-
+    draw = uniforms(seed, epoch, PURPOSE_CROP, position, 3 if crop == "random" else 5)
     if crop == "random":
         box_w = np.minimum(size, width + 2 * pad)
         box_h = np.minimum(size, height + 2 * pad)
         slack_w, slack_h = width + 2 * pad - box_w, height + 2 * pad - box_h
     else:
-        area = width * height * (scale[0] + draw(3) * (scale[1] - scale[0]))
-        log_ratio = np.log(ratio[0]) + draw(4) * (np.log(ratio[1]) - np.log(ratio[0]))
+        area = width * height * (scale[0] + draw[3] * (scale[1] - scale[0]))
+        log_ratio = np.log(ratio[0]) + draw[4] * (np.log(ratio[1]) - np.log(ratio[0]))
         aspect = np.exp(log_ratio)
         box_w = np.clip(np.rint(np.sqrt(area * aspect)), 1, width).astype(np.int64)
         box_h = np.clip(np.rint(np.sqrt(area / aspect)), 1, height).astype(np.int64)
         slack_w, slack_h = width - box_w, height - box_h
         pad = 0
-    x = np.floor(draw(0) * (slack_w + 1)).astype(np.int64) - pad
-    y = np.floor(draw(1) * (slack_h + 1)).astype(np.int64) - pad
+    x = np.floor(draw[0] * (slack_w + 1)).astype(np.int64) - pad
+    y = np.floor(draw[1] * (slack_h + 1)).astype(np.int64) - pad
     boxes = np.stack([y, x, box_h, box_w], axis=1).astype(np.int32)
-    return boxes, (draw(2) < flip).astype(np.int32)
+    return boxes, (draw[2] < flip).astype(np.int32)
 
 
 def centre_boxes(
