@@ -144,7 +144,13 @@ def _text(path: Path) -> str:
 
 
 def open_loader(
-    shards: ShardSet, config: DataConfig, work: Iterator[Work], *, batch: int, device: torch.device, train: bool
+    shards: ShardSet,
+    config: DataConfig,
+    work: Iterator[Work],
+    *,
+    batch: int,
+    device: torch.device,
+    train: bool,
 ) -> "Loader | ResidentLoader":
     """A `Loader`, or with `data.resident` its equal that decodes nothing; arguments as `Loader`'s."""
     if not config.resident:
@@ -169,11 +175,21 @@ class ResidentLoader:
         self._erases = train and config.augment.erase > 0
         self._resample = resamples(shards, config, train)
         # DALI's crop_mirror_normalize computes (pixel - mean) * (1 / std), all in float32.
-        mean, std = (np.float32([255.0 * v for v in values]) for values in (config.mean, config.std))
+        mean, std = (
+            np.array([255.0 * v for v in values], np.float32) for values in (config.mean, config.std)
+        )
         # Whole rows of pixels at a time: longer loops.
         self._mean, self._scale = (
             torch.from_numpy(np.tile(row, self._size)).to(device) for row in (mean, np.float32(1) / std)
         )
+
+        self._runs: NDArray[Any] | None = None
+        if device.type == "cpu" and not self._resample:
+            # From every pixel on, `size` of them as one value, which NumPy copies at once.
+            flat = self.resident.pixels.numpy()
+            self._runs = np.ndarray(
+                (flat.size // 3 - self._size + 1,), f"V{3 * self._size}", flat.data, 0, (3,)
+            )
 
     def __iter__(self) -> "ResidentLoader":
         return self
@@ -197,12 +213,12 @@ class ResidentLoader:
 
     def _batch(self, work: Work) -> Batch:
         count, size = len(work.ids), self._size
-        numbers = [work.ids[:, None], work.boxes, work.flips[:, None]]
+        numbers: list[NDArray[Any]] = [work.ids[:, None], work.boxes, work.flips[:, None]]
         if self._erases:
             assert work.knobs is not None
-            numbers.append(work.knobs[:, ERASE : ERASE + 4])
+            numbers.append(work.knobs[:, ERASE : ERASE + 4].astype(np.int64))
         # One transfer for all of them.
-        table = np.concatenate(numbers, axis=1, dtype=np.int64, casting="unsafe").T
+        table = np.concatenate(numbers, axis=1).astype(np.int64).T
         columns = torch.from_numpy(np.ascontiguousarray(table)).to(self.device, non_blocking=True)
         if self._resample:
             pixels = self._resampled(columns, work)
@@ -224,15 +240,12 @@ class ResidentLoader:
 
     def _cut(self, work: Work) -> torch.Tensor:
         """The boxes' pixels by copies of whole rows, uint8 [N, size, size, 3]; on a CPU."""
-        stored, size, pad = self.resident.pixels, self._size, self.resident.pad
-        height, width = stored.shape[1:3]
+        size, pad = self._size, self.resident.pad
+        height, width = self.resident.pixels.shape[1:3]
         y, x = (work.boxes[:, axis].astype(np.int64) + pad for axis in (0, 1))
         first = (work.ids * height + y) * width + x
-        # An array of `size` pixels from every pixel on, which NumPy copies as one value each.
-        runs: NDArray[Any] = np.ndarray(
-            (stored.numel() // 3 - size + 1,), f"V{3 * size}", stored.numpy().data, 0, (3,)
-        )
-        found = runs[first[:, None] + width * np.arange(size)]
+        assert self._runs is not None
+        found = self._runs[first[:, None] + width * np.arange(size)]
         flipped = work.flips != 0
         if flipped.any():
             pixels = found.view("V3").reshape(-1, size, size)
@@ -265,7 +278,9 @@ class ResidentLoader:
         return image.round_().clamp_(0, 255).to(torch.uint8).contiguous()
 
 
-def triangle_weights(start: torch.Tensor, length: torch.Tensor, size: int, side: int, reach: int) -> torch.Tensor:
+def triangle_weights(
+    start: torch.Tensor, length: torch.Tensor, size: int, side: int, reach: int
+) -> torch.Tensor:
     """What each pixel of a line weighs in its box scaled to `size` pixels.
 
     The filter is a triangle, widened where the box shrinks; taps beyond the box take the

@@ -1,6 +1,7 @@
 """Splits held in memory: the same batches as the DALI loader's, and what is refused."""
 
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,7 +70,9 @@ def test_training_batches_are_dalis_bit_for_bit_where_nothing_is_resampled(tiny_
     assert compared(tiny_shards, **settings) == 0
 
 
-@pytest.mark.parametrize("options", [{"generators": ["adm"]}, {"subsets": [""]}], ids=["generators", "subsets"])
+@pytest.mark.parametrize(
+    "options", [{"generators": ["adm"]}, {"subsets": [""]}], ids=["generators", "subsets"]
+)
 def test_of_a_selection_only_the_selected_are_held(tiny_shards, options):
     known = ShardSet(tiny_shards, "train").labels.generators
     if "generators" in options:
@@ -77,12 +80,12 @@ def test_of_a_selection_only_the_selected_are_held(tiny_shards, options):
     assert compared(tiny_shards, size=28, crop="random", pad=1, options=options.items()) == 0
     shards = ShardSet(tiny_shards, "train", **options)
     hold(DataConfig(size=28), CPU, shards, None)
-    assert len(shards.resident.pixels) == len(shards)
+    assert shards.resident is not None and len(shards.resident.pixels) == len(shards)
 
 
 @pytest.mark.parametrize("world", [1, 3])
 def test_evaluation_batches_are_dalis_bit_for_bit(tiny_shards, world):
-    config = {"size": 24, "eval_crop": 0.75}
+    config: dict[str, Any] = {"size": 24, "eval_crop": 0.75}
     pair = [
         batches(ShardSet(tiny_shards, "test"), DataConfig(**config, resident=held), train=False, world=world)
         for held in (False, True)
@@ -165,7 +168,13 @@ def damaged(tiny_shards, tmp_path, split, *places):
 
 
 def test_damaged_samples_are_replaced_or_left_out_as_without(tiny_shards, tmp_path):
-    settings = {"size": 28, "crop": "random", "pad": 3, "eval_crop": 0.875, "window_shards": 2}
+    settings: dict[str, Any] = {
+        "size": 28,
+        "crop": "random",
+        "pad": 3,
+        "eval_crop": 0.875,
+        "window_shards": 2,
+    }
     ids = TrainingOrder(ShardSet(tiny_shards, "train"), DataConfig(**settings), 7, 16).step_ids(1)
     folder = damaged(tiny_shards, tmp_path, "train", *ids[[1, 6, 15]].tolist())
     damaged(tiny_shards, tmp_path, "test", 2, 9)
@@ -201,13 +210,15 @@ def test_what_does_not_fit_is_refused_with_both_numbers(tiny_shards, monkeypatch
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     config = DataConfig(size=32, crop="random", pad=2, resident=True)
     monkeypatch.setattr(resident, "free_memory", lambda device: needed - 1)
-    told = rf"{len(train)} train and {len(val)} val images in each of 2 processes need 0\.00 GiB and 0\.00 GiB"
+    told = (
+        rf"{len(train)} train and {len(val)} val images in each of 2 processes need 0\.00 GiB and 0\.00 GiB"
+    )
     with pytest.raises(UserError, match=told):
         hold(config, CPU, train, val)
-    assert train.resident is None and val.resident is None
+    assert [s.resident for s in (train, val)] == [None, None]
     monkeypatch.setattr(resident, "free_memory", lambda device: needed)
     hold(config, CPU, train, val)
-    assert train.resident.pixels.nbytes + val.resident.pixels.nbytes == needed // 2
+    assert sum(s.resident.pixels.nbytes for s in (train, val) if s.resident) == needed // 2
 
 
 def test_the_free_memory_is_the_systems_or_the_control_groups(tmp_path):
@@ -222,7 +233,7 @@ def test_the_free_memory_is_the_systems_or_the_control_groups(tmp_path):
     assert free_memory(CPU, str(tmp_path)) == 4000 * 1024
     (group / "memory.max").write_text("5000\n")
     assert free_memory(CPU, str(tmp_path)) == 4000
-    assert free_memory(CPU) > 2**20
+    assert (free_memory(CPU) or 0) > 2**20
 
 
 @pytest.mark.parametrize("knob", [{"jpeg": 0.5}, {"rand_augment": 2}, {"webp": 0.1}])
