@@ -90,7 +90,7 @@ def _train_ours(settings: Settings) -> Iterator[Callable[[], Run]]:
 def _step_ours(settings: Settings) -> Iterator[Callable[[], Run]]:
     trainer = _trainer(settings)
     batch = next(trainer._batches())
-    trainer._loader = itertools.repeat(batch)  # type: ignore[assignment]
+    trainer._loader = itertools.repeat(batch)
     yield _steps(trainer, settings)
 
 
