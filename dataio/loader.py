@@ -129,7 +129,18 @@ class TrainingOrder:
         if c.crop == "centre":
             return Work(ids, *centre_boxes(c.eval_crop, width, height), knobs, again)
         boxes = train_boxes(
-            c.crop, c.size, c.pad, c.scale, c.ratio, c.flip, self.seed, epoch, position, width, height
+            c.crop,
+            c.size,
+            c.pad,
+            c.scale,
+            c.ratio,
+            c.flip,
+            self.seed,
+            epoch,
+            position,
+            width,
+            height,
+            c.crop_step,
         )
         return Work(ids, *boxes, knobs, again)
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataio.order import EpochOrder, centre_boxes, hash64, train_boxes, uniform
+from dataio.order import EpochOrder, centre_boxes, hash64, train_boxes, uniform, uniforms
 
 shard_sizes = st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(lambda sizes: sum(sizes) > 0)
 
@@ -56,6 +56,11 @@ def test_uniform_is_uniform_and_draws_are_independent():
     assert abs(np.corrcoef(a[:-1], a[1:])[0, 1]) < 0.01
 
 
+def test_draws_together_are_the_draws_one_by_one():
+    together = uniforms(3, 1, 2, np.arange(50), 4)
+    assert np.array_equal(together, [uniform(3, 1, 2, np.arange(50), draw) for draw in range(4)])
+
+
 def test_positions_outside_an_epoch_are_refused():
     with pytest.raises(IndexError, match="outside an epoch of 5"):
         EpochOrder(np.array([5]), 0, 0, 1).ids(3, 6)
@@ -74,6 +79,17 @@ def test_random_crops_are_square_and_reach_every_offset():
     assert set(found[:, 0]) == set(range(-4, 40 + 4 - 32 + 1))
     assert set(found[:, 1]) == set(range(-4, 60 + 4 - 32 + 1))
     assert abs(flips.mean() - 0.5) < 0.05
+
+
+def test_stepped_crops_reach_every_step_alike_and_nothing_between():
+    one = np.arange(2000)
+    found, _ = train_boxes(
+        "random", 32, 4, (1, 1), (1, 1), 0.5, 0, 0, one, np.full(2000, 37), np.full(2000, 32), 4
+    )
+    assert set(found[:, 0]) == {-4, 0, 4}
+    assert set(found[:, 1]) == {-4, 0, 4, 8}
+    counts = np.unique(found[:, :2], axis=0, return_counts=True)[1]
+    assert len(counts) == 12 and counts.min() > 100
 
 
 def test_a_random_crop_of_a_small_image_stays_inside_it():

@@ -60,11 +60,12 @@ def compared(folder, split="train", *, train=True, options=(), **settings):
         {"size": 28, "crop": "random", "pad": 3},
         {"size": 32, "crop": "random", "pad": 4, "mean": (0.491, 0.482, 0.447), "std": (0.247, 0.243, 0.262)},
         {"size": 32, "crop": "random", "flip": 0.0},
+        {"size": 32, "crop": "random", "pad": 8, "crop_step": 4},
         {"size": 24, "crop": "centre", "eval_crop": 0.75},
         {"size": 24, "crop": "random", "sampling": "balanced"},
         {"size": 24, "crop": "random", "pad": 2, "augment": AugmentConfig(erase=0.6)},
     ],
-    ids=["pad", "cifar", "whole", "centre", "balanced", "erase"],
+    ids=["pad", "cifar", "whole", "step", "centre", "balanced", "erase"],
 )
 def test_training_batches_are_dalis_bit_for_bit_where_nothing_is_resampled(tiny_shards, settings):
     assert compared(tiny_shards, **settings) == 0
@@ -234,6 +235,17 @@ def test_the_free_memory_is_the_systems_or_the_control_groups(tmp_path):
     (group / "memory.max").write_text("5000\n")
     assert free_memory(CPU, str(tmp_path)) == 4000
     assert (free_memory(CPU) or 0) > 2**20
+
+
+def test_a_step_that_the_padding_is_no_multiple_of_is_refused():
+    refused: list[dict[str, Any]] = [
+        {"pad": 2, "crop_step": 4},
+        {"crop_step": 0},
+        {"crop": "centre", "crop_step": 2},
+    ]
+    for settings in refused:
+        with pytest.raises(ValueError, match=r"data\.crop_step is \d"):
+            DataConfig(**{"crop": "random", **settings})
 
 
 @pytest.mark.parametrize("knob", [{"jpeg": 0.5}, {"rand_augment": 2}, {"webp": 0.1}])
