@@ -20,11 +20,14 @@ from numpy.typing import NDArray
 from dataio.augment import WEBP, draw_knobs, through_webp
 from dataio.config import DataConfig
 from dataio.errors import UserError
+from dataio.headers import header_fault
 from dataio.index import ShardSet
 from dataio.order import EpochOrder, centre_boxes, train_boxes
 from dataio.pipeline import build_pipeline
 from dataio.sampling import BalancedOrder
 from dataio.tars import DamagedSample
+
+_UNDECODABLE = "not a decodable image, though it was when written"
 
 
 @dataclass(slots=True)
@@ -241,7 +244,7 @@ class Loader:
     def _readable(self, wanted: Work) -> tuple[Work, list[NDArray[np.uint8]]]:
         """The work without damaged samples, and its images' bytes."""
         if self.shards.quarantine is None:
-            return wanted, [self.shards.read(int(i)) for i in wanted.ids]
+            return wanted, [self._read(int(i)) for i in wanted.ids]
         found = [self._obtain(int(i), wanted.again is not None) for i in wanted.ids]
         ids = np.array([sample_id for sample_id, data in found if data is not None], np.int64)
         encoded = [data for _, data in found if data is not None]
@@ -252,6 +255,13 @@ class Loader:
         kept = np.isin(wanted.ids, ids)
         return Work(ids, wanted.boxes[kept], wanted.flips[kept]), encoded
 
+    def _read(self, sample_id: int) -> NDArray[np.uint8]:
+        data = self.shards.read(sample_id)
+        fault = header_fault(data.tobytes())
+        if fault:
+            raise self.shards.damaged(sample_id, f"{_UNDECODABLE} ({fault})")
+        return data
+
     def _obtain(self, sample_id: int, replaceable: bool) -> tuple[int, NDArray[np.uint8] | None]:
         """A sample's bytes, or those of the one that takes its place."""
         quarantine = self.shards.quarantine
@@ -260,7 +270,7 @@ class Loader:
             if candidate != sample_id and not replaceable:
                 break
             try:
-                return candidate, self.shards.read(candidate)
+                return candidate, self._read(candidate)
             except DamagedSample as error:
                 quarantine.add(candidate, error)
         return sample_id, None
@@ -304,9 +314,7 @@ class Loader:
                 if not culprits:
                     raise
                 for sample_id in culprits:
-                    damaged = self.shards.damaged(
-                        sample_id, "not a decodable image, though it was when written"
-                    )
+                    damaged = self.shards.damaged(sample_id, _UNDECODABLE)
                     if self.shards.quarantine is None:
                         raise damaged from error
                     self.shards.quarantine.add(sample_id, damaged)
