@@ -37,6 +37,8 @@ class DataConfig:
     """Train and validate on photographs and these generators only; empty means all. The heads stay as they are."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """What else happens to training images."""
+    resident: bool = False
+    """Decode each split once, before the first step, and hold it on the device; images of one size, in each process."""
     sampling: Literal["natural", "balanced", "square_root"] = "natural"
     """How often each generator's images are drawn: as they are, equally, or by the root of their number."""
     size: int = 224
@@ -45,6 +47,8 @@ class DataConfig:
     """Training crop: random (never resampled), random_resized, or centre (as in evaluation)."""
     pad: int = 0
     """With crop random: pixels of padding (of the mean colour) round the image first."""
+    crop_step: int = 1
+    """With crop random: shifts are multiples of this, pixels, so that a grid of that period stays where it is."""
     scale: tuple[float, float] = (0.35, 1.0)
     """With crop random_resized: range of the box's share of the area."""
     ratio: tuple[float, float] = (0.75, 1.3333)
@@ -95,12 +99,26 @@ class DataConfig:
             raise ValueError(f"data.ratio is {list(self.ratio)}, expected 0 < low <= high")
         if self.pad < 0 or (self.pad and self.crop != "random"):
             raise ValueError(f"data.pad is {self.pad}, expected 0, or more with data.crop random")
+        if self.crop_step < 1 or (
+            self.crop_step > 1 and (self.crop != "random" or self.pad % self.crop_step)
+        ):
+            raise ValueError(
+                f"data.crop_step is {self.crop_step}, expected at least 1, and more only with data.crop random "
+                f"and a data.pad (now {self.pad}) that is a multiple of it"
+            )
         if min(self.std) <= 0:
             raise ValueError(f"data.std is {list(self.std)}, expected numbers above 0")
         if self.window_shards < 1 or self.prefetch < 1 or self.threads < 0:
             raise ValueError(
                 "data.window_shards and data.prefetch must be at least 1, data.threads at least 0"
             )
+        if self.resident:
+            for name in ("rand_augment", "blur", "resize", "jpeg", "webp"):
+                if getattr(self.augment, name):
+                    raise ValueError(
+                        f"data.augment.{name} is {getattr(self.augment, name)}, expected 0 with data.resident, "
+                        "which crops, flips and erases only; set data.resident false"
+                    )
         if not 0 <= self.damaged_cap <= 1:
             raise ValueError(f"data.damaged_cap is {self.damaged_cap}, expected a share in [0, 1]")
         if self.cache_gib < 0:

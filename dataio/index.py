@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tokenize import TokenError
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -21,6 +21,9 @@ from dataio.quarantine import Quarantine
 from dataio.rows import Rows
 from dataio.shard_table import ShardTable, shard_counts
 from dataio.tars import BLOCK, DamagedSample, Tars, Unreadable, check_size
+
+if TYPE_CHECKING:
+    from dataio.resident import Resident
 
 # One row per sample of a split, in shard order. `offset` and `size` are of the image's
 # bytes inside the tar; labels are -1 where unknown; `key` is the position in the plan.
@@ -143,6 +146,7 @@ class ShardSet:
         rows: structured array [N] of dtype SAMPLE.
         shard_sizes: int64 [shards], selected samples in each shard.
         labels: the label spaces.
+        resident: the decoded images, where `dataio.resident.hold` has put them in memory.
         quarantine: where loaders may leave out damaged samples; None: such a sample is an error.
 
     Raises:
@@ -188,6 +192,7 @@ class ShardSet:
         )
         self.tars = Tars(self.folder, self.shards, check=self._tabled)
         self.quarantine: Quarantine | None = None
+        self.resident: Resident | None = None
 
     def use_cache(self, folder: str | Path, cap_gib: float, *, strict: bool = True) -> None:
         """Read by way of copies in a folder of this machine; see `dataio.cache`.
@@ -281,6 +286,13 @@ class ShardSet:
             return low["width"], high["width"], low["height"], high["height"]
         width, height = self.rows["width"], self.rows["height"]
         return int(width.min()), int(width.max()), int(height.min()), int(height.max())
+
+    def sizes(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Widths and heights of samples, int64 [len(ids)] each, pixels."""
+        if self.resident is not None:  # all of one size: no look into the index
+            height, width = (side - 2 * self.resident.pad for side in self.resident.pixels.shape[1:3])
+            return np.full(len(ids), width, np.int64), np.full(len(ids), height, np.int64)
+        return self.rows["width"][ids].astype(np.int64), self.rows["height"][ids].astype(np.int64)
 
     def read(self, sample_id: int) -> NDArray[np.uint8]:
         """The encoded bytes of one image, uint8 [size].

@@ -21,12 +21,15 @@ from numpy.typing import NDArray
 from dataio.augment import WEBP, draw_knobs, through_webp
 from dataio.config import DataConfig
 from dataio.errors import UserError
+from dataio.headers import header_fault
 from dataio.index import ShardSet
 from dataio.order import EpochOrder, centre_boxes, train_boxes
 from dataio.pipeline import build_pipeline
 from dataio.ranges import named
 from dataio.sampling import BalancedOrder
 from dataio.tars import DamagedSample
+
+_UNDECODABLE = "not a decodable image, though it was when written"
 
 
 @dataclass(slots=True)
@@ -105,7 +108,7 @@ class TrainingOrder:
         It is the windows of its part of the step's global batch, start..stop-1, and the next one.
         """
         cache = self.shards.tars.cache
-        if cache is None or self._balanced is not None:
+        if cache is None or self._balanced is not None or self.shards.resident is not None:
             return
         epoch, within = divmod(step, self.steps_per_epoch)
         self.step_ids(step, start, start)
@@ -134,15 +137,25 @@ class TrainingOrder:
 
     def _drawn(self, epoch: int, position: NDArray[np.int64], ids: NDArray[np.int64]) -> Work:
         """What the positions of an epoch do to these samples."""
-        rows = self.shards.rows[ids]
-        width, height = rows["width"].astype(np.int64), rows["height"].astype(np.int64)
+        width, height = self.shards.sizes(ids)
         c = self.config
         knobs = draw_knobs(c.augment, c.size, self.seed, epoch, position) if c.augment.active else None
         again = partial(self._drawn, epoch, position)
         if c.crop == "centre":
             return Work(ids, *centre_boxes(c.eval_crop, width, height), knobs, again)
         boxes = train_boxes(
-            c.crop, c.size, c.pad, c.scale, c.ratio, c.flip, self.seed, epoch, position, width, height
+            c.crop,
+            c.size,
+            c.pad,
+            c.scale,
+            c.ratio,
+            c.flip,
+            self.seed,
+            epoch,
+            position,
+            width,
+            height,
+            c.crop_step,
         )
         return Work(ids, *boxes, knobs, again)
 
@@ -187,14 +200,10 @@ def evaluation_work(
 
 
 def _centred(shards: ShardSet, config: DataConfig, ids: NDArray[np.int64]) -> Work:
-    rows = shards.rows[ids]
-    return Work(
-        ids,
-        *centre_boxes(config.eval_crop, rows["width"].astype(np.int64), rows["height"].astype(np.int64)),
-    )
+    return Work(ids, *centre_boxes(config.eval_crop, *shards.sizes(ids)))
 
 
-def _resamples(shards: ShardSet, config: DataConfig, train: bool) -> bool:
+def resamples(shards: ShardSet, config: DataConfig, train: bool) -> bool:
     """Whether any box can differ from the network's input in size."""
     low_w, high_w, low_h, high_h = shards.image_sizes()
     if train and config.crop == "random":
@@ -221,6 +230,7 @@ class Loader:
         work: what to load, for instance from `training_work` or `evaluation_work`.
         batch: the most samples one batch of `work` has.
         train: whether the boxes are training crops (they may reach into the padding).
+        raw: give the boxes' pixels as they are decoded, uint8, all of one size.
 
     Raises:
         UserError: an image cannot be read or decoded; the message names its shard and key.
@@ -235,6 +245,7 @@ class Loader:
         batch: int,
         device: torch.device,
         train: bool,
+        raw: bool = False,
     ) -> None:
         self.shards, self.device = shards, device
         self._work, self._augment = work, config.augment
@@ -244,10 +255,11 @@ class Loader:
             build_pipeline,
             config=config,
             device=device,
-            resample=_resamples(shards, config, train),
+            resample=not raw and resamples(shards, config, train),
             pad=train and config.pad > 0,
             augmented=train and config.augment.in_pipeline,
             largest=_largest(shards),
+            raw=raw,
         )
         self._batch = batch
         self._pipeline = self._build(self._feed(), batch=batch)
@@ -268,10 +280,10 @@ class Loader:
         """The work without damaged samples, and its images' bytes."""
         quarantine = self.shards.quarantine
         if quarantine is None:
-            return wanted, self.shards.read_many(wanted.ids)
+            return wanted, self._read(wanted.ids)
         if quarantine.ids.isdisjoint(wanted.ids.tolist()):
             with suppress(DamagedSample):  # found again below, one by one
-                return wanted, self.shards.read_many(wanted.ids)
+                return wanted, self._read(wanted.ids)
         found = [self._obtain(int(i), wanted.again is not None) for i in wanted.ids]
         ids = np.array([sample_id for sample_id, data in found if data is not None], np.int64)
         encoded = [data for _, data in found if data is not None]
@@ -282,6 +294,15 @@ class Loader:
         kept = np.isin(wanted.ids, ids)
         return Work(ids, wanted.boxes[kept], wanted.flips[kept]), encoded
 
+    def _read(self, ids: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
+        """The images' bytes, whose headers DALI can read."""
+        found = self.shards.read_many(ids)
+        for place, data in enumerate(found):
+            fault = header_fault(data.tobytes())
+            if fault:
+                raise self.shards.damaged(int(ids[place]), f"{_UNDECODABLE} ({fault})")
+        return found
+
     def _obtain(self, sample_id: int, replaceable: bool) -> tuple[int, NDArray[np.uint8] | None]:
         """A sample's bytes, or those of the one that takes its place."""
         quarantine = self.shards.quarantine
@@ -290,7 +311,7 @@ class Loader:
             if candidate != sample_id and not replaceable:
                 break
             try:
-                return candidate, self.shards.read(candidate)
+                return candidate, self._read(np.array([candidate]))[0]
             except DamagedSample as error:
                 quarantine.add(candidate, error)
         return sample_id, None
@@ -336,9 +357,7 @@ class Loader:
                 if not culprits:
                     raise
                 for sample_id in culprits:
-                    damaged = self.shards.damaged(
-                        sample_id, "not a decodable image, though it was when written"
-                    )
+                    damaged = self.shards.damaged(sample_id, _UNDECODABLE)
                     if self.shards.quarantine is None:
                         raise damaged from error
                     self.shards.quarantine.add(sample_id, damaged)

@@ -165,6 +165,7 @@ def train_boxes(
     position: NDArray[np.int64],
     width: NDArray[np.int64],
     height: NDArray[np.int64],
+    step: int = 1,
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Crop boxes and flips of training samples.
 
@@ -175,6 +176,7 @@ def train_boxes(
             without its rejection loop: a box that does not fit is shrunk to fit).
         size, pad: pixels. scale: of the area. ratio: width / height. flip: probability.
         position: int64 [N], positions in the epoch; width, height: int64 [N], pixels.
+        step: with "random", boxes begin at -pad, -pad + step and so on.
 
     Returns:
         boxes int32 [N, 4] as (y, x, height, width) in source pixels, y and x negative
@@ -192,9 +194,9 @@ def train_boxes(
         box_w = np.clip(np.rint(np.sqrt(area * aspect)), 1, width).astype(np.int64)
         box_h = np.clip(np.rint(np.sqrt(area / aspect)), 1, height).astype(np.int64)
         slack_w, slack_h = width - box_w, height - box_h
-        pad = 0
-    x = np.floor(draw[0] * (slack_w + 1)).astype(np.int64) - pad
-    y = np.floor(draw[1] * (slack_h + 1)).astype(np.int64) - pad
+        pad, step = 0, 1
+    x = step * np.floor(draw[0] * (slack_w // step + 1)).astype(np.int64) - pad
+    y = step * np.floor(draw[1] * (slack_h // step + 1)).astype(np.int64) - pad
     boxes = np.stack([y, x, box_h, box_w], axis=1).astype(np.int32)
     return boxes, (draw[2] < flip).astype(np.int32)
 

@@ -27,8 +27,9 @@ def build_pipeline(
     pad: bool,
     augmented: bool,
     largest: tuple[int, int] = (0, 0),
+    raw: bool = False,
 ) -> Any:
-    """Build the pipeline from encoded bytes to normalised images.
+    """Build the pipeline from encoded bytes to normalised images, float32 HWC.
 
     Args:
         source: yields (encoded images, box starts, box shapes, flips[, knobs]) per batch.
@@ -37,6 +38,7 @@ def build_pipeline(
         pad: boxes may reach into a border of the mean colour.
         augmented: the source yields knobs, and `config.augment` applies.
         largest: width and height that no image exceeds, pixels; (0, 0): unknown.
+        raw: the boxes as they are decoded, uint8.
     """
     from nvidia.dali import fn, pipeline_def
     from nvidia.dali import types as dali_types
@@ -77,6 +79,8 @@ def build_pipeline(
             image = fn.decoders.image_slice(
                 encoded, start=start, shape=shape, axes=[0, 1], device=place, **decoder
             )
+        if raw:
+            return image, flip  # DALI warns of inputs that nothing takes
         if resample:
             image = fn.resize(
                 image, size=[config.size, config.size], interp_type=types.INTERP_LINEAR, antialias=True

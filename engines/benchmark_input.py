@@ -11,7 +11,8 @@ import torch
 from dataio.codec import preset_policy
 from dataio.index import ShardSet
 from dataio.layouts.genimage import GenImageLayout
-from dataio.loader import DataConfig, Loader, TrainingOrder, training_work
+from dataio.loader import DataConfig, TrainingOrder, training_work
+from dataio.resident import open_loader
 from dataio.shards import write_shards
 from engines.benchmark import Group, Run, Settings, timed
 from engines.benchmark_peers import (
@@ -145,8 +146,8 @@ def _large_config(threads: int = 0) -> DataConfig:
     return DataConfig(size=224, crop="random_resized", scale=(0.5, 1.0), threads=threads)
 
 
-def _small_config(threads: int = 0) -> DataConfig:
-    return DataConfig(size=32, crop="random", pad=4, eval_crop=1.0, threads=threads)
+def _small_config(threads: int = 0, *, resident: bool = False) -> DataConfig:
+    return DataConfig(size=32, crop="random", pad=4, eval_crop=1.0, threads=threads, resident=resident)
 
 
 @contextmanager
@@ -154,7 +155,9 @@ def _loading(settings: Settings, name: str, config: DataConfig) -> Iterator[Call
     order = _order(settings, name, config)
     device = torch.device(settings.device)
     work = training_work(order, micro_batch=settings.batch, rank=0, world=1, first_step=0, last_step=10**9)
-    loader = Loader(order.shards, config, work, batch=settings.batch, device=device, train=True)
+    loader = open_loader(order.shards, config, work, batch=settings.batch, device=device, train=True)
+    held = order.shards.resident
+    extra = {} if held is None else {"fill_seconds": held.seconds}
 
     def once() -> Run:
         def work() -> int:
@@ -163,7 +166,7 @@ def _loading(settings: Settings, name: str, config: DataConfig) -> Iterator[Call
         images, seconds = timed(work, settings.seconds)
         if device.type == "cuda":
             torch.cuda.synchronize()
-        return Run(images, seconds)
+        return Run(images, seconds, extra=extra)
 
     yield once
 
@@ -177,6 +180,13 @@ def _load_ours(settings: Settings) -> Iterator[Callable[[], Run]]:
 @contextmanager
 def _load_small_ours(settings: Settings) -> Iterator[Callable[[], Run]]:
     with _loading(settings, "small", _small_config(settings.workers)) as once:
+        yield once
+
+
+@contextmanager
+def _load_small_resident(settings: Settings) -> Iterator[Callable[[], Run]]:
+    """Decoded once beforehand (`fill_seconds`), which is not in the rates; one thread."""
+    with _loading(settings, "small", _small_config(settings.workers, resident=True)) as once:
         yield once
 
 
@@ -225,7 +235,8 @@ load_small = Group(
     "32 px JPEG to tensors, random crop with padding and flip",
     "images",
     {
-        "telltale": _load_small_ours,
+        "telltale, held decoded (data.resident)": _load_small_resident,
+        "telltale, decoding (DALI)": _load_small_ours,
         "DataLoader, Pillow, files": torch_loading("small"),
         "webdataset, Pillow": webdataset_loading("small", "pillow"),
     },

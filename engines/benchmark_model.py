@@ -56,7 +56,7 @@ def _train_ours(settings: Settings) -> Iterator[Callable[[], Run]]:
 def _step_ours(settings: Settings) -> Iterator[Callable[[], Run]]:
     trainer = make_trainer(settings)
     batch = next(trainer._batches())
-    trainer._loader = itertools.repeat(batch)  # type: ignore[assignment]
+    trainer._loader = itertools.repeat(batch)
     yield training_steps(trainer, settings)
 
 

@@ -55,7 +55,7 @@ def _unfrozen(settings: Settings) -> Iterator[Callable[[], Run]]:
 def _whole_images(settings: Settings) -> Iterator[Callable[[], Run]]:
     """All of each image is decoded, then cropped, as with padding."""
     trainer = _built(settings, lambda config: config)
-    loader = trainer._batches()
+    loader: Any = trainer._batches()
     loader._build.keywords["pad"] = True
     loader._pipeline = loader._build(loader._feed(), batch=loader._batch)
     yield training_steps(trainer, settings)

@@ -9,7 +9,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dataio.errors import UserError
 from dataio.index import ShardSet
-from dataio.loader import Loader, TrainingOrder, training_work
+from dataio.loader import TrainingOrder, training_work
+from dataio.resident import open_loader
 from dataio.sampling import class_counts
 from engines.batchnorm import RunningStatistics
 from engines.config import Config
@@ -67,7 +68,7 @@ def _first_images(
     batch = config.train.micro_batch
     steps = min(order.steps_per_epoch, -(-count // config.train.global_batch))
     work = training_work(order, micro_batch=batch, rank=0, world=1, first_step=0, last_step=steps)
-    loader = Loader(shards, config.data, work, batch=batch, device=device, train=True)
+    loader = open_loader(shards, config.data, work, batch=batch, device=device, train=True)
     return torch.cat([loaded.image.cpu() for loaded in loader])
 
 

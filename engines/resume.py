@@ -5,8 +5,9 @@ from typing import Any
 
 from dataio.errors import UserError
 from dataio.index import ShardSet, label_mismatch
+from dataio.loader import resamples
 from engines import checkpoints
-from engines.config import Config, changed_keys
+from engines.config import FREE_KEYS, Config, changed_keys
 from engines.plan import data_fingerprint, resolve_precision
 from engines.process import World
 
@@ -38,7 +39,10 @@ def find_state(config: Config, world: World, store: checkpoints.CheckpointFolder
 
 def check_same_run(config: Config, world: World, state: dict[str, Any], train_set: ShardSet) -> None:
     """A continuation must not silently become another run."""
-    changes = changed_keys(state["config"], config)
+    free = FREE_KEYS
+    if not any(resamples(train_set, config.data, train) for train in (True, False)):
+        free |= {"data.resident"}  # the same pixels, however they come
+    changes = changed_keys(state["config"], config, free)
     if changes:
         key, old, new = changes[0]
         more = (

@@ -221,6 +221,12 @@ class _Run:
             self.say(f"{config.model.weights}: {trainer.weight_report}; all names are in weights.txt")
             if self.world.is_main:
                 write_text(self.folder / "weights.txt", trainer.weight_report.to_text())
+        held = [s.resident for s in (trainer.train_set, trainer.val_set) if s is not None and s.resident]
+        if held:
+            self.say(
+                f"data.resident: {sum(h.pixels.nbytes for h in held) / 2**20:.0f} MiB on {self.world.device} in each "
+                f"process, decoded in {sum(h.seconds for h in held):.1f} s"
+            )
         if not trainer.val_set:
             self.say("no validation images: best.pt will be the last step's weights")
         if self.resumed_from is not None:

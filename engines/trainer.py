@@ -3,6 +3,7 @@
 import contextlib
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dataio.errors import UserError
 from dataio.index import ShardSet
-from dataio.loader import Batch, Loader, TrainingOrder, training_work
+from dataio.loader import Batch, TrainingOrder, training_work
 from dataio.order import PURPOSE_FORWARD, hash64
 from dataio.ranges import named
+from dataio.resident import hold, open_loader
 from engines import faults
 from engines.batchnorm import RunningStatistics
 from engines.build import build_model, class_weights, make_deterministic, wrap
@@ -57,6 +59,8 @@ class Trainer:
         self.precision = resolve_precision(config.train.precision, world.device)
         make_deterministic(config)
         self._check_watched()
+        if config.data.resident:
+            hold(config.data, world.device, train_set, val_set)
         self.model, self.weight_report = build_model(config, train_set, self.order, world.device)
         # Before DDP's hooks are on the parameters.
         self.flops_per_image = training_flops(self.model, config.data.size)
@@ -80,7 +84,7 @@ class Trainer:
         # A GPU's host must not wait in every step: there the update is masked instead, and
         # the bad step reported at the next log.
         self.checks_every_step = world.device.type == "cpu"
-        self._loader: Loader | None = None
+        self._loader: Iterator[Batch] | None = None
 
     def _check_watched(self) -> None:
         for key, given in (
@@ -120,7 +124,7 @@ class Trainer:
 
     # ---- one step -------------------------------------------------------------------
 
-    def _batches(self) -> Loader:
+    def _batches(self) -> Iterator[Batch]:
         if self._loader is None:
             work = training_work(
                 self.order,
@@ -130,7 +134,7 @@ class Trainer:
                 first_step=self.step,
                 last_step=self.plan.total_steps,
             )
-            self._loader = Loader(
+            self._loader = open_loader(
                 self.train_set,
                 self.config.data,
                 work,
@@ -144,7 +148,7 @@ class Trainer:
         """The first training images of the next step, as the network will see them (before mixing)."""
         size = min(self.config.train.micro_batch, max(1, self.config.log.images))
         work = iter([self.order.work(self.step, 0, size)])
-        loader = Loader(
+        loader = open_loader(
             self.train_set, self.config.data, work, batch=size, device=self.world.device, train=True
         )
         return next(loader)

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from dataio.index import ShardSet
-from dataio.loader import Batch, Loader, evaluation_work
+from dataio.loader import Batch, evaluation_work
+from dataio.resident import open_loader
 from engines.config import Config
 from engines.process import World
 from engines.tally import Tally
@@ -78,7 +79,7 @@ def validate(
     mistakes: list[Mistake] = []
     size = config.train.micro_batch
     work = evaluation_work(shards, config.data, batch=size, rank=world.rank, world=world.size)
-    for batch in Loader(shards, config.data, work, batch=size, device=world.device, train=False):
+    for batch in open_loader(shards, config.data, work, batch=size, device=world.device, train=False):
         each_batch()
         generator_logits, object_logits = model(batch.image)
         tally.add(generator_logits, object_logits, batch.generator, batch.object)

@@ -93,6 +93,17 @@ def test_random_crops_are_square_and_reach_every_offset():
     assert abs(flips.mean() - 0.5) < 0.05
 
 
+def test_stepped_crops_reach_every_step_alike_and_nothing_between():
+    one = np.arange(2000)
+    found, _ = train_boxes(
+        "random", 32, 4, (1, 1), (1, 1), 0.5, 0, 0, one, np.full(2000, 37), np.full(2000, 32), 4
+    )
+    assert set(found[:, 0]) == {-4, 0, 4}
+    assert set(found[:, 1]) == {-4, 0, 4, 8}
+    counts = np.unique(found[:, :2], axis=0, return_counts=True)[1]
+    assert len(counts) == 12 and counts.min() > 100
+
+
 def test_a_random_crop_of_a_small_image_stays_inside_it():
     found, _ = boxes("random", 64, width=20, height=100)
     assert (found[:, 3] == 20).all() and (found[:, 1] == 0).all()

@@ -28,12 +28,17 @@ OPTIONS = {
 }
 
 
-@pytest.fixture(scope="module")
+# What only DALI does cannot be asked for of images held decoded.
+HELD = {"data__resident": True, "data__augment__rand_augment": 0, "data__augment__jpeg": 0}
+
+
+@pytest.fixture(scope="module", params=[{}, HELD], ids=["decoded", "held"])
 def seen(
-    tiny_shards: Path, torchrun: Any, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, tiny_shards: Path, torchrun: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[int, dict[str, Any]]:
     output = tmp_path_factory.mktemp("options")
-    words = [str(output), ",".join(map(str, RESUME_FROM)), *flags(data__shards=tiny_shards, **OPTIONS)]
+    options = {**OPTIONS, **request.param}
+    words = [str(output), ",".join(map(str, RESUME_FROM)), *flags(data__shards=tiny_shards, **options)]
     for world in WORLDS:
         command = torchrun(world, "tests/integration/exactness_worker.py", *words)
         done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=280)

@@ -1,0 +1,57 @@
+"""Whether the header of an encoded image can be read, found before DALI sees it.
+
+DALI 2.4 parses a batch of 32 or more in several tasks, and where one of them meets a header it
+cannot read, the exception leaves the others on a stack that is gone: the process dies of a
+signal, names no sample, and nothing can be left out. (Below 32 there is one task, and after
+the header there is no such trouble.) So headers are looked at here first, in microseconds.
+"""
+
+import io
+
+from PIL import Image
+
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15
+_BARE = frozenset([0x01, *range(0xD0, 0xD8)])  # markers without a length
+
+
+def header_fault(data: bytes) -> str:
+    """What is wrong with an image's header, "" if nothing.
+
+    Args:
+        data: the whole file; JPEG (ITU T.81, annex B), or what Pillow opens.
+    """
+    if data[:2] == b"\xff\xd8":
+        return _jpeg_fault(data)
+    try:
+        with Image.open(io.BytesIO(data)):
+            return ""
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return "no image format that can be read"
+
+
+def _jpeg_fault(data: bytes) -> str:
+    """Walks the segments up to the scan; what is wrong behind it DALI reports by an exception."""
+    at, size, framed = 2, len(data), False
+    while at + 4 <= size:
+        if data[at] != 0xFF:
+            return f"no JPEG marker at byte {at}"
+        marker, length = data[at + 1], data[at + 2] << 8 | data[at + 3]
+        if marker == 0xFF:  # filling
+            at += 1
+            continue
+        if marker in _BARE:
+            at += 2
+            continue
+        if marker == 0xDA and at + 2 + length <= size:
+            return "" if framed else "a JPEG without a frame's header"
+        if length < 2 or marker in (0x00, 0xD8, 0xD9):
+            return f"an invalid JPEG marker at byte {at}"
+        if marker in _FRAMES:
+            body = data[at + 4 : at + 2 + length]
+            # Bits of a sample, height, width, components and three bytes for each of these.
+            whole = len(body) >= 6 and len(body) == 6 + 3 * body[5]
+            if not whole or body[0] != 8 or not any(body[1:3]) or not any(body[3:5]):
+                return "an invalid frame's header in a JPEG"
+            framed = True
+        at += 2 + length
+    return "a JPEG that ends in its header"
