@@ -46,12 +46,16 @@ class Settings:
 
 @dataclass(frozen=True)
 class Run:
-    """One run: images done, seconds of wall time, bytes read or written, and other figures."""
+    """One run: images done, seconds of wall time, bytes read or written, and other figures.
+
+    `untimed` images were done before the clock started; their processor time counts.
+    """
 
     images: int
     seconds: float
     bytes: int = 0
     extra: dict[str, float] = field(default_factory=dict)
+    untimed: int = 0
 
 
 # A case: made from the settings, it yields what runs it once.
@@ -96,12 +100,23 @@ class Result:
         return statistics.median(self.rates)
 
 
-def timed(work: Callable[[], int], seconds: float) -> tuple[int, float]:
+# Batches that a paused loader has ready (two workers, two each), and one in the making.
+READY = 5
+
+
+def timed(work: Callable[[], int], seconds: float, *, ready: int = 0) -> tuple[int, float]:
     """Repeat `work`, which returns how many images it did, until this much time has passed.
+
+    Args:
+        ready: how often it is done before the clock starts, since that much was prepared in advance.
 
     Returns:
         images, seconds.
     """
+    for _ in range(ready):
+        work()
+    if ready and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
     done, begin = 0, time.perf_counter()
     while True:
         done += work()
@@ -279,7 +294,7 @@ def _turn_about(
 
 def _result(group: Group, name: str, runs: Sequence[tuple[Run, float, float]]) -> Result:
     (cold, _, _), warm = runs[0], runs[1:]
-    images = sum(run.images for run, _, _ in warm)
+    images = sum(run.images + run.untimed for run, _, _ in warm)
     extra = {key: statistics.median(run.extra[key] for run, _, _ in warm) for key in sorted(warm[0][0].extra)}
     return Result(
         group=group.name,

@@ -14,7 +14,7 @@ from dataio.layouts.genimage import GenImageLayout
 from dataio.loader import DataConfig, TrainingOrder, training_work
 from dataio.resident import open_loader
 from dataio.shards import write_shards
-from engines.benchmark import Group, Run, Settings, timed
+from engines.benchmark import READY, Group, Run, Settings, timed
 from engines.benchmark_peers import (
     by_pillow,
     by_torchvision,
@@ -163,10 +163,10 @@ def _loading(settings: Settings, name: str, config: DataConfig) -> Iterator[Call
         def work() -> int:
             return len(next(loader).image)
 
-        images, seconds = timed(work, settings.seconds)
+        images, seconds = timed(work, settings.seconds, ready=READY)
         if device.type == "cuda":
             torch.cuda.synchronize()
-        return Run(images, seconds, extra=extra)
+        return Run(images, seconds, extra=extra, untimed=READY * settings.batch)
 
     yield once
 

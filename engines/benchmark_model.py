@@ -9,7 +9,7 @@ import torch
 
 from dataio.index import ShardSet
 from dataio.loader import Loader, evaluation_work
-from engines.benchmark import Group, Run, Settings, timed
+from engines.benchmark import READY, Group, Run, Settings, timed
 from engines.benchmark_detector import detector_config, make_trainer, synchronize, world_of
 from engines.benchmark_train_peers import step_timm, step_torchvision, train_timm, train_torchvision
 from engines.inference import forward
@@ -26,6 +26,9 @@ def training_steps(trainer: Trainer, settings: Settings) -> Callable[[], Run]:
     intensity = batch * trainer.flops_per_image / traffic
 
     def once() -> Run:
+        for _ in range(READY):
+            trainer.train_step()
+        synchronize(settings)
         trainer.data_wait = 0.0
 
         def work() -> int:
@@ -42,7 +45,7 @@ def training_steps(trainer: Trainer, settings: Settings) -> Callable[[], Run]:
         if limits is not None:
             extra["share_of_matmul_peak"] = flops / limits.flops
             extra["share_of_roofline"] = flops / limits.bound(intensity)
-        return Run(images, seconds, extra=extra)
+        return Run(images, seconds, extra=extra, untimed=READY * trainer.config.train.global_batch)
 
     return once
 

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from dataio.index import ShardSet
-from engines.benchmark import Run, Settings, timed
+from engines.benchmark import READY, Run, Settings, timed
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -190,7 +190,7 @@ def _epochs(start: Callable[[], Iterator[Any]], settings: Settings) -> Callable[
         return len(batch[0])
 
     def once() -> Run:
-        return Run(*timed(work, settings.seconds))
+        return Run(*timed(work, settings.seconds, ready=READY), untimed=READY * settings.batch)
 
     return once
 
@@ -267,7 +267,7 @@ def dali_reader(settings: Settings) -> Iterator[Callable[[], Run]]:
             (images,) = built.run()
             return len(torch.from_dlpack(images.as_tensor()))
 
-        images, seconds = timed(work, settings.seconds)
-        return Run(images, seconds)
+        images, seconds = timed(work, settings.seconds, ready=READY)
+        return Run(images, seconds, untimed=READY * settings.batch)
 
     yield once

@@ -16,7 +16,7 @@ from torch import nn
 
 from dataio.config import DataConfig
 from dataio.index import ShardSet
-from engines.benchmark import Run, Settings, Unavailable, timed
+from engines.benchmark import READY, Run, Settings, Unavailable, timed
 from engines.benchmark_detector import detector_config, synchronize
 from engines.benchmark_peers import MEAN, STD, Files, transform_of
 from models.dual_head import DualHead
@@ -56,9 +56,9 @@ def _on_loader(step: Step, loader: Any, settings: Settings) -> Callable[[], Run]
         return step(image, label)
 
     def once() -> Run:
-        images, seconds = timed(work, settings.seconds)
+        images, seconds = timed(work, settings.seconds, ready=READY)
         synchronize(settings)
-        return Run(images, seconds)
+        return Run(images, seconds, untimed=READY * detector_config(settings).train.global_batch)
 
     return once
 
