@@ -64,7 +64,7 @@ class DataConfig:
     window_shards: int = 16
     """How many shards are shuffled together; more mixes better, fewer reads more locally."""
     threads: int = 0
-    """DALI's decoding threads per process; 0 means this process's share of the cores."""
+    """DALI's decoding threads per process; 0 means this process's share of the cores, and one more."""
     prefetch: int = 2
     """Batches DALI prepares ahead."""
     deterministic: bool = False

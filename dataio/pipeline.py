@@ -60,7 +60,8 @@ def build_pipeline(
 
     @pipeline_def(
         batch_size=batch,
-        num_threads=config.threads or default_threads(),
+        # Threads wait for each other between operators; one more than cores keeps these busy.
+        num_threads=config.threads or default_threads() + 1,
         device_id=device.index if gpu else None,
         prefetch_queue_depth=config.prefetch,
         enable_conditionals=augmented,

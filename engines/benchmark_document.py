@@ -61,7 +61,7 @@ def document(
         facts = {
             **facts,
             "bandwidth_gb_s": round(settings.limits.bandwidth / 1e9, 2),
-            "matmul_tflops": round(settings.limits.flops / 1e12, 4),
+            "peak_tflops": round(settings.limits.flops / 1e12, 4),
         }
     return {
         "schema": SCHEMA,

@@ -31,7 +31,7 @@ from engines.benchmark_peers import (
 
 
 @contextmanager
-def _shard_ours(settings: Settings, workers: int = 0) -> Iterator[Callable[[], Run]]:
+def _shard_ours(settings: Settings, workers: int = 0, preset: str = "default") -> Iterator[Callable[[], Run]]:
     layout = GenImageLayout(Path(settings.folder) / "source", val_fraction=0.1)
 
     def once() -> Run:
@@ -41,7 +41,7 @@ def _shard_ours(settings: Settings, workers: int = 0) -> Iterator[Callable[[], R
                     write_shards(
                         layout,
                         Path(folder) / "out",
-                        preset_policy("default", 256),
+                        preset_policy(preset, 256),
                         workers=workers or settings.workers,
                         samples_per_shard=100,
                         quiet=True,
@@ -53,6 +53,12 @@ def _shard_ours(settings: Settings, workers: int = 0) -> Iterator[Callable[[], R
             return Run(settings.images, seconds, bytes_in(Path(folder)))
 
     yield once
+
+
+@contextmanager
+def _shard_ours_plain(settings: Settings) -> Iterator[Callable[[], Run]]:
+    with _shard_ours(settings, preset="reference") as once:
+        yield once
 
 
 @contextmanager
@@ -173,13 +179,13 @@ def _loading(settings: Settings, name: str, config: DataConfig) -> Iterator[Call
 
 @contextmanager
 def _load_ours(settings: Settings) -> Iterator[Callable[[], Run]]:
-    with _loading(settings, "large", _large_config(settings.workers)) as once:
+    with _loading(settings, "large", _large_config(settings.workers + 1)) as once:  # as data.threads 0
         yield once
 
 
 @contextmanager
 def _load_small_ours(settings: Settings) -> Iterator[Callable[[], Run]]:
-    with _loading(settings, "small", _small_config(settings.workers)) as once:
+    with _loading(settings, "small", _small_config(settings.workers + 1)) as once:
         yield once
 
 
@@ -197,6 +203,7 @@ shard = Group(
     {
         "telltale": _shard_ours,
         "telltale, 1 process": _shard_ours_alone,
+        "telltale, the reference's codec": _shard_ours_plain,
         "reference (Pillow, 1 process)": shard_reference,
         "webdataset.ShardWriter, Pillow pool": shard_webdataset,
     },

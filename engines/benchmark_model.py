@@ -43,7 +43,7 @@ def training_steps(trainer: Trainer, settings: Settings) -> Callable[[], Run]:
             peak = peak_flops(torch.cuda.get_device_name(0), trainer.precision)
             extra |= {"MFU": flops / peak} if peak else {}
         if limits is not None:
-            extra["share_of_matmul_peak"] = flops / limits.flops
+            extra["share_of_peak"] = flops / limits.flops
             extra["share_of_roofline"] = flops / limits.bound(intensity)
         return Run(images, seconds, extra=extra, untimed=READY * trainer.config.train.global_batch)
 

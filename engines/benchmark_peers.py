@@ -234,7 +234,7 @@ def dali_reader(settings: Settings) -> Iterator[Callable[[], Run]]:
 
     @pipeline_def(
         batch_size=settings.batch,
-        num_threads=settings.workers,
+        num_threads=settings.workers + 1,  # as telltale
         device_id=0 if gpu else None,
         prefetch_queue_depth=2,
     )

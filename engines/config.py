@@ -5,17 +5,17 @@ A YAML file states what an experiment changes; dotted flags override the file
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import yaml
 from jsonargparse import Namespace
 
 from dataio.config import DataConfig
 from dataio.errors import UserError
 from engines.command import Parser
 from engines.config_file import check_config_file
+from engines.config_values import flatten, plain
 from engines.mixing import MixConfig
 from engines.profiling import parse_range
 from models.dual_head import ModelConfig
@@ -251,43 +251,6 @@ class Config:
             )
 
 
-# Keys that may change between a run and its continuation without changing its result
-# (on the data side: the folder may move, its content may not; see Trainer).
-FREE_KEYS = frozenset(
-    [
-        "resume",
-        "run.dir",
-        "data.shards",
-        "data.threads",
-        "data.prefetch",
-        "data.hw_decoder_load",
-        "data.verify",
-        "data.cache_dir",
-        "data.cache_gib",
-        "data.damaged",
-        "data.damaged_cap",
-        "data.require_audit",
-        "data.synthetic.images",
-        "data.synthetic.size",
-        "data.synthetic.seed",
-        "model.weights",
-        "model.whiten",
-        "checkpoint.every",
-        "checkpoint.keep",
-        "checkpoint.background",
-        # Until a step is not finite they change nothing; then a stopped run may go on with skip.
-        "train.nonfinite",
-        "train.nonfinite_cap",
-        "train.profile",
-        "train.timeout",
-        "log.every",
-        "log.images",
-        "log.wandb",
-        "log.project",
-    ]
-)
-
-
 def make_parser(kind: type = Config) -> Parser:
     detector = kind is Config
     parser = Parser(
@@ -357,7 +320,7 @@ def _instantiate(parser: Parser, parsed: Namespace, path: Path, kind: type[C]) -
     parsed = parsed.clone()
     for key in ("config", "local_rank"):
         parsed.pop(key, None)
-    empty = sorted(key for key, value in flatten(_plain(parsed.as_dict())).items() if value is None)
+    empty = sorted(key for key, value in flatten(plain(parsed.as_dict())).items() if value is None)
     if empty:
         raise UserError(
             f"{empty[0]} has no value (null), expected one; give it or leave it out (from {path} and the flags)"
@@ -367,19 +330,6 @@ def _instantiate(parser: Parser, parsed: Namespace, path: Path, kind: type[C]) -
         return kind(**dict(vars(built)))
     except ValueError as error:
         raise UserError(f"{' '.join(str(error).split())} (from {path} and the flags)") from None
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """Plain dicts, lists and scalars, as YAML and checkpoints hold them."""
-    return _plain(asdict(config))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
 
 
 def from_dict(values: dict[str, Any]) -> Config:
@@ -394,29 +344,3 @@ def from_dict(values: dict[str, Any]) -> Config:
     except UserError as error:
         raise UserError(f"stored configuration: {error}") from None
     return _instantiate(parser, parsed, Path("the stored configuration"), Config)
-
-
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"optim": {"lr": 1}} to {"optim.lr": 1}."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict):
-            flat.update(flatten(value, f"{name}."))
-        else:
-            flat[name] = value
-    return flat
-
-
-def changed_keys(
-    stored: dict[str, Any], current: Any, free: frozenset[str] = FREE_KEYS
-) -> list[tuple[str, Any, Any]]:
-    """(key, stored value, current value) of the keys whose change would change the result."""
-    # A key that a newer version added had its default's effect before.
-    old = {**flatten(to_dict(type(current)())), **flatten(stored)}
-    new = flatten(to_dict(current))
-    return [(key, old[key], new.get(key)) for key in old if key not in free and old[key] != new.get(key)]
-
-
-def to_yaml(config: Any) -> str:
-    return yaml.safe_dump(to_dict(config), sort_keys=False)

@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from dataio.atomic import sync_folder, write_text, write_with
 from dataio.errors import UserError
-from engines.config import Config, to_dict
+from engines.config import Config
+from engines.config_values import to_dict
 
 TENSORS, SETTINGS = "model.safetensors", "config.json"
 CALIBRATION = "model.calibration.json"

@@ -18,7 +18,7 @@ from dataio.atomic import write_text
 from dataio.errors import UserError
 from engines import zero
 from engines.command import EXIT_RUN_AGAIN, EXIT_USER_ERROR, verdict_in_file
-from engines.config import to_dict, to_yaml
+from engines.config_values import to_dict, to_yaml
 from engines.finetune_config import FinetuneConfig
 from engines.finetune_data import Collator, ConversationDataset, drop_long, need_steps
 from engines.finetune_inputs import ensure_conversations, fingerprint, read_samples, report_rejected

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dataio.errors import UserError
-from engines.config import changed_keys
+from engines.config_values import changed_keys
 from engines.finetune_config import FREE_KEYS, FinetuneConfig
 from engines.finetune_trainer import MARK
 

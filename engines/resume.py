@@ -7,7 +7,8 @@ from dataio.errors import UserError
 from dataio.index import ShardSet, label_mismatch
 from dataio.loader import resamples
 from engines import checkpoints
-from engines.config import FREE_KEYS, Config, changed_keys
+from engines.config import Config
+from engines.config_values import FREE_KEYS, changed_keys
 from engines.plan import data_fingerprint, resolve_precision
 from engines.process import World
 

@@ -18,7 +18,8 @@ from dataio.index import ShardSet
 from dataio.quarantine import Quarantine
 from engines import checkpoints, faults
 from engines.command import EXIT_RUN_AGAIN, EXIT_USER_ERROR, verdict_in_file
-from engines.config import Config, to_dict, to_yaml
+from engines.config import Config
+from engines.config_values import to_dict, to_yaml
 from engines.heartbeat import Heartbeat, LostRankError, is_lost_connection
 from engines.process import FolderLock, StopRequest, World, from_main, join, leave, together
 from engines.profiling import StepProfile

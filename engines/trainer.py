@@ -20,7 +20,8 @@ from dataio.resident import hold, open_loader
 from engines import faults
 from engines.batchnorm import RunningStatistics
 from engines.build import build_model, class_weights, make_deterministic, wrap
-from engines.config import Config, to_dict
+from engines.config import Config
+from engines.config_values import to_dict
 from engines.ema import WeightAverage
 from engines.heartbeat import Heartbeat
 from engines.mixing import mix

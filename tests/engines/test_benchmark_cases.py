@@ -29,6 +29,7 @@ def test_memory_and_arithmetic_are_measured():
     # No machine copies slower than a hundredth of, or faster than a hundred times, what they do today.
     assert 1e8 < roofline.memory_bandwidth(cpu, mib=8) < 1e13
     assert 1e8 < roofline.matmul_flops(cpu, "fp32", side=256) < 1e14
+    assert 1e8 < roofline.convolution_flops(cpu, "fp32", images=1) < 1e14
 
 
 def test_traffic_of_resnet50_is_what_its_layers_move():
@@ -51,7 +52,7 @@ def test_the_machines_limits_are_in_the_document():
     settings = Settings(folder="nowhere", limits=roofline.Limits(2.5e10, 8e10))
     facts = {"cores": 2, "processor": "", "memory_gib": 1, "gpu": None, "gpus": 0, "load_before": 0}
     written = json.loads(json.dumps(document([result("a", "b")], [], settings, facts)))
-    assert (written["machine"]["bandwidth_gb_s"], written["machine"]["matmul_tflops"]) == (25.0, 0.08)
+    assert (written["machine"]["bandwidth_gb_s"], written["machine"]["peak_tflops"]) == (25.0, 0.08)
     assert "limits" not in written["settings"]
     assert "| a | b |" in table(written)
 

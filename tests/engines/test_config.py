@@ -5,17 +5,8 @@ from pathlib import Path
 import pytest
 
 from dataio.errors import UserError
-from engines.config import (
-    FREE_KEYS,
-    Config,
-    changed_keys,
-    flatten,
-    from_dict,
-    parse_as,
-    parse_config,
-    to_dict,
-    to_yaml,
-)
+from engines.config import Config, from_dict, parse_as, parse_config
+from engines.config_values import FREE_KEYS, changed_keys, flatten, to_dict, to_yaml
 from engines.finetune_config import FREE_KEYS as FREE_FINETUNE_KEYS
 from engines.finetune_config import FinetuneConfig
 from engines.zero import read_deepspeed

@@ -10,7 +10,8 @@ from dataio.errors import UserError
 from dataio.index import ShardSet
 from dataio.loader import TrainingOrder
 from engines.checkpoints import cpu_state
-from engines.config import changed_keys, parse_config, to_dict
+from engines.config import parse_config
+from engines.config_values import changed_keys, to_dict
 from engines.process import World
 from engines.train import _open_sets
 from engines.trainer import Trainer
