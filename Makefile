@@ -16,7 +16,7 @@ SHELL := /bin/bash
 
 help:
 	@echo "make quickstart  install, draw a small data set, shard it, train, evaluate (results in $(RUN)/)"
-	@echo "make test        install and run the tests (under 20 minutes on two cores)"
+	@echo "make test        install and run the tests (under 15 minutes on two cores)"
 	@echo "make test-slow   run the longer tests, which CI runs too (half an hour)"
 	@echo "make lint        ruff and mypy"
 	@echo "make venv        install only, into $(VENV)/"
