@@ -44,6 +44,21 @@ class Parser(ArgumentParser):
         raise UserError(f"{' '.join(text.split())} (see --help)") from None
 
 
+def counts_of(flag: str, text: str, *, least: int = 1, example: str) -> list[int]:
+    """The numbers of a flag such as --gpus 1,4,8.
+
+    Raises:
+        UserError: something else, or a number below `least`.
+    """
+    try:
+        counts = [int(word) for word in text.split(",")]
+    except ValueError:
+        counts = []
+    if not counts or min(counts) < least:
+        raise UserError(f"{flag} {text}: expected numbers from {least} on, such as {example}")
+    return counts
+
+
 def divide(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """A command's own words, and the dotted flags (with their values) that are a training's."""
     own: list[str] = []

@@ -22,7 +22,7 @@ from typing import Any
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from dataio.errors import UserError
-from engines.command import Parser, run_command
+from engines.command import Parser, counts_of, run_command
 
 NAMES = (
     *("shard", "read", "decode", "load", "load-small", "step", "train", "eval"),
@@ -118,12 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _memory(options: Any) -> int:
-    try:
-        counts = [int(word) for word in options.files.split(",")]
-    except ValueError:
-        counts = []
-    if not counts or min(counts) < 10:
-        raise UserError(f"--files {options.files}: expected numbers of at least 10, such as 1000,10000")
+    counts = counts_of("--files", options.files, least=10, example="1000,10000")
     from engines import benchmark_document, benchmark_memory
 
     folder, say = Path(options.data) / "memory", _Progress()

@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from dataio.errors import UserError
-from engines.command import Parser, run_command
+from engines.command import Parser, counts_of, run_command
 from engines.communication import MIB, Job, Network, cost
 
 
@@ -32,12 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--nic", type=float, default=40.0, help="GB/s that a GPU sends between nodes, as reached")
     add("--bucket", type=float, default=25.0, help="DDP's buckets, MiB")
     args = parser.parse_args(argv)
-    try:
-        gpus = [int(word) for word in args.gpus.split(",")]
-    except ValueError:
-        gpus = []
-    if not gpus or min(gpus) < 1:
-        raise UserError(f"--gpus {args.gpus}: expected numbers of GPUs, such as 8,64,512")
+    gpus = counts_of("--gpus", args.gpus, example="8,64,512")
     for name in (
         "batch",
         "images_per_second",

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
 
 from dataio.errors import UserError
-from engines.command import Parser, run_command
+from engines.command import Parser, counts_of, run_command
 from engines.config import parse_as
 from engines.finetune_config import FinetuneConfig
 
@@ -27,12 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--gpus", default="1,4,8", help="numbers of GPUs, separated by commas")
     parser.add_argument("--length", type=int, default=1024, help="tokens of the longest conversation")
     args = parser.parse_args(argv)
-    try:
-        gpus = [int(word) for word in args.gpus.split(",")]
-    except ValueError:
-        gpus = []
-    if not gpus or min(gpus) < 1:
-        raise UserError(f"--gpus {args.gpus}: expected numbers of GPUs, such as 1,4,8")
+    gpus = counts_of("--gpus", args.gpus, example="1,4,8")
     if args.length < 1:
         raise UserError(f"--length {args.length}: expected at least 1")
     config = parse_as(FinetuneConfig, [], args.config)
