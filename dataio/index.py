@@ -292,7 +292,8 @@ class ShardSet:
         if self.resident is not None:  # all of one size: no look into the index
             height, width = (side - 2 * self.resident.pad for side in self.resident.pixels.shape[1:3])
             return np.full(len(ids), width, np.int64), np.full(len(ids), height, np.int64)
-        return self.rows["width"][ids].astype(np.int64), self.rows["height"][ids].astype(np.int64)
+        rows = self.rows[ids]
+        return rows["width"].astype(np.int64), rows["height"].astype(np.int64)
 
     def read(self, sample_id: int) -> NDArray[np.uint8]:
         """The encoded bytes of one image, uint8 [size].
