@@ -14,7 +14,7 @@ _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15
 _BARE = frozenset([0x01, *range(0xD0, 0xD8)])  # markers without a length
 
 
-def header_fault(data: bytes) -> str:
+def header_fault(data: bytes | memoryview) -> str:
     """What is wrong with an image's header, "" if nothing.
 
     Args:
@@ -29,7 +29,7 @@ def header_fault(data: bytes) -> str:
         return "no image format that can be read"
 
 
-def _jpeg_fault(data: bytes) -> str:
+def _jpeg_fault(data: bytes | memoryview) -> str:
     """Walks the segments up to the scan; what is wrong behind it DALI reports by an exception."""
     at, size, framed = 2, len(data), False
     while at + 4 <= size:

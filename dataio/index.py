@@ -281,7 +281,7 @@ class ShardSet:
     def image_sizes(self) -> tuple[int, int, int, int]:
         """(smallest width, largest width, smallest height, largest height), pixels."""
         entry = self.manifest["splits"][self.split]
-        if self._whole and "smallest" in entry and "largest" in entry:
+        if self._whole and "smallest" in entry:
             low, high = entry["smallest"], entry["largest"]  # no look at every row
             return low["width"], high["width"], low["height"], high["height"]
         width, height = self.rows["width"], self.rows["height"]

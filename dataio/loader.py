@@ -298,7 +298,7 @@ class Loader:
         """The images' bytes, whose headers DALI can read."""
         found = self.shards.read_many(ids)
         for place, data in enumerate(found):
-            fault = header_fault(data.tobytes())
+            fault = header_fault(data.data)
             if fault:
                 raise self.shards.damaged(int(ids[place]), f"{_UNDECODABLE} ({fault})")
         return found

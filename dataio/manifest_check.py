@@ -42,14 +42,12 @@ def _split_fault(split: Any, tables: bool) -> str:
         return " is no object"
     if not _count(split.get("samples")):
         return ".samples is no count"
-    largest = split.get("largest")
-    if not isinstance(largest, dict) or not all(_count(largest.get(side)) for side in ("width", "height")):
-        return ".largest has no width and height"
     index, shards = split.get("index"), split.get("shards")
     if not isinstance(index, dict) or _file_fault(index, ""):
         return f".index{_file_fault(index, '') if isinstance(index, dict) else ' is no object'}"
-    for name in ("smallest", "largest"):
-        sides = split.get(name, {"width": 0, "height": 0})
+    # Earlier folders do not have the smallest.
+    for name in ("largest", "smallest") if "smallest" in split else ("largest",):
+        sides = split.get(name)
         if not isinstance(sides, dict) or not all(_count(sides.get(side)) for side in ("width", "height")):
             return f".{name} is no width and height"
     if tables and "table" in split:

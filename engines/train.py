@@ -4,6 +4,7 @@ import gc
 import json
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,6 @@ from safetensors.torch import save_file
 from dataio.atomic import write_text, write_with
 from dataio.audit_stored import audit_line
 from dataio.errors import UserError
-from dataio.index import ShardSet
-from dataio.quarantine import Quarantine
 from engines import checkpoints, faults
 from engines.command import EXIT_RUN_AGAIN, EXIT_USER_ERROR, verdict_in_file
 from engines.config import Config
@@ -26,6 +25,7 @@ from engines.profiling import StepProfile
 from engines.resume import check_same_run, find_state
 from engines.runlog import RunLog
 from engines.saving import Saver, snapshot
+from engines.train_data import ensure_shards, open_sets
 from engines.trainer import Trainer
 from engines.verdict import EXIT, write_exit
 from models.flops import peak_flops
@@ -78,42 +78,11 @@ def _claim(folder: Path) -> FolderLock:
     return lock
 
 
-def ensure_shards(config: Config) -> None:
-    """Make the synthetic shards a configuration asks for, where there are none yet."""
-    wanted = config.data.synthetic
-    if wanted.images == 0 or (Path(config.data.shards) / "manifest.json").is_file():
-        return
-    from dataio.quickstart import make_synthetic_shards
-
-    print(
-        f"drawing {wanted.images} synthetic images of {wanted.size} px into {config.data.shards}", flush=True
-    )
-    make_synthetic_shards(config.data.shards, images=wanted.images, size=wanted.size, seed=wanted.seed)
-
-
-def _audit_line(config: Config) -> str:
-    return audit_line(config.data.shards, required=config.data.require_audit)
-
-
-def _open_sets(config: Config) -> tuple[ShardSet, ShardSet | None]:
-    data = config.data
-    chosen = {"subsets": data.subsets, "generators": data.generators}
-    train_set = ShardSet(data.shards, "train", **chosen, verify=data.verify)
-    has_val = train_set.manifest["splits"].get("val", {}).get("samples", 0) > 0
-    val_set = ShardSet(data.shards, "val", **chosen, verify=data.verify) if has_val else None
-    for shards in filter(None, (train_set, val_set)):
-        if data.cache_dir:
-            shards.use_cache(data.cache_dir, data.cache_gib, strict=data.damaged == "stop")
-        if data.damaged == "skip":
-            path = Path(config.run.dir) / "quarantine.jsonl"
-            shards.quarantine = Quarantine(shards, path, data.damaged_cap)
-    return train_set, val_set
-
-
 def _train(config: Config, world: World, folder: Path) -> tuple[int, str, str]:
     from_main(world, lambda: ensure_shards(config))
-    train_set, val_set = together(world, lambda: _open_sets(config))
-    from_main(world, lambda: print(_audit_line(config), flush=True))
+    train_set, val_set = together(world, lambda: open_sets(config))
+    audited = partial(audit_line, config.data.shards, required=config.data.require_audit)
+    from_main(world, lambda: print(audited(), flush=True))
     store = checkpoints.CheckpointFolder(folder / "checkpoints", config.checkpoint.keep)
     state = together(world, lambda: find_state(config, world, store))
     if state is not None:

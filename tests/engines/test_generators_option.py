@@ -13,7 +13,7 @@ from engines.checkpoints import cpu_state
 from engines.config import parse_config
 from engines.config_values import changed_keys, to_dict
 from engines.process import World
-from engines.train import _open_sets
+from engines.train_data import open_sets
 from engines.trainer import Trainer
 from tests.support import flags
 
@@ -30,7 +30,7 @@ def configure(tiny_shards, repo_root):
 
 
 def test_both_splits_have_photographs_and_the_named_ones_only(configure, tiny_shards):
-    train, val = _open_sets(configure(data__generators="[big_gan]"))
+    train, val = open_sets(configure(data__generators="[big_gan]"))
     whole = ShardSet(tiny_shards, "train")
     number = whole.labels.generators.index("big_gan")
     assert number > 1  # so that it is no accident of the first two
@@ -64,7 +64,7 @@ def test_an_unknown_name_is_one_line(tiny_shards):
 
 def test_an_epoch_is_of_the_selection(configure):
     config = configure(data__generators="[big_gan]")
-    train, _ = _open_sets(config)
+    train, _ = open_sets(config)
     order = TrainingOrder(train, config.data, 0, 16)
     assert order.steps_per_epoch == len(train) // 16
     ids = np.concatenate([order.step_ids(step) for step in range(order.steps_per_epoch)])
@@ -73,7 +73,7 @@ def test_an_epoch_is_of_the_selection(configure):
 
 def test_a_run_resumes_bit_for_bit_and_the_key_may_not_change(configure):
     config = configure(data__generators="[big_gan]", data__sampling="balanced")
-    undisturbed, resumed = (Trainer(config, ALONE, *_open_sets(config)) for _ in range(2))
+    undisturbed, resumed = (Trainer(config, ALONE, *open_sets(config)) for _ in range(2))
 
     def state(trainer):
         return copy.deepcopy({"model": cpu_state(trainer.model), **trainer.state()})
