@@ -14,14 +14,14 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from dataio.audit import Settings, audit_layout, audit_shards, check_output, write_audit
-from dataio.audit_stored import AUDIT
-from dataio.audit_verdict import format_audit
-from dataio.errors import UserError
-from dataio.pool import default_workers
-from dataio.records import SPLITS
-from engines.command import Parser, run_command
-from engines.layout_flags import KEYS, add_layout_flags, layout_of
+from dataio.core.errors import UserError
+from dataio.layouts.base import SPLITS
+from dataio.sharding.workers import default_workers
+from engines.audit.audit import Settings, audit_layout, audit_shards, check_output, write_audit
+from engines.audit.gate import AUDIT
+from engines.audit.verdict import format_audit
+from engines.config.layout_flags import KEYS, add_layout_flags, layout_of
+from engines.runtime.command import Parser, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:

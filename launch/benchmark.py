@@ -21,8 +21,8 @@ from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from dataio.errors import UserError
-from engines.command import Parser, counts_of, run_command
+from dataio.core.errors import UserError
+from engines.runtime.command import Parser, counts_of, run_command
 
 NAMES = (
     *("shard", "read", "decode", "load", "load-small", "step", "train", "eval"),
@@ -69,9 +69,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     import torch
 
-    from engines import benchmark, benchmark_document, benchmark_goals, roofline
-    from engines.benchmark_data import prepare
-    from engines.benchmark_groups import GROUPS
+    from engines.benchmark import document as benchmark_document
+    from engines.benchmark import goals as benchmark_goals
+    from engines.benchmark import harness as benchmark
+    from engines.benchmark import roofline
+    from engines.benchmark.data import prepare
+    from engines.benchmark.registry import GROUPS
 
     if options.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: PyTorch sees no GPU here; use --device cpu")
@@ -119,7 +122,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _memory(options: Any) -> int:
     counts = counts_of("--files", options.files, least=10, example="1000,10000")
-    from engines import benchmark_document, benchmark_memory
+    from engines.benchmark import document as benchmark_document
+    from engines.benchmark import memory as benchmark_memory
 
     folder, say = Path(options.data) / "memory", _Progress()
     folder.mkdir(parents=True, exist_ok=True)
@@ -133,7 +137,7 @@ def _memory(options: Any) -> int:
 
 
 def _write(output: str, written: Any) -> None:
-    from dataio.atomic import write_text
+    from dataio.core.atomic import write_text
 
     path = Path(output)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,8 +13,8 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from engines.calibrate import calibrate_checkpoint, format_calibration
-from engines.command import Parser, run_command
+from engines.evaluate.calibrate import calibrate_checkpoint, format_calibration
+from engines.runtime.command import Parser, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.batch is not None and options.batch < 1:
         parser.error(f"--batch is {options.batch}, expected at least 1")
 
-    from engines.process import die_with_launcher
+    from engines.runtime.distributed import die_with_launcher
 
     die_with_launcher()
     done = calibrate_checkpoint(

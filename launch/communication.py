@@ -1,4 +1,4 @@
-r"""What communication costs on 8 to 512 GPUs, on paper: see engines/communication.py for the model.
+r"""What communication costs on 8 to 512 GPUs, on paper: see engines/benchmark/scale_communication.py for the model.
 
     python launch/communication.py --backbone resnet50 --batch 400 --images-per-second 7950
     python launch/communication.py --backbone resnet50 --batch 64 --images-per-second 6500 --nic 10
@@ -12,9 +12,9 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from dataio.errors import UserError
-from engines.command import Parser, counts_of, run_command
-from engines.communication import MIB, Job, Network, cost
+from dataio.core.errors import UserError
+from engines.benchmark.scale_communication import MIB, Job, Network, cost
+from engines.runtime.command import Parser, counts_of, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -76,8 +76,8 @@ def _sizes(backbone: str, generators: int, objects: int) -> tuple[int, int]:
     """Numbers of a detector's parameters and of its running statistics."""
     import torch
 
-    from engines.batchnorm import RunningStatistics
-    from models.dual_head import DualHead, ModelConfig
+    from engines.train.batchnorm import RunningStatistics
+    from models.detector.dual_head import DualHead, ModelConfig
 
     with torch.device("cpu"):
         model = DualHead(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from engines.command import Parser, run_command
+from engines.runtime.command import Parser, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.seed < 0:
         parser.error(f"--seed is {options.seed}, expected 0 or more")
 
-    from engines.compare import compare_evaluations, format_comparison
+    from engines.evaluate.compare import compare_evaluations, format_comparison
 
     found = compare_evaluations(
         options.a, options.b, output=options.output, resamples=options.resamples, seed=options.seed

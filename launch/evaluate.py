@@ -14,9 +14,9 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from engines.command import Parser, run_command
-from engines.evaluate import METRICS, PREDICTIONS, evaluate_checkpoint
-from engines.metrics import format_table
+from engines.evaluate.evaluate import METRICS, PREDICTIONS, evaluate_checkpoint
+from engines.evaluate.metrics import format_table
+from engines.runtime.command import Parser, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.protocols and not options.report:
         parser.error("--protocols are shown in the report: add --report")
 
-    from engines.process import die_with_launcher
+    from engines.runtime.distributed import die_with_launcher
 
     die_with_launcher()
     held_out = [name for name in options.held_out.split(",") if name]
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = Path(options.output)
         print(f"\nresults: {folder / METRICS}, {folder / PREDICTIONS}")
         if options.report:
-            from engines.report_inputs import report_evaluation
+            from engines.report.report import report_evaluation
 
             named = {
                 key: options[key]

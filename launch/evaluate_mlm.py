@@ -14,8 +14,8 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from dataio.errors import UserError
-from engines.command import Parser, run_command
+from dataio.core.errors import UserError
+from engines.runtime.command import Parser, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,9 +37,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError("--answers scores a file by itself; leave out --model and --benchmark")
     if args.batch < 1:
         raise UserError(f"--batch {args.batch}: expected at least 1")
-    from engines.vqa import answer_benchmark, choose_device, load_for_answers, score, write_results
-    from engines.vqa_answers import read_items
-    from engines.vqa_metrics import vqa_summary
+    from engines.mlm.vqa_answers import read_items
+    from engines.mlm.vqa_benchmark import (
+        answer_benchmark,
+        choose_device,
+        load_for_answers,
+        score,
+        write_results,
+    )
+    from engines.mlm.vqa_metrics import vqa_summary
 
     if args.answers is not None:
         items = read_items(args.answers)

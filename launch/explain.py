@@ -13,9 +13,9 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from dataio.atomic import write_text
-from dataio.errors import UserError
-from engines.command import EXIT_USER_ERROR, Parser, run_command
+from dataio.core.atomic import write_text
+from dataio.core.errors import UserError
+from engines.runtime.command import EXIT_USER_ERROR, Parser, run_command
 
 FORMATS = {".html": "html", ".json": "json", ".txt": "text"}
 
@@ -34,8 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.output and Path(args.output).suffix not in FORMATS:
         raise UserError(f"--output {args.output}: expected a name that ends in {', '.join(FORMATS)}")
-    from engines.explain import as_html, as_json, as_text, explain_images
-    from engines.vqa import choose_device, load_for_answers
+    from engines.mlm.vqa_benchmark import choose_device, load_for_answers
+    from engines.predict.explain import as_html, as_json, as_text, explain_images
 
     answerer = load_for_answers(args.model, 1, choose_device(args.device)) if args.model else None
     found = explain_images(

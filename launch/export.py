@@ -22,8 +22,8 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from dataio.errors import UserError
-from engines.command import Parser, run_command
+from dataio.core.errors import UserError
+from engines.runtime.command import Parser, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _export_tinyllava(options.checkpoint, options.output)
     if options.format == "onnx":
         return _export_onnx(options.checkpoint, options.output)
-    from engines.export import CALIBRATION, SETTINGS, TENSORS, export_checkpoint
+    from engines.export.to_safetensors import CALIBRATION, SETTINGS, TENSORS, export_checkpoint
 
     folder = export_checkpoint(options.checkpoint, options.output)
     files = [folder / name for name in (TENSORS, SETTINGS, CALIBRATION)]
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _export_onnx(checkpoint: str, output: str) -> int:
-    from engines.export_onnx import GRAPH, export_onnx
+    from engines.export.to_onnx import GRAPH, export_onnx
 
     folder, difference = export_onnx(checkpoint, output)
     print(f"exported: {folder / GRAPH}; ONNX Runtime's logits differ from PyTorch's by {difference:.1e}")
@@ -59,7 +59,7 @@ def _export_onnx(checkpoint: str, output: str) -> int:
 
 
 def _export_tinyllava(checkpoint: str, output: str) -> int:
-    from models.tinyllava_files import write_published
+    from models.tinyllava.checkpoint import write_published
 
     if Path(checkpoint).resolve() == Path(output).resolve():
         raise UserError(f"--output {output}: is the model itself; choose another folder")

@@ -13,10 +13,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
 
-from dataio.errors import UserError
-from engines.command import Parser, counts_of, run_command
-from engines.config import parse_as
-from engines.finetune_config import FinetuneConfig
+from dataio.core.errors import UserError
+from engines.config.detector import parse_as
+from engines.config.mlm import FinetuneConfig
+from engines.runtime.command import Parser, counts_of, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.length < 1:
         raise UserError(f"--length {args.length}: expected at least 1")
     config = parse_as(FinetuneConfig, [], args.config)
-    from engines.zero_memory import memory_table  # imports transformers: --help need not wait
+    from engines.mlm.memory_estimate import memory_table  # imports transformers: --help need not wait
 
     print(memory_table(config, gpus, args.length))
     return 0

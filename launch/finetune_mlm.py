@@ -15,9 +15,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
 
-from dataio.errors import UserError
-from engines.command import EXIT_USER_ERROR, SharedError, is_main_process, run_command
-from engines.verdict import guess_run_folder, settled, write_exit
+from dataio.core.errors import UserError
+from engines.runtime.command import EXIT_USER_ERROR, SharedError, is_main_process, run_command
+from engines.runtime.exit_file import guess_run_folder, settled, write_exit
 
 DEFAULT_CONFIG = ROOT / "configs" / "tinyllava_quickstart.yaml"
 
@@ -27,9 +27,9 @@ def main() -> int:
     if code is not None:
         return code
     # Seconds to import, for which a restarted worker need not wait.
-    from engines.config import parse_as
-    from engines.finetune_config import FinetuneConfig
-    from engines.process import die_with_launcher
+    from engines.config.detector import parse_as
+    from engines.config.mlm import FinetuneConfig
+    from engines.runtime.distributed import die_with_launcher
 
     die_with_launcher()
     try:
@@ -41,7 +41,7 @@ def main() -> int:
         raise SharedError(str(error)) from None
     if is_main_process():
         print(f"{config.run.dir}: loading DeepSpeed and transformers", flush=True)
-    from engines.finetune import run_finetuning  # seconds to import, which --help need not wait for
+    from engines.mlm.finetune import run_finetuning  # seconds to import, which --help need not wait for
 
     return run_finetuning(config)
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from dataio.errors import UserError
-from engines.command import Parser, divide, run_command
-from engines.grid import format_grid, read_grid, run_grid
+from dataio.core.errors import UserError
+from engines.experiments.grid import format_grid, read_grid, run_grid
+from engines.runtime.command import Parser, divide, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:

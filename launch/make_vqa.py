@@ -14,9 +14,9 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from dataio.errors import UserError
-from dataio.vqa import FORMATS, VqaPlan, images_of_manifest, images_of_shards, write_vqa
-from engines.command import Parser, run_command
+from dataio.core.errors import UserError
+from dataio.vqa.questions import FORMATS, VqaPlan, images_of_manifest, images_of_shards, write_vqa
+from engines.runtime.command import Parser, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:

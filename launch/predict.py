@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from engines.command import EXIT_USER_ERROR, Parser, run_command
+from engines.runtime.command import EXIT_USER_ERROR, Parser, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,16 +36,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.workers < 0:
         parser.error(f"--workers is {options.workers}, expected at least 1, or 0 for the cores")
 
-    from engines.predict import check_output
+    from engines.predict.predict import check_output
 
     if options.output:
         check_output(options.output)
     import torch
 
-    from dataio.inputs import find_inputs
-    from dataio.pipeline import default_threads
-    from engines.predict import Tally, predict, print_rows, write_rows
-    from engines.single import Detector
+    from dataio.loading.dali_pipeline import default_threads
+    from dataio.sources.inputs import find_inputs
+    from engines.predict.detector import Detector
+    from engines.predict.predict import Tally, predict, print_rows, write_rows
 
     torch.set_num_threads(default_threads())
     detector = Detector(options.checkpoint, options.batch)

@@ -19,9 +19,18 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
 
-from dataio.errors import UserError
-from engines.command import Parser, run_command
-from engines.preflight import Chosen, Node, Place, check_nodes, format_nodes, look, prepare, report_unparsed
+from dataio.core.errors import UserError
+from engines.cluster.preflight import (
+    Chosen,
+    Node,
+    Place,
+    check_nodes,
+    format_nodes,
+    look,
+    prepare,
+    report_unparsed,
+)
+from engines.runtime.command import Parser, run_command
 
 NONE = "-"
 

@@ -19,9 +19,9 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from engines.command import run_command
-from engines.protocol import run_protocol
-from engines.protocol_config import parse_command
+from engines.config.protocol import parse_command
+from engines.experiments.protocol import run_protocol
+from engines.runtime.command import run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from engines.command import Parser, run_command
+from engines.runtime.command import Parser, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.pictures < 0:
         parser.error(f"--pictures is {options.pictures}, expected 0 or more")
 
-    from engines.report_inputs import report_evaluation
+    from engines.report.report import report_evaluation
 
     page = report_evaluation(
         output=options.evaluation,

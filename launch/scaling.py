@@ -20,12 +20,12 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import numpy as np
 
-from dataio.atomic import write_text
-from dataio.index import SAMPLE
-from dataio.order import EpochOrder
-from engines.command import Parser, run_command
-from engines.shuffle_quality import compare_shuffles, shuffle_table
-from engines.whole_start import Scale, measure_whole_start
+from dataio.core.atomic import write_text
+from dataio.loading.order import EpochOrder
+from dataio.shards.shard_set import SAMPLE
+from engines.benchmark.scale_shuffle import compare_shuffles, shuffle_table
+from engines.benchmark.scale_startup import Scale, measure_whole_start
+from engines.runtime.command import Parser, run_command
 
 _MOST_SHUFFLED = 20_000_000
 

@@ -18,15 +18,15 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from dataio.codec import PRESETS, preset_policy
-from dataio.errors import UserError
-from dataio.finish import summary
+from dataio.core.errors import UserError
+from dataio.images.codec import PRESETS, preset_policy
 from dataio.layouts.synthetic import write_synthetic
-from dataio.pool import default_workers
-from dataio.shards import Job, Share, finish_job, run_job, run_share
-from dataio.verify import verify_shards
-from engines.command import Parser, run_command
-from engines.layout_flags import add_layout_flags, layout_of
+from dataio.sharding.job import Job, Share, finish_job, run_job, run_share
+from dataio.sharding.merge import summary
+from dataio.sharding.verify import verify_shards
+from dataio.sharding.workers import default_workers
+from engines.config.layout_flags import add_layout_flags, layout_of
+from engines.runtime.command import Parser, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:

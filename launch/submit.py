@@ -14,8 +14,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
 
-from engines.command import Parser, divide, run_command
-from engines.submit import Request, command_of, explain, read_site, submit
+from engines.cluster.submit import Request, command_of, explain, read_site, submit
+from engines.runtime.command import Parser, divide, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:

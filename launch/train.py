@@ -13,9 +13,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
 
-from dataio.errors import UserError
-from engines.command import EXIT_USER_ERROR, SharedError, is_main_process, run_command
-from engines.verdict import guess_run_folder, settled, write_exit
+from dataio.core.errors import UserError
+from engines.runtime.command import EXIT_USER_ERROR, SharedError, is_main_process, run_command
+from engines.runtime.exit_file import guess_run_folder, settled, write_exit
 
 DEFAULT_CONFIG = ROOT / "configs" / "quickstart.yaml"
 
@@ -25,10 +25,10 @@ def main() -> int:
     if code is not None:
         return code
     # Seconds to import, for which a restarted worker need not wait.
-    from engines.config import parse_config
-    from engines.process import die_with_launcher
-    from engines.runlog import sweep_run_folder
-    from engines.train import run_training
+    from engines.config.detector import parse_config
+    from engines.runtime.distributed import die_with_launcher
+    from engines.runtime.run_log import sweep_run_folder
+    from engines.train.loop import run_training
 
     die_with_launcher()
     try:

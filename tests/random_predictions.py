@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from engines.predictions import PredictionArrays
+from engines.evaluate.predictions import PredictionArrays
 
 GENIMAGE = (
     "nature",

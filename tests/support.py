@@ -98,11 +98,11 @@ def differences(a: Any, b: Any, name: str = "") -> list[str]:
 
 def write_tiny_shards(folder: Path) -> Path:
     """Make and shard about 130 images of 32 px in a folder; two in three objects unknown, unevenly."""
-    from dataio.codec import preset_policy
+    from dataio.images.codec import preset_policy
     from dataio.layouts.genimage import GenImageLayout
     from dataio.layouts.manifest import ManifestLayout
     from dataio.layouts.synthetic import write_synthetic
-    from dataio.shards import write_shards
+    from dataio.sharding.job import write_shards
 
     folder.mkdir(exist_ok=True)
     write_synthetic(folder / "source", images=160, size=32, seed=3)
@@ -130,9 +130,9 @@ def write_detector(
     """Write a checkpoint of random weights; returns its path."""
     import torch
 
-    from engines import checkpoints
-    from engines.config import from_dict
-    from models.dual_head import DualHead
+    from engines.checkpoint import files as checkpoints
+    from engines.config.detector import from_dict
+    from models.detector.dual_head import DualHead
 
     config = {"model": {"backbone": backbone}, "data": {"size": size, "eval_crop": 0.875}}
     torch.manual_seed(seed)

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from dataio.errors import UserError
+from dataio.core.errors import UserError
 from dataio.layouts import cifake, genimage, manifest, synthetic
-from dataio.records import Layout
+from dataio.layouts.base import Layout
 
 NAMES = ("genimage", "cifake", "manifest", "synthetic")
 

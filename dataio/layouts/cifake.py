@@ -4,10 +4,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from dataio.layouts.base import Record
 from dataio.layouts.files import Misfits, is_litter
 from dataio.layouts.splits import split_of
-from dataio.records import Record
-from dataio.source import Source
+from dataio.sources.source import Source
 
 # The class is the number in parentheses; no suffix is 1. Sorting would give another order.
 OBJECTS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -26,7 +26,7 @@ def labels_of_name(path: str) -> tuple[str, int | None] | None:
 
 
 class CifakeLayout:
-    """See `dataio.records.Layout`. The official test is the test split; train gives val.
+    """See `dataio.layouts.base.Layout`. The official test is the test split; train gives val.
 
     Args:
         source: the folder that has train/ and test/, or the zip (one folder level around
@@ -56,7 +56,7 @@ class CifakeLayout:
         self.notes: list[str] = []
 
     def records(self) -> Iterator[Record]:
-        """See `dataio.records.Layout.records`."""
+        """See `dataio.layouts.base.Layout.records`."""
         count = 0
         self._misfits.clear()
         for path in self.source.files():

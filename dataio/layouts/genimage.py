@@ -12,11 +12,11 @@ from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 
-from dataio.errors import UserError
+from dataio.core.errors import UserError
+from dataio.layouts.base import Record
 from dataio.layouts.files import IMAGE_SUFFIXES, Misfits, is_litter
 from dataio.layouts.splits import split_of
-from dataio.records import Record
-from dataio.source import Source
+from dataio.sources.source import Source
 
 GENERATORS = (
     "nature",
@@ -121,7 +121,7 @@ def labels_of_name(path: str) -> tuple[str, int | None] | None:
 
 
 class GenImageLayout:
-    """See `dataio.records.Layout`.
+    """See `dataio.layouts.base.Layout`.
 
     Args:
         source: the whole data set, or one generator's folder.
@@ -187,7 +187,7 @@ class GenImageLayout:
         return None
 
     def records(self) -> Iterator[Record]:
-        """See `dataio.records.Layout.records`."""
+        """See `dataio.layouts.base.Layout.records`."""
         count = 0
         self._misfits.clear()
         self._left_out.clear()

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dataio.errors import UserError
+from dataio.core.errors import UserError
+from dataio.layouts.base import SPLITS, Record
 from dataio.layouts.splits import hash64, share
-from dataio.records import SPLITS, Record
-from dataio.source import Source
+from dataio.sources.source import Source
 
 DEFAULT_VAL_FRACTION = 0.10
 DEFAULT_TEST_FRACTION = 0.10
@@ -19,7 +19,7 @@ _REQUIRED = ("path", "generator", "object")
 
 
 class ManifestLayout:
-    """See `dataio.records.Layout`.
+    """See `dataio.layouts.base.Layout`.
 
     Generators are "nature" and the others in sorted order; objects are sorted; an empty
     object is unknown. Splits: the `split` column; else, with `split_from_path`, a path's
@@ -145,7 +145,7 @@ class ManifestLayout:
         return "test" if number < self.val_fraction + DEFAULT_TEST_FRACTION else "train"
 
     def records(self) -> Iterator[Record]:
-        """See `dataio.records.Layout.records`."""
+        """See `dataio.layouts.base.Layout.records`."""
         index = {name: number for number, name in enumerate(self.objects)}
         missing, first = 0, list[str]()
         groups = array("Q")

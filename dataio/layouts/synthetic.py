@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dataio.atomic import sync_folder, write_text
-from dataio.errors import UserError
+from dataio.core.atomic import sync_folder, write_text
+from dataio.core.errors import UserError
 from dataio.layouts.genimage import GenImageLayout, imagenet_classes
 
 # Real ImageNet classes, so that names parse as GenImage's do; what is drawn is a shape.

@@ -11,17 +11,17 @@ import zipfile
 import numpy as np
 import pytest
 
-from dataio import source
-from dataio.codec import Undecodable, open_image
-from dataio.conversations import tar_members
-from dataio.errors import UserError
-from dataio.index import ShardSet, read_manifest, sha256_of
-from dataio.inputs import find_inputs
+from dataio.core.errors import UserError
+from dataio.images.codec import Undecodable, open_image
 from dataio.layouts import open_layout
-from dataio.source import Source
-from dataio.verify import verify_shards
-from engines.config import parse_config
-from engines.grid import read_grid
+from dataio.sharding.verify import verify_shards
+from dataio.shards.shard_set import ShardSet, read_manifest, sha256_of
+from dataio.sources import source
+from dataio.sources.inputs import find_inputs
+from dataio.sources.source import Source
+from dataio.vqa.conversations import tar_members
+from engines.config.detector import parse_config
+from engines.experiments.grid import read_grid
 
 PACKAGES = ("dataio", "models", "engines", "launch")
 

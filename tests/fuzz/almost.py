@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from dataio.errors import UserError
+from dataio.core.errors import UserError
 
 LONG = settings.get_current_profile_name() == "long"
 if not LONG:

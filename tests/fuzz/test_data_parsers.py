@@ -13,15 +13,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dataio.conversations import read_conversations, tar_members
-from dataio.groups import read_groups
-from dataio.index import ShardSet, read_manifest, sha256_of
 from dataio.layouts.cifake import CifakeLayout
 from dataio.layouts.genimage import GenImageLayout
 from dataio.layouts.manifest import ManifestLayout
-from dataio.shard_table import to_entries
-from dataio.verify import verify_shards
-from engines.vqa_answers import read_items
+from dataio.sharding.verify import verify_shards
+from dataio.shards.groups import read_groups
+from dataio.shards.shard_set import ShardSet, read_manifest, sha256_of
+from dataio.shards.shard_table import to_entries
+from dataio.vqa.conversations import read_conversations, tar_members
+from engines.mlm.vqa_answers import read_items
 from tests.fuzz.almost import LONG, dump, grafted, mutated, parsed_or_told
 
 

@@ -9,14 +9,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from dataio.audit_stored import audit_line
-from dataio.index import ShardSet
-from dataio.quarantine import Quarantine
-from engines import checkpoints
-from engines.calibration import load_calibration
-from engines.config import parse_as, parse_config
-from engines.finetune_config import FinetuneConfig
-from engines.grid import read_grid
+from dataio.loading.quarantine import Quarantine
+from dataio.shards.shard_set import ShardSet
+from engines.audit.gate import audit_line
+from engines.checkpoint import files as checkpoints
+from engines.config.detector import parse_as, parse_config
+from engines.config.mlm import FinetuneConfig
+from engines.evaluate.calibration import load_calibration
+from engines.experiments.grid import read_grid
 from tests.fuzz.almost import LONG, dump, grafted, mutated, parsed_or_told
 
 YAML = b"""

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from dataio.augment import AugmentConfig
-from dataio.config import DataConfig
-from dataio.errors import UserError
-from dataio.index import ShardSet
-from dataio.loader import Loader, TrainingOrder, evaluation_work, training_work
-from engines.config import parse_config
-from engines.process import World
-from engines.trainer import Trainer
+from dataio.core.errors import UserError
+from dataio.loading.augment import AugmentConfig
+from dataio.loading.config import DataConfig
+from dataio.loading.loader import Loader, TrainingOrder, evaluation_work, training_work
+from dataio.shards.shard_set import ShardSet
+from engines.config.detector import parse_config
+from engines.runtime.distributed import World
+from engines.train.trainer import Trainer
 from tests.support import flags
 
 pytestmark = pytest.mark.skipif(

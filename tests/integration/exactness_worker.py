@@ -12,12 +12,12 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent.parent)
 import torch
 import torch.distributed as dist
 
-from dataio.errors import UserError
-from dataio.index import ShardSet
-from engines.config import parse_config
-from engines.process import World, join, leave
-from engines.saving import snapshot
-from engines.trainer import Trainer
+from dataio.core.errors import UserError
+from dataio.shards.shard_set import ShardSet
+from engines.checkpoint.async_saver import snapshot
+from engines.config.detector import parse_config
+from engines.runtime.distributed import World, join, leave
+from engines.train.trainer import Trainer
 from tests.support import differences
 
 ROOT = Path(sys.path[0])

@@ -82,6 +82,6 @@ def test_mistakes_are_one_line_and_code_2(audit, tiny_shards, tmp_path):
 
 
 def test_the_audit_needs_neither_torch_nor_dali(run, repo_root):
-    code = "import sys, dataio.audit; print([m for m in ('torch', 'nvidia.dali') if m in sys.modules])"
+    code = "import sys, engines.audit.audit; print([m for m in ('torch', 'nvidia.dali') if m in sys.modules])"
     done = run([sys.executable, "-c", f"import sys; sys.path.insert(0, {str(repo_root)!r}); {code}"])
     assert done.stdout == "[]\n", done.stderr

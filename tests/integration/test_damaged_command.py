@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dataio.config import DataConfig
-from dataio.index import ShardSet
-from dataio.loader import TrainingOrder
+from dataio.loading.config import DataConfig
+from dataio.loading.loader import TrainingOrder
+from dataio.shards.shard_set import ShardSet
 from tests.support import environment, flags, wait_until
 
 

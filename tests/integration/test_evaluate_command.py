@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from dataio.index import ShardSet, read_manifest
-from dataio.loader import Loader, evaluation_work
-from dataio.quickstart import make_synthetic_shards
-from engines import checkpoints
-from engines.config import from_dict
-from engines.inference import load_model
-from engines.metrics import compute_metrics
-from engines.predictions import probabilities, read_predictions
-from models.dual_head import DualHead
+from dataio.loading.loader import Loader, evaluation_work
+from dataio.sharding.quickstart import make_synthetic_shards
+from dataio.shards.shard_set import ShardSet, read_manifest
+from engines.checkpoint import files as checkpoints
+from engines.config.detector import from_dict
+from engines.evaluate.metrics import compute_metrics
+from engines.evaluate.predictions import probabilities, read_predictions
+from engines.evaluate.split_inference import load_model
+from models.detector.dual_head import DualHead
 
 IMAGES = 70
 

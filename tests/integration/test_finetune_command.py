@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from engines.finetune_output import whole
-from engines.finetune_trainer import load_thawed
-from models.tinyllava_files import load_tinyllava
+from engines.mlm.output import whole
+from engines.mlm.trainer import load_thawed
+from models.tinyllava.checkpoint import load_tinyllava
 from tests.conversations import LORA, PARTIAL, finetuning_flags, write_conversations
 from tests.support import alive, descendants, environment, wait_until
 

@@ -7,9 +7,9 @@ import sys
 import pytest
 import yaml
 
-from dataio.errors import UserError
-from engines.grid import format_grid, read_grid
-from engines.runlog import sweep_run_folder
+from dataio.core.errors import UserError
+from engines.experiments.grid import format_grid, read_grid
+from engines.runtime.run_log import sweep_run_folder
 from tests.support import alive, command_line, descendants, environment, flags, wait_until
 
 
@@ -108,7 +108,7 @@ def test_the_table_leaves_unknown_errors_open():
 
 def test_a_killed_grids_run_dies_with_it(repo_root, tmp_path):
     code = (
-        "import sys, pathlib; from engines.grid import _call; "
+        "import sys, pathlib; from engines.experiments.grid import _call; "
         "_call(['-c', 'import time; time.sleep(300)'], pathlib.Path(sys.argv[1]), 'w')"
     )
     grid = subprocess.Popen(

@@ -20,17 +20,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataio.codec import preset_policy
-from dataio.index import read_manifest
+from dataio.images.codec import preset_policy
 from dataio.layouts.genimage import GenImageLayout
 from dataio.layouts.synthetic import write_synthetic
-from dataio.shards import write_shards
-from engines.calibrate import calibrate_checkpoint
-from engines.calibration import load_calibration
-from engines.command import run_command
-from engines.evaluate import evaluate_checkpoint
-from engines.inference import predict_split
-from engines.predictions import build_table, read_predictions
+from dataio.sharding.job import write_shards
+from dataio.shards.shard_set import read_manifest
+from engines.evaluate.calibrate import calibrate_checkpoint
+from engines.evaluate.calibration import load_calibration
+from engines.evaluate.evaluate import evaluate_checkpoint
+from engines.evaluate.predictions import build_table, read_predictions
+from engines.evaluate.split_inference import predict_split
+from engines.runtime.command import run_command
 from tests.support import environment, write_detector
 
 NAMED = ["path", "verdict", "p_fake", "generator", "p_generator", "object", "error"]

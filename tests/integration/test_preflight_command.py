@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from engines.preflight import Chosen, Node, find_problem
+from engines.cluster.preflight import Chosen, Node, find_problem
 from tests.support import environment
 
 

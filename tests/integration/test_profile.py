@@ -5,9 +5,9 @@ import json
 
 import pytest
 
-from dataio.errors import UserError
-from engines.config import parse_config
-from engines.profiling import parse_range
+from dataio.core.errors import UserError
+from engines.config.detector import parse_config
+from engines.runtime.profiler import parse_range
 from tests.support import flags
 
 RANGES = {"read", "decode", "augment", "forward", "backward", "all-reduce", "optimiser"}

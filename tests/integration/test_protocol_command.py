@@ -10,20 +10,20 @@ import numpy as np
 import pytest
 import torch
 
-from dataio.codec import jpeg_quality, preset_policy
-from dataio.errors import UserError
-from dataio.index import ShardSet
+from dataio.core.errors import UserError
+from dataio.images.codec import jpeg_quality, preset_policy
 from dataio.layouts.synthetic import SyntheticLayout, write_synthetic
-from dataio.shards import write_shards
-from engines import checkpoints
-from engines.config import from_dict
-from engines.evaluate import evaluate_checkpoint
-from engines.metrics import compute_metrics
-from engines.predictions import probabilities, read_predictions
-from engines.protocol import run_protocol
-from engines.protocol_cells import open_work
-from engines.protocol_config import parse_command
-from models.dual_head import DualHead
+from dataio.sharding.job import write_shards
+from dataio.shards.shard_set import ShardSet
+from engines.checkpoint import files as checkpoints
+from engines.config.detector import from_dict
+from engines.config.protocol import parse_command
+from engines.evaluate.evaluate import evaluate_checkpoint
+from engines.evaluate.metrics import compute_metrics
+from engines.evaluate.predictions import probabilities, read_predictions
+from engines.experiments.protocol import run_protocol
+from engines.experiments.protocol_cells import open_work
+from models.detector.dual_head import DualHead
 from tests.support import environment, flags, wait_until
 
 ROBUST = "protocol: robustness\noperations: {jpeg: [90, 20], noise: [5]}\nchains: [2]\n"

@@ -21,7 +21,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent.parent.parent)
 
-from engines import faults
+from engines.runtime import fault_injection as faults
 from tests.integration.faults.harness import STEPS, Run, differing
 from tests.support import alive, descendants, wait_until, write_tiny_shards
 

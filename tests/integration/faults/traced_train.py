@@ -13,8 +13,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent.parent.parent
 sys.path[0] = str(ROOT)
 
-from engines.command import run_command
-from engines.trainer import Trainer
+from engines.runtime.command import run_command
+from engines.train.trainer import Trainer
 from launch.train import main
 
 

@@ -1,0 +1,106 @@
+"""The DALI pipeline: one definition for the CPU and the GPU, without any state of its own."""
+
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dataio.loading import augment
+
+if TYPE_CHECKING:
+    from dataio.loading.config import DataConfig
+
+
+def default_threads() -> int:
+    """The cores of the machine that are this process's share."""
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def build_pipeline(
+    source: Iterator[Any],
+    config: "DataConfig",
+    batch: int,
+    device: torch.device,
+    *,
+    resample: bool,
+    pad: bool,
+    augmented: bool,
+    largest: tuple[int, int] = (0, 0),
+    raw: bool = False,
+) -> Any:
+    """Build the pipeline from encoded bytes to normalised images, float32 HWC.
+
+    Args:
+        source: yields (encoded images, box starts, box shapes, flips[, knobs]) per batch.
+        batch: the most samples of a batch.
+        resample: boxes may differ in size from the network's input.
+        pad: boxes may reach into a border of the mean colour.
+        augmented: the source yields knobs, and `config.augment` applies.
+        largest: width and height that no image exceeds, pixels; (0, 0): unknown.
+        raw: the boxes as they are decoded, uint8.
+    """
+    from nvidia.dali import fn, pipeline_def
+    from nvidia.dali import types as dali_types
+
+    types: Any = dali_types  # its members are made at run time, unseen by type checkers
+
+    gpu = device.type == "cuda"
+    decoder: dict[str, Any] = {"output_type": types.RGB, "adjust_orientation": False}
+    if gpu:
+        decoder["hw_decoder_load"] = 0.0 if config.deterministic else config.hw_decoder_load
+        decoder["jpeg_fancy_upsampling"] = config.deterministic
+        # The hardware decoder's memory for the largest image, now: growing it in a step waits for the GPU.
+        decoder["preallocate_width_hint"], decoder["preallocate_height_hint"] = largest
+    fill = [255.0 * m for m in config.mean]
+    kinds = [types.UINT8, types.INT32, types.INT32, types.INT32]
+    ranks = [1, 1, 1, 0]
+    if augmented:
+        kinds, ranks = [*kinds, types.FLOAT], [*ranks, 1]
+
+    @pipeline_def(
+        batch_size=batch,
+        # Threads wait for each other between operators; one more than cores keeps these busy.
+        num_threads=config.threads or default_threads() + 1,
+        device_id=device.index if gpu else None,
+        prefetch_queue_depth=config.prefetch,
+        enable_conditionals=augmented,
+    )
+    def pipeline() -> Any:
+        image: Any
+        inputs = fn.external_source(source=source, num_outputs=len(kinds), dtype=kinds, ndim=ranks)
+        encoded, start, shape, flip = inputs[:4]
+        place = "mixed" if gpu else "cpu"
+        if pad:
+            image = fn.decoders.image(encoded, device=place, **decoder)
+            image = fn.slice(
+                image, start=start, shape=shape, axes=[0, 1], out_of_bounds_policy="pad", fill_values=fill
+            )
+        else:
+            image = fn.decoders.image_slice(
+                encoded, start=start, shape=shape, axes=[0, 1], device=place, **decoder
+            )
+        if raw:
+            return image, flip  # DALI warns of inputs that nothing takes
+        if resample:
+            image = fn.resize(
+                image, size=[config.size, config.size], interp_type=types.INTERP_LINEAR, antialias=True
+            )
+        if augmented:
+            image = augment.rand_augment(image, inputs[4], config.augment, config.size, sum(fill) / 3)
+            image = augment.degrade(image, inputs[4], config.augment, config.size)
+        image = fn.crop_mirror_normalize(
+            image,
+            mirror=flip,
+            dtype=types.FLOAT,
+            output_layout="HWC",
+            mean=fill,
+            std=[255.0 * s for s in config.std],
+        )
+        if augmented and config.augment.erase > 0:
+            image = augment.erase(image, inputs[4])
+        return image
+
+    built = pipeline()
+    built.build()
+    return built

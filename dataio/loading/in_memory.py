@@ -1,0 +1,314 @@
+"""A split decoded once and held on the device, and batches cut from it without decoding.
+
+For sets that fit: CIFAKE is 307 MB of pixels, all of GenImage at 256 px 531 GB. The order, the
+boxes and the flips are those of `dataio.loading.order`, as for `dataio.loading.loader.Loader`; so are the
+pixels. On a CPU batches are bit for bit the same where nothing is resampled, and within one
+grey level where something is (both round, DALI to the other side of a tie now and then).
+Every process holds the whole of its splits.
+"""
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dataio.core.errors import UserError
+from dataio.loading.augment import ERASE
+from dataio.loading.config import DataConfig
+from dataio.loading.loader import Batch, Loader, Work, resamples
+from dataio.shards.shard_set import ShardSet
+
+# Images decoded together; with fewer than 32 DALI has no trouble with damage (see `dataio.images.headers`).
+_CHUNK = 31
+
+
+class Resident:
+    """The decoded images of a split, all of one size; `hold` makes them.
+
+    Attributes:
+        pixels: uint8 [N, height + 2 pad, width + 2 pad, 3] on the device, RGB, in a border of the
+            mean colour. Those of damaged samples are no image; the quarantine names them.
+        generator, object: int64 [N] on the device.
+        pad: pixels of the border. seconds: what decoding took.
+    """
+
+    def __init__(self, shards: ShardSet, config: DataConfig, device: torch.device, pad: int) -> None:
+        begin = time.perf_counter()
+        height, width = _size(shards)
+        self.pad = pad
+        self.pixels = torch.empty(_shape(shards, pad), dtype=torch.uint8, device=device)
+        if pad:
+            # DALI's slice cuts the decimals of what it fills in.
+            self.pixels[:] = torch.from_numpy((255.0 * np.array(config.mean)).astype(np.uint8)).to(device)
+        whole = _whole_images(len(shards), height, width)
+        inner = self.pixels[:, pad : pad + height, pad : pad + width]
+        for loaded in Loader(shards, config, whole, batch=_CHUNK, device=device, train=False, raw=True):
+            inner[loaded.sample_id.to(device)] = loaded.image.permute(0, 2, 3, 1)
+        labels = np.stack([shards.rows["generator"], shards.rows["object"]]).astype(np.int64)
+        self.generator, self.object = torch.from_numpy(labels).to(device)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        self.seconds = time.perf_counter() - begin
+
+
+def _size(shards: ShardSet) -> tuple[int, int]:
+    """(height, width) of all images of a split, pixels."""
+    low_w, high_w, low_h, high_h = shards.image_sizes()
+    if (low_w, low_h) != (high_w, high_h):
+        raise UserError(
+            f"data.resident: the {shards.split} images of {shards.folder} are {low_w} to {high_w} px wide and "
+            f"{low_h} to {high_h} px high, expected one size; shard them with --codec.preset default, or set "
+            "data.resident false"
+        )
+    return low_h, low_w
+
+
+def _shape(shards: ShardSet, pad: int) -> tuple[int, int, int, int]:
+    height, width = _size(shards)
+    return len(shards), height + 2 * pad, width + 2 * pad, 3
+
+
+def _whole_images(count: int, height: int, width: int) -> Iterator[Work]:
+    for start in range(0, count, _CHUNK):
+        ids = np.arange(start, min(start + _CHUNK, count), dtype=np.int64)
+        boxes = np.tile(np.array([0, 0, height, width], np.int32), (len(ids), 1))
+        yield Work(ids, boxes, np.zeros(len(ids), np.int32))
+
+
+def hold(config: DataConfig, device: torch.device, train: ShardSet | None, val: ShardSet | None) -> None:
+    """Decode the splits into memory, where they are not there yet: `ShardSet.resident`.
+
+    Args:
+        device: where the pixels are held. train: gets the border that `config.pad` asks for.
+
+    Raises:
+        UserError: images of several sizes; more bytes than are free; a sample that cannot be
+            decoded, where the split has no quarantine.
+    """
+    wanted = [(s, pad) for s, pad in ((train, config.pad), (val, 0)) if s is not None]
+    wanted = [(s, pad) for s, pad in wanted if s.resident is None or s.resident.pad < pad]
+    if not wanted:
+        return
+    _check_room([(s, int(np.prod(_shape(s, pad)))) for s, pad in wanted], device)
+    for shards, pad in wanted:
+        shards.resident = Resident(shards, config, device, pad)
+
+
+def _check_room(needed: Sequence[tuple[ShardSet, int]], device: torch.device) -> None:
+    # Processes of a machine share its memory; each GPU has its own.
+    copies = 1 if device.type == "cuda" else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    total, free = copies * sum(size for _, size in needed), free_memory(device)
+    if free is None or total <= free:
+        return
+    images = " and ".join(f"{len(shards)} {shards.split}" for shards, _ in needed)
+    each = f" in each of {copies} processes" if copies > 1 else ""
+    raise UserError(
+        f"data.resident: {images} images{each} need {total / 2**30:.2f} GiB and {free / 2**30:.2f} GiB of "
+        f"{device} memory are free; set data.resident false, or select less with data.subsets or data.generators"
+    )
+
+
+def free_memory(device: torch.device, root: str = "/") -> int | None:
+    """Bytes that can be had on the device; None where the system does not say.
+
+    Args:
+        root: where a test has its /proc and /sys. A control group's limit counts, version 2 or 1.
+    """
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    found = []
+    for line in _text(Path(root) / "proc/meminfo").splitlines():
+        if line.startswith("MemAvailable:"):
+            found.append(int(line.split()[1]) * 1024)
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        numbers = [_text(Path(root) / "sys/fs/cgroup" / name).strip() for name in (limit, used)]
+        if all(map(str.isdecimal, numbers)):
+            found.append(max(0, int(numbers[0]) - int(numbers[1])))
+    return min(found, default=None)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+def open_loader(
+    shards: ShardSet,
+    config: DataConfig,
+    work: Iterator[Work],
+    *,
+    batch: int,
+    device: torch.device,
+    train: bool,
+) -> "Loader | ResidentLoader":
+    """A `Loader`, or with `data.resident` its equal that decodes nothing; arguments as `Loader`'s."""
+    if not config.resident:
+        return Loader(shards, config, work, batch=batch, device=device, train=train)
+    hold(config, device, shards if train else None, None if train else shards)
+    return ResidentLoader(shards, config, work, device=device, train=train)
+
+
+class ResidentLoader:
+    """Iterates `Batch`es of the given work, in order, out of `ShardSet.resident`.
+
+    As `dataio.loading.loader.Loader` in all that is seen: substitutes for what is in the quarantine,
+    smaller batches in evaluation. Nothing waits for the device.
+    """
+
+    def __init__(
+        self, shards: ShardSet, config: DataConfig, work: Iterator[Work], *, device: torch.device, train: bool
+    ) -> None:
+        assert shards.resident is not None
+        self.shards, self.resident, self.device = shards, shards.resident, device
+        self._work, self._size = work, config.size
+        self._erases = train and config.augment.erase > 0
+        self._resample = resamples(shards, config, train)
+        # DALI's crop_mirror_normalize computes (pixel - mean) * (1 / std), all in float32.
+        mean, std = (
+            np.array([255.0 * v for v in values], np.float32) for values in (config.mean, config.std)
+        )
+        # Whole rows of pixels at a time: longer loops.
+        self._mean, self._scale = (
+            torch.from_numpy(np.tile(row, self._size)).to(device) for row in (mean, np.float32(1) / std)
+        )
+
+        self._runs: NDArray[Any] | None = None
+        if device.type == "cpu" and not self._resample:
+            # From every pixel on, `size` of them as one value, which NumPy copies at once.
+            flat = self.resident.pixels.numpy()
+            self._runs = np.ndarray(
+                (flat.size // 3 - self._size + 1,), f"V{3 * self._size}", flat.data, 0, (3,)
+            )
+
+    def __iter__(self) -> "ResidentLoader":
+        return self
+
+    def __next__(self) -> Batch:
+        for wanted in self._work:
+            work = self._undamaged(wanted)
+            if len(work.ids):
+                return self._batch(work)
+        raise StopIteration
+
+    def _undamaged(self, wanted: Work) -> Work:
+        quarantine = self.shards.quarantine
+        if quarantine is None or quarantine.ids.isdisjoint(wanted.ids.tolist()):
+            return wanted
+        if wanted.again is not None:
+            ids = [next(quarantine.candidates(number)) for number in wanted.ids.tolist()]
+            return wanted.again(np.array(ids, np.int64))
+        kept = ~np.isin(wanted.ids, list(quarantine.ids))
+        return Work(wanted.ids[kept], wanted.boxes[kept], wanted.flips[kept])
+
+    def _batch(self, work: Work) -> Batch:
+        count, size = len(work.ids), self._size
+        numbers: list[NDArray[Any]] = [work.ids[:, None], work.boxes, work.flips[:, None]]
+        if self._erases:
+            assert work.knobs is not None
+            numbers.append(work.knobs[:, ERASE : ERASE + 4].astype(np.int64))
+        # One transfer for all of them.
+        table = np.concatenate(numbers, axis=1).astype(np.int64).T
+        columns = torch.from_numpy(np.ascontiguousarray(table)).to(self.device, non_blocking=True)
+        if self._resample:
+            pixels = self._resampled(columns, work)
+        elif self.device.type == "cpu":
+            pixels = self._cut(work)
+        else:
+            pixels = self._cut_by_index(columns)
+        rows = torch.sub(pixels.view(count, size, 3 * size), self._mean).mul_(self._scale)
+        image = rows.view(count, size, size, 3)
+        if self._erases:
+            image.masked_fill_(_erased(columns[6:], size), 0.0)
+        ids = columns[0]
+        return Batch(
+            image.permute(0, 3, 1, 2),
+            self.resident.generator[ids],
+            self.resident.object[ids],
+            torch.from_numpy(work.ids),
+        )
+
+    def _cut(self, work: Work) -> torch.Tensor:
+        """The boxes' pixels by copies of whole rows, uint8 [N, size, size, 3]; on a CPU."""
+        size, pad = self._size, self.resident.pad
+        height, width = self.resident.pixels.shape[1:3]
+        y, x = (work.boxes[:, axis].astype(np.int64) + pad for axis in (0, 1))
+        first = (work.ids * height + y) * width + x
+        assert self._runs is not None
+        found = self._runs[first[:, None] + width * np.arange(size)]
+        flipped = work.flips != 0
+        if flipped.any():
+            pixels = found.view("V3").reshape(-1, size, size)
+            pixels[flipped] = pixels[flipped][:, :, ::-1]
+        return torch.from_numpy(found.view(np.uint8).reshape(-1, size, size, 3))
+
+    def _cut_by_index(self, columns: torch.Tensor) -> torch.Tensor:
+        """The same by one gather of pixels, on any device; columns: int64 [>= 6, N]."""
+        stored, pad = self.resident.pixels, self.resident.pad
+        height, width = stored.shape[1:3]
+        ids, y, x, _, _, flips = columns[:6, :, None, None]
+        along = torch.arange(self._size, device=stored.device)
+        across = torch.where(flips != 0, self._size - 1 - along, along)
+        index = ((ids * height + y + pad + along[:, None]) * width) + x + pad + across
+        return stored.view(-1, 3)[index]
+
+    def _resampled(self, columns: torch.Tensor, work: Work) -> torch.Tensor:
+        """The boxes scaled to the network's input, uint8 [N, size, size, 3]."""
+        stored, size, pad = self.resident.pixels, self._size, self.resident.pad
+        ids, y, x, high, wide, flips = columns[:6]
+        reach = int(np.ceil(max(1.0, work.boxes[:, 2:].max() / size))) + 1
+        down = triangle_weights(y + pad, high, size, stored.shape[1], reach)
+        across = triangle_weights(x + pad, wide, size, stored.shape[2], reach)
+        across = torch.where(flips[:, None, None] != 0, across.flip(1), across)
+        # Evaluation's loop runs under autocast, whose half precision is no match for DALI's.
+        with torch.autocast(stored.device.type, enabled=False):
+            image = stored[ids].flatten(2).float()
+            image = torch.bmm(down, image).view(len(ids), size, -1, 3).transpose(1, 2).flatten(2)
+            image = torch.bmm(across, image).view(len(ids), size, size, 3).transpose(1, 2)
+        return image.round_().clamp_(0, 255).to(torch.uint8).contiguous()
+
+
+def triangle_weights(
+    start: torch.Tensor, length: torch.Tensor, size: int, side: int, reach: int
+) -> torch.Tensor:
+    """What each pixel of a line weighs in its box scaled to `size` pixels.
+
+    The filter is a triangle, widened where the box shrinks; taps beyond the box take the
+    pixel at its end, as DALI's resize has it (torch's interpolate leaves them out).
+
+    Args:
+        start, length: int64 [N], of the boxes, pixels. side: of the line. reach: pixels, more than
+            half a widened triangle.
+
+    Returns:
+        float32 [N, size, side]; rows sum to 1, and are 0 outside of the box.
+    """
+    first, last = start[:, None, None], (start + length - 1)[:, None, None]
+    scale = length.float()[:, None, None] / size
+    along = torch.arange(size, device=start.device).float()[None, :, None]
+    centre = (along + 0.5) * scale - 0.5 + first
+    taps = torch.arange(-reach, side + reach, device=start.device)
+    weights = (1 - (taps - centre).abs() / scale.clamp(min=1)).clamp_(min=0)
+    weights /= weights.sum(2, keepdim=True)
+    before = torch.where(taps < first, weights, 0).sum(2, keepdim=True)
+    behind = torch.where(taps > last, weights, 0).sum(2, keepdim=True)
+    weights = torch.where((taps >= first) & (taps <= last), weights, 0)
+    weights += (taps == first) * before + (taps == last) * behind
+    return weights[:, :, reach : reach + side].contiguous()
+
+
+def _erased(boxes: torch.Tensor, size: int) -> torch.Tensor:
+    """Where the rectangles (y, x, height, width) int64 [4, N] are: bool [N, size, size, 1]."""
+    y, x, high, wide = boxes[:, :, None]
+    along = torch.arange(size, device=boxes.device)
+    rows, columns = ((along >= a) & (along < a + n) for a, n in ((y, high), (x, wide)))
+    return (rows[:, :, None] & columns[:, None, :])[..., None]

@@ -1,0 +1,127 @@
+"""Samples that a run leaves out since they cannot be read or decoded any more.
+
+In training another sample takes the place, with the place's own augmentation. Which one is
+a pure function of the damaged sample's id, and it has the same generator and its object is
+known where the other's was; so the classes' shares, the loss's divisors, the order of all
+other samples and exact resume stay as they are, on any number of processes. (Giving the
+place no weight instead would change the divisors, which every process counts for itself
+from the order.) In validation the sample is left out.
+
+What was left out stands in a file of the run, one line each, so that a continuation leaves
+out the same, even where the shard was mended meanwhile.
+"""
+
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dataio.core.errors import UserError
+from dataio.loading.order import PURPOSE_SUBSTITUTE, hash64
+from dataio.shards.tar_reader import DamagedSample
+
+if TYPE_CHECKING:
+    from dataio.shards.shard_set import ShardSet
+
+_BLOCK = 4096  # substitutes looked at together
+_BLOCKS = 16
+
+
+class Quarantine:
+    """The left-out samples of one split.
+
+    Args:
+        path: the run's file, which all its processes append to. cap: the largest share of
+            the split that may be left out; rounded up to whole samples.
+    """
+
+    def __init__(self, shards: "ShardSet", path: str | Path, cap: float) -> None:
+        self._shards, self.path = shards, Path(path)
+        self.allowed = math.ceil(cap * len(shards))
+        self.ids = self._read()
+
+    def _read(self) -> set[int]:
+        try:
+            lines = self.path.read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            return set()
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.path}: cannot be read ({error}); mend or remove it") from None
+        found = set()
+        for line in lines:
+            try:
+                entry = json.loads(line)
+                number = int(entry["sample_id"])
+                if entry["split"] == self._shards.split and 0 <= number < len(self._shards):
+                    found.add(number)
+            except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+                continue  # half a line of a killed process: its sample is found again
+        return found
+
+    def add(self, sample_id: int, error: DamagedSample) -> None:
+        """Leave a sample out from now on, and say so.
+
+        Raises:
+            UserError: more than `allowed` are left out.
+        """
+        others = self._read()  # what the other processes found
+        self.ids |= {sample_id, *others}
+        if sample_id not in others:
+            self._append(sample_id, error)
+        if len(self.ids) > self.allowed:
+            raise UserError(
+                f"{error}. {len(self.ids)} samples of the {self._shards.split} split are damaged by now, and "
+                f"data.damaged_cap allows {self.allowed}; mend the shards, or raise it ({self.path} lists them)"
+            )
+        print(
+            f"warning: {error}. It is left out ({len(self.ids)} of at most {self.allowed}, see {self.path})",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def _append(self, sample_id: int, error: DamagedSample) -> None:
+        row = self._shards.rows[sample_id]
+        entry: dict[str, Any] = {
+            "split": self._shards.split,
+            "sample_id": sample_id,
+            "shard": self._shards.shards[int(row["shard"])]["file"],
+            "key": int(row["key"]),
+            "offset": int(row["offset"]),
+            "source": error.source,
+            "reason": error.reason,
+        }
+        # One write to the end, so that lines of several processes stay whole.
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(descriptor, (json.dumps(entry) + "\n").encode())
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def candidates(self, sample_id: int) -> Iterator[int]:
+        """The sample itself, then those that may take its place, in a fixed order, without any left out.
+
+        Raises:
+            UserError: there is none.
+        """
+        if sample_id not in self.ids:
+            yield sample_id
+        rows = self._shards.rows
+        own = rows[sample_id]
+        for block in range(_BLOCKS):
+            numbers = np.arange(block * _BLOCK, (block + 1) * _BLOCK, dtype=np.uint64)
+            drawn = (hash64(PURPOSE_SUBSTITUTE, sample_id, numbers) % np.uint64(len(rows))).astype(np.int64)
+            there = rows[drawn]
+            fits = (there["generator"] == own["generator"]) & ((there["object"] >= 0) == (own["object"] >= 0))
+            for candidate in drawn[fits].tolist():
+                if candidate not in self.ids:
+                    yield candidate
+        raise UserError(
+            f"{self._shards.describe(sample_id)} is damaged, and no other sample of its generator can take its "
+            "place; mend the shards"
+        )

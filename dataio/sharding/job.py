@@ -1,0 +1,373 @@
+"""Writing shards: from a layout's sources to tars, their indexes and the manifest.
+
+A shard is committed by its sidecar in OUTPUT/.work, renamed into place after the tar and
+its index are on disk; a restart skips committed shards and writes the others again, byte
+for byte the same. Nothing in the result depends on the clock, the host, the number of
+workers, or that of the tasks which share the work.
+"""
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import IO, Any
+
+from dataio.core.errors import UserError
+from dataio.core.locks import alone, is_held, locked
+from dataio.images.codec import CodecPolicy
+from dataio.layouts.base import SPLITS, Layout
+from dataio.sharding.disk_space import check_space
+from dataio.sharding.merge import finish_folder
+from dataio.sharding.plan import Plan, ShardTask, check_settings, make_plan, read_plan
+from dataio.sharding.workers import Progress, run_tasks
+from dataio.sharding.writer import WORK, read_sidecar
+from dataio.shards.shard_set import read_manifest
+
+_NAMED_TASKS = 50
+_CREATED = "created"  # in the work folder: its output folder was made by us too
+
+
+@dataclass(frozen=True)
+class Share:
+    """One of `of` tasks among which the shards are dealt out: number `number`, from 0."""
+
+    number: int
+    of: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Share":
+        """Read "i/n".
+
+        Raises:
+            UserError: it is not that, or i is not in 0 ... n-1.
+        """
+        number, _, of = text.partition("/")
+        if not (number.isdecimal() and of.isdecimal() and int(number) < int(of)):
+            raise UserError(f"--task {text}: expected i/n with i from 0 to n-1, as in 0/8 ... 7/8")
+        return cls(int(number), int(of))
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of}"
+
+    @property
+    def label(self) -> str:
+        """What its lock and temporary files are called."""
+        return f"{self.number}-of-{self.of}"
+
+    def among(self, tasks: list[ShardTask]) -> list[ShardTask]:
+        """Its shards: every n-th, so that each share has some of every split."""
+        return tasks[self.number :: self.of]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be sharded, how, and where to.
+
+    Attributes:
+        layout: the sources. output: the folder. policy: from `preset_policy`.
+        workers: processes; the bytes are the same for any number.
+        samples_per_shard: at most, and exactly but for rejected files and the last shard.
+        seed: of the permutation.
+        extra_settings: the layout's options, so that a rerun with others is refused.
+        quiet: no progress.
+        allow_duplicates: the same picture may be in two splits; reported only.
+
+    Raises:
+        UserError: a number below 1.
+    """
+
+    layout: Layout
+    output: Path
+    policy: CodecPolicy
+    workers: int = 1
+    samples_per_shard: int = 1000
+    seed: int = 0
+    extra_settings: dict[str, Any] = field(default_factory=dict)
+    quiet: bool = False
+    allow_duplicates: bool = False
+
+    def __post_init__(self) -> None:
+        if self.workers < 1 or self.samples_per_shard < 1:
+            raise UserError(
+                f"--workers {self.workers} --samples-per-shard {self.samples_per_shard}: expected at least 1"
+            )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the bytes depend on, but for the source."""
+        return {
+            "layout": self.layout.name,
+            "codec": {**self.policy.to_dict(), "history": None},
+            "samples_per_shard": self.samples_per_shard,
+            "seed": self.seed,
+            **self.extra_settings,
+        }
+
+    @property
+    def work(self) -> Path:
+        return self.output / WORK
+
+
+def write_shards(
+    layout: Layout,
+    output: str | Path,
+    policy: CodecPolicy,
+    *,
+    workers: int = 1,
+    samples_per_shard: int = 1000,
+    seed: int = 0,
+    extra_settings: dict[str, Any] | None = None,
+    quiet: bool = False,
+    allow_duplicates: bool = False,
+) -> dict[str, Any]:
+    """Write, or finish writing, a shard folder: `run_job` of the `Job` of these arguments."""
+    return run_job(
+        Job(
+            layout,
+            Path(output),
+            policy,
+            workers=workers,
+            samples_per_shard=samples_per_shard,
+            seed=seed,
+            extra_settings=extra_settings or {},
+            quiet=quiet,
+            allow_duplicates=allow_duplicates,
+        )
+    )
+
+
+def run_job(job: Job) -> dict[str, Any]:
+    """Write every shard that is not there yet, and finish.
+
+    Returns:
+        the manifest; where the folder was finished already, the one that is there.
+
+    Raises:
+        UserError: the folder is in use, holds something else, was begun with other
+            settings, cannot be written; nothing usable in the source.
+    """
+    if (manifest := _finished(job)) is not None:
+        return manifest
+    with _folder(job) as lock:
+        if (manifest := _finished(job)) is not None:  # by the process that held it
+            return manifest
+        plan = _plan(job, lock)
+        _check_space(job, plan, lock)
+        _write(job, plan, plan.tasks, "")
+        with _disk_errors(job):
+            manifest = _finish(job, plan)
+    shutil.rmtree(job.work, ignore_errors=True)
+    return manifest
+
+
+def run_share(job: Job, share: Share) -> str:
+    """Write the shards of one share; any number of shares may run at once, on any machines.
+
+    Returns:
+        what was done, in a line.
+
+    Raises:
+        UserError: as `run_job`; or the same share is being run already.
+    """
+    finished = f"task {share}: {job.output} is finished already"
+    if _finished(job) is not None:
+        return finished
+    with _folder(job, shared=True) as lock:
+        if _finished(job) is not None:
+            return finished
+        plan = _plan(job, lock)
+        _check_space(job, plan, lock)
+        try:
+            with locked(job.work / f"task-{share.label}.lock") as own:
+                os.utime(own.fileno())  # the newest tells --finish how many tasks there are
+                tasks = share.among(plan.tasks)
+                _write(job, plan, tasks, share.label)
+        except BlockingIOError:
+            raise UserError(
+                f"--task {share}: another process is running it; wait for it or stop it"
+            ) from None
+        missing = sum(read_sidecar(job.output, task) is None for task in plan.tasks)
+        then = f"{missing} of {len(plan.tasks)} are missing" if missing else "all are there: now --finish"
+        return f"task {share}: {len(tasks)} shards, {sum(task.count for task in tasks)} sources; {then}"
+
+
+def finish_job(job: Job) -> dict[str, Any]:
+    """Merge what the shares wrote; returns the manifest. Any number of processes may try at once.
+
+    Raises:
+        UserError: shards are missing (their shares are named), or as `run_job`.
+    """
+    try:
+        return _merge(job)
+    except UserError:
+        # What it missed may have gone because another process has merged it.
+        if (manifest := _finished(job)) is None:
+            raise
+        return manifest
+
+
+def _merge(job: Job) -> dict[str, Any]:
+    if (manifest := _finished(job)) is not None:
+        return manifest
+    plan = read_plan(job.work)
+    if plan is None:
+        raise UserError(f"--finish: {job.output} has no plan and no shards; run the tasks first (--task)")
+    check_settings(job.output, plan.settings, {**job.settings, "source": job.layout.root})
+    _check_complete(job, plan)
+    # All shards are there: who still holds the folder is about to leave it, or merges too.
+    waiting = f"{job.output}: another process is leaving it; waiting for it"
+    with _folder(job, wait=waiting), _disk_errors(job):
+        manifest = _finished(job) or _finish(job, plan)
+    shutil.rmtree(job.work, ignore_errors=True)
+    return manifest
+
+
+def _finish(job: Job, plan: Plan) -> dict[str, Any]:
+    return finish_folder(job.layout, job.output, plan, allow_duplicates=job.allow_duplicates)
+
+
+def _check_complete(job: Job, plan: Plan) -> None:
+    """Raise a UserError that names the shares whose shards are missing."""
+    missing = [n for n, task in enumerate(plan.tasks) if read_sidecar(job.output, task) is None]
+    if not missing:
+        return
+    counted = f"--finish: {len(missing)} of {len(plan.tasks)} shards of {job.output} are missing"
+    locks = sorted(job.work.glob("task-*-of-*.lock"), key=lambda path: path.stat().st_mtime_ns)
+    if not locks:
+        raise UserError(
+            f"{counted} and no --task was ever begun; run the tasks, or the same without --finish"
+        )
+    of = int(locks[-1].stem.rpartition("-")[2])
+    named = []
+    for number, shards in sorted(Counter(n % of for n in missing).items()):
+        share = Share(number, of)
+        lock = job.work / f"task-{share.label}.lock"
+        state = ", running" if lock.exists() and is_held(lock) else ""
+        named.append(f"{share} ({shards} shard{'s' if shards > 1 else ''}{state})")
+    more = f" and {len(named) - _NAMED_TASKS} more" if len(named) > _NAMED_TASKS else ""
+    raise UserError(
+        f"{counted}, of --task {', '.join(named[:_NAMED_TASKS])}{more}; run those again, then --finish"
+    )
+
+
+def _finished(job: Job) -> dict[str, Any] | None:
+    """The manifest of a finished folder; None where it is not.
+
+    Raises:
+        UserError: it was made with other settings.
+    """
+    if not (job.output / "manifest.json").is_file():
+        return None
+    manifest = read_manifest(job.output)
+    check_settings(job.output, manifest["plan"], job.settings)
+    shutil.rmtree(job.work, ignore_errors=True)  # killed between the manifest and this
+    return manifest
+
+
+@contextmanager
+def _folder(job: Job, shared: bool = False, wait: str = "") -> Iterator[IO[str]]:
+    """Hold the output folder: alone, or together with other shares; `wait` as `locked` has it."""
+    output = job.output
+    if output.is_dir() and any(output.iterdir()) and not job.work.is_dir():
+        raise UserError(f"--output {output}: holds something else; choose an empty or new folder")
+    with ExitStack() as stack:
+        try:
+            lock = stack.enter_context(_work_lock(job, shared, wait))
+        except BlockingIOError:
+            raise UserError(
+                f"--output {output}: another process is writing it; wait for it or stop it"
+            ) from None
+        except OSError as error:
+            raise UserError(
+                f"--output {output}: cannot be written ({error.strerror}); choose another"
+            ) from None
+        yield lock
+
+
+@contextmanager
+def _work_lock(job: Job, shared: bool, wait: str) -> Iterator[IO[str]]:
+    for attempt in count():
+        created = not job.output.exists()
+        job.work.mkdir(parents=True, exist_ok=True)
+        if created:
+            (job.work / _CREATED).touch()
+        try:
+            stack = ExitStack()
+            lock = stack.enter_context(locked(job.work / "lock", shared=shared, wait=wait))
+        except FileNotFoundError:  # another process failed to plan just now and removed the folder
+            if attempt == 9:
+                raise
+            continue
+        with stack:
+            yield lock
+        return
+
+
+def _plan(job: Job, lock: IO[str]) -> Plan:
+    """Find the plan or make it; of several shares that come at once, one makes it."""
+    settings = {**job.settings, "source": job.layout.root}
+    waiting = f"{job.output}: another task is making the plan; waiting for it"
+    with _disk_errors(job), locked(job.work / "plan.lock", wait=waiting):
+        plan = read_plan(job.work)
+        if plan is not None:
+            check_settings(job.output, plan.settings, settings)
+            return plan
+        for leftover in job.work.glob("plan-*"):
+            shutil.rmtree(leftover)
+        try:
+            return make_plan(job.layout, job.work, job.policy, settings)
+        except UserError:
+            _withdraw(job, lock)
+            raise
+
+
+def _withdraw(job: Job, lock: IO[str]) -> None:
+    """Leave nothing half-written of a job that cannot begin, unless others are at it."""
+    if alone(lock):
+        created = (job.work / _CREATED).exists()
+        shutil.rmtree(job.work)
+        if created:
+            with suppress(OSError):  # a run before this one was killed and left something
+                job.output.rmdir()
+
+
+def _check_space(job: Job, plan: Plan, lock: IO[str]) -> None:
+    """Raise a UserError where there is no room for what is to be written, by this task and others."""
+    todo = [task for task in plan.tasks if read_sidecar(job.output, task) is None]
+    try:
+        check_space(job.output, plan, todo, job.layout.source)
+    except UserError:
+        if len(todo) == len(plan.tasks):
+            _withdraw(job, lock)
+        raise
+
+
+def _write(job: Job, plan: Plan, tasks: list[ShardTask], label: str) -> None:
+    """Write those of the shards that are not there; `label` marks what is a share's own."""
+    with _disk_errors(job):
+        for split in SPLITS:
+            (job.output / split).mkdir(exist_ok=True)
+        for folder in (*(job.output / split for split in SPLITS), job.work):
+            for leftover in folder.glob(f".*.{label}.tmp" if label else ".*.tmp"):
+                leftover.unlink()
+        todo = [task for task in tasks if read_sidecar(job.output, task) is None]
+        total = sum(task.count for task in tasks)
+        progress = Progress(total, total - sum(task.count for task in todo), job.quiet)
+        for task in run_tasks(job.output, plan, job.layout.source, todo, job.workers, label):
+            progress.advance(task.count)
+        progress.close()
+
+
+@contextmanager
+def _disk_errors(job: Job) -> Iterator[None]:
+    """Make what the system says of the output folder one line."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"--output {job.output}: {error.strerror or error}; mend that and run the same again"
+        ) from None

@@ -1,0 +1,216 @@
+"""The plan of a shard folder: which source goes where, decided before anything is written.
+
+Every worker and every restart follows the same plan, which is why the bytes are the same
+for any number of workers and after any number of kills.
+"""
+
+import hashlib
+import heapq
+import json
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, BinaryIO
+
+from dataio.core.atomic import write_text
+from dataio.core.errors import UserError
+from dataio.images.codec import CodecPolicy, jpeg_history
+from dataio.layouts.base import SPLITS, Layout
+
+PLAN_LINES = "plan.jsonl"
+PLAN_HEAD = "plan.json"
+HISTORY_SAMPLE = 20_000
+_LOSSY_SUFFIXES = (".jpg", ".jpeg")
+_SPOOLS = 64  # files that a split is sorted in
+_RANK_DIGITS = 32
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """One shard to write: `count` plan lines from byte `offset`, keys from `first_key`."""
+
+    split: str
+    number: int
+    first_key: int
+    count: int
+    offset: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.split}/{self.number:06d}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was decided.
+
+    Attributes:
+        settings: the flags it was made with; a rerun must have the same.
+        policy: the codec policy, its histogram filled in.
+        generators, objects, subsets: label spaces.
+        object_in_json: "index" or "name".
+        skipped: (path, reason) that the layout set aside.
+        sources: how many images. sha256: of the plan's lines.
+        tasks: the shards.
+    """
+
+    settings: dict[str, Any]
+    policy: CodecPolicy
+    generators: tuple[str, ...]
+    objects: tuple[str, ...]
+    subsets: tuple[str, ...]
+    object_in_json: str
+    skipped: list[list[str]]
+    sources: int
+    sha256: str
+    tasks: list[ShardTask]
+
+
+def _rank(seed: int, path: str) -> bytes:
+    # A hash, not a random generator: the permutation must not change with a library.
+    return hashlib.blake2b(f"{seed}:{path}".encode("utf-8", "surrogateescape"), digest_size=16).digest()
+
+
+def _history(layout: Layout, work: Path, tasks: list[ShardTask], seed: int) -> dict[str, int] | None:
+    """Histogram of the JPEG history of (a hash-chosen sample of) the lossy training sources."""
+
+    def lossy(split: str) -> Iterator[str]:
+        for task in tasks:
+            if task.split == split:
+                paths = (line[0] for line in read_task(work, task))
+                yield from (path for path in paths if path.lower().endswith(_LOSSY_SUFFIXES))
+
+    # The plan is in the order of the ranks, so its first ones are the sample.
+    sample = list(islice(lossy("train"), HISTORY_SAMPLE))
+    if not sample:
+        others = [lossy(split) for split in SPLITS if split != "train"]
+        sample = list(islice(heapq.merge(*others, key=lambda path: _rank(seed, path)), HISTORY_SAMPLE))
+    counts: Counter[str] = Counter()
+    for path in sample:
+        try:
+            found = jpeg_history(layout.read(path))
+        except OSError:
+            continue
+        if found:
+            counts[found] += 1
+    return dict(sorted(counts.items())) or None
+
+
+def _spool(layout: Layout, folder: Path, seed: int) -> tuple[int, set[str]]:
+    """Deal the records out into files by split and first bits of the rank.
+
+    Each file is small enough to be sorted in memory: 1/64 of a split.
+
+    Returns:
+        how many records there are, and their subsets.
+    """
+    sources, subsets = 0, set()
+    files: dict[str, BinaryIO] = {}
+    with ExitStack() as stack:
+        for record in layout.records():
+            rank = _rank(seed, record.path).hex()
+            name = _spool_name(record.split, int(rank[:2], 16) * _SPOOLS // 256)
+            if name not in files:
+                files[name] = stack.enter_context(open(folder / name, "wb"))
+            line = json.dumps([record.path, record.generator, record.object, record.subset])
+            files[name].write(f"{rank}{line}\n".encode())
+            subsets.add(record.subset)
+            sources += 1
+    return sources, subsets
+
+
+def _spool_name(split: str, number: int) -> str:
+    return f"{split}-{number:02d}"
+
+
+def _ordered(folder: Path, split: str) -> Iterator[bytes]:
+    """A split's plan lines by rank."""
+    for number in range(_SPOOLS):
+        path = folder / _spool_name(split, number)
+        if path.exists():
+            lines = path.read_bytes().splitlines(keepends=True)
+            lines.sort(key=lambda line: line[:_RANK_DIGITS])
+            yield from (line[_RANK_DIGITS:] for line in lines)
+
+
+def make_plan(layout: Layout, work: Path, policy: CodecPolicy, settings: dict[str, Any]) -> Plan:
+    """List the sources, permute them inside their splits, cut them into shards; write it down.
+
+    Needs little memory however many sources there are: they are sorted in pieces, on disk.
+
+    Raises:
+        UserError: see `Layout.records`. OSError: `work` cannot be written.
+    """
+    seed, samples_per_shard = settings["seed"], settings["samples_per_shard"]
+    digest, tasks, offset, key = hashlib.sha256(), [], 0, 0
+    with TemporaryDirectory(dir=work, prefix="plan-") as name:
+        spools = Path(name)
+        sources, subsets = _spool(layout, spools, seed)
+        with open(spools / PLAN_LINES, "wb") as file:
+            for split in SPLITS:
+                ordered, number = _ordered(spools, split), 0
+                while chunk := list(islice(ordered, samples_per_shard)):
+                    tasks.append(ShardTask(split, number, key, len(chunk), offset))
+                    for line in chunk:
+                        digest.update(line)
+                        offset += file.write(line)
+                    key, number = key + len(chunk), number + 1
+        (spools / PLAN_LINES).rename(work / PLAN_LINES)
+    # A checkpoint's policy brings the histogram it was trained with.
+    if policy.match_history and policy.history is None:
+        policy = replace(policy, history=_history(layout, work, tasks, seed))
+    plan = Plan(
+        settings,
+        policy,
+        tuple(layout.generators),
+        tuple(layout.objects),
+        tuple(sorted(subsets)),
+        layout.object_in_json,
+        sorted([path, reason] for path, reason in layout.skipped),
+        sources,
+        digest.hexdigest(),
+        tasks,
+    )
+    head = {**vars(plan), "policy": policy.to_dict(), "tasks": [vars(task) for task in tasks]}
+    write_text(work / PLAN_HEAD, json.dumps(head))
+    return plan
+
+
+def read_plan(work: Path) -> Plan | None:
+    """The plan of a folder that is being written; None where there is none yet."""
+    try:
+        head = json.loads((work / PLAN_HEAD).read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{work / PLAN_HEAD}: cannot be read ({error}); remove {work.parent} and start again"
+        ) from None
+    head["policy"] = CodecPolicy.from_dict(head["policy"])
+    head["tasks"] = [ShardTask(**task) for task in head["tasks"]]
+    for name in ("generators", "objects", "subsets"):
+        head[name] = tuple(head[name])
+    return Plan(**head)
+
+
+def read_task(work: Path, task: ShardTask) -> Iterator[tuple[str, str, int | None, str]]:
+    """(path, generator, object, subset) of a shard's sources, in order."""
+    with open(work / PLAN_LINES, "rb") as file:
+        file.seek(task.offset)
+        for _ in range(task.count):
+            path, generator, label, subset = json.loads(file.readline())
+            yield path, generator, label, subset
+
+
+def check_settings(folder: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raise a UserError that names the first setting in which a rerun differs."""
+    for name in wanted:
+        if stored.get(name) != wanted[name]:
+            raise UserError(
+                f"{folder}: was begun with {name} {stored.get(name)!r}, not {wanted[name]!r}; "
+                "use the same, or another --output, or remove the folder"
+            )

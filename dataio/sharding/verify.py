@@ -1,0 +1,172 @@
+"""Checking a finished shard folder against its manifest, down to every image."""
+
+import concurrent.futures
+import json
+import multiprocessing
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dataio.images.codec import Undecodable, open_image
+from dataio.shards.shard_set import NOT_AN_ARRAY, SAMPLE, read_manifest, sha256_of
+
+
+def verify_shards(folder: str | Path, *, workers: int = 1) -> tuple[int, list[str]]:
+    """Check every SHA-256, index, key and image.
+
+    Args:
+        folder: written by `dataio.sharding.job.write_shards`. workers: processes.
+
+    Returns:
+        how many images were looked at, and the faults, each naming its file and key.
+
+    Raises:
+        UserError: no readable manifest.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    faults: list[str] = []
+    jobs: list[_Job] = []
+    keys: list[np.ndarray] = []
+    spaces = {name: manifest[name] for name in ("generators", "objects", "subsets")}
+    for split, entry in manifest["splits"].items():
+        rows = _check_index(folder, entry, faults)
+        if rows is None:
+            continue
+        keys.append(rows["key"])
+        start = 0
+        for number, shard in enumerate(entry["shards"]):
+            stop = start + shard["samples"]
+            if not (rows["shard"][start:stop] == number).all():
+                faults.append(
+                    f"{entry['index']['file']}: rows {start} to {stop - 1} are not all of {shard['file']}"
+                )
+            jobs.append((folder, shard, entry["index"]["file"], start, spaces))
+            start = stop
+        listed = {Path(shard["file"]).name for shard in entry["shards"]}
+        for path in sorted((folder / split).glob("*.tar")):
+            if path.name not in listed:
+                faults.append(f"{split}/{path.name}: not in the manifest")
+    all_keys = np.concatenate(keys) if keys else np.zeros(0, np.uint64)
+    unique, counts = np.unique(all_keys, return_counts=True)
+    faults += [
+        f"key {int(key):09d} stands {count} times"
+        for key, count in zip(unique, counts, strict=True)
+        if count > 1
+    ]
+    for found in _run(jobs, workers):
+        faults += found
+    return len(all_keys), faults
+
+
+# The folder, the shard, the index file and the shard's first row in it, the names.
+_Job = tuple[Path, dict[str, Any], str, int, dict[str, Any]]
+
+
+def _run(jobs: list[_Job], workers: int) -> Iterator[list[str]]:
+    if workers == 1 or len(jobs) < 2:
+        yield from map(_check_shard, jobs)
+        return
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(min(workers, len(jobs)), context) as pool:
+        yield from pool.map(_check_shard, jobs, chunksize=max(1, min(64, len(jobs) // (4 * workers))))
+
+
+def _check_file(folder: Path, name: str, size: int, digest: str) -> str:
+    path = folder / name
+    if not path.is_file():
+        return f"{name}: missing"
+    if path.stat().st_size != size:
+        return f"{name}: {path.stat().st_size} bytes, the manifest says {size}"
+    return "" if sha256_of(path) == digest else f"{name}: its SHA-256 is not the manifest's"
+
+
+def _check_index(folder: Path, entry: dict[str, Any], faults: list[str]) -> np.ndarray | None:
+    index = entry["index"]
+    fault = _check_file(folder, index["file"], index["bytes"], index["sha256"])
+    if fault:
+        faults.append(fault)
+        return None
+    try:
+        rows = np.load(folder / index["file"], mmap_mode="r" if entry["samples"] else None)
+    except NOT_AN_ARRAY as error:
+        faults.append(f"{index['file']}: not a sample index ({error})")
+        return None
+    if rows.dtype != SAMPLE or len(rows) != entry["samples"]:
+        faults.append(
+            f"{index['file']}: {len(rows)} rows of {rows.dtype}, the manifest says {entry['samples']}"
+        )
+        return None
+    return rows
+
+
+def _check_shard(job: _Job) -> list[str]:
+    folder, shard, index, start, spaces = job
+    name = shard["file"]
+    idx_name = str(Path(name).with_suffix(".idx"))
+    faults = [
+        fault
+        for fault in (
+            _check_file(folder, name, shard["bytes"], shard["sha256"]),
+            _check_file(folder, idx_name, shard["idx_bytes"], shard["idx_sha256"]),
+        )
+        if fault
+    ]
+    if not (folder / name).is_file():
+        return faults
+    rows = np.load(folder / index, mmap_mode="r")[start : start + shard["samples"]]
+    try:
+        with tarfile.open(folder / name) as tar:
+            members = tar.getmembers()
+            if len(members) != 2 * len(rows):
+                return [*faults, f"{name}: {len(members)} members, the index says {2 * len(rows)}"]
+            lines = [f"v1.2 {len(rows)}"]
+            for row, image, about in zip(rows, members[::2], members[1::2], strict=True):
+                faults += [
+                    f"{name} key {int(row['key']):09d}: {f}"
+                    for f in _check_sample(tar, row, image, about, spaces)
+                ]
+                lines.append(
+                    " ".join(
+                        f"{m.name.rpartition('.')[2]} {m.offset_data} {m.size} {m.name}"
+                        for m in (image, about)
+                    )
+                )
+    except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError) as error:
+        return [*faults, f"{name}: not a readable tar ({error})"]
+    if (folder / idx_name).is_file() and (folder / idx_name).read_text() != "\n".join(lines) + "\n":
+        faults.append(f"{idx_name}: does not describe the tar")
+    return faults
+
+
+def _check_sample(
+    tar: tarfile.TarFile, row: Any, image: tarfile.TarInfo, about: tarfile.TarInfo, spaces: dict[str, Any]
+) -> Iterator[str]:
+    key = f"{int(row['key']):09d}"
+    plain = all(m.isreg() and not m.issparse() for m in (image, about))
+    stem, _, extension = image.name.rpartition(".")
+    if not plain or stem != key or not extension.isalnum() or about.name != f"{key}.json":
+        yield f"members are {image.name} and {about.name}"
+        return
+    if (image.offset_data, image.size) != (int(row["offset"]), int(row["size"])):
+        yield "the index points elsewhere"
+    data, text = tar.extractfile(image), tar.extractfile(about)
+    assert data is not None and text is not None
+    try:
+        record = json.loads(text.read())
+        generator = spaces["generators"][int(row["generator"])]
+        label = int(row["object"])
+        allowed = [None] if label < 0 else [label, spaces["objects"][label]]
+        if record["generator"] != generator or record["object"] not in allowed:
+            yield f"labels are {record['generator']}, {record['object']} in the tar, {generator}, {label} in the index"
+    except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
+        yield f"{about.name} is not a sample's record ({error})"
+    try:
+        decoded = open_image(data.read())
+        if decoded.size != (int(row["width"]), int(row["height"])):
+            yield f"is {decoded.size[0]}x{decoded.size[1]}, the index says {row['width']}x{row['height']}"
+    except Undecodable as error:
+        yield f"not decodable ({error})"

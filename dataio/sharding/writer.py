@@ -1,0 +1,171 @@
+"""Writing one shard: a plain WebDataset tar, DALI's index beside it, and its sidecar."""
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from dataio.core.atomic import write_text, write_with
+from dataio.images.codec import CodecPolicy, Encoded, Undecodable, encode, open_image, to_rgb
+from dataio.sharding.duplicates import FINGERPRINT, fingerprint
+from dataio.sharding.plan import Plan, ShardTask, read_task
+from dataio.shards.shard_set import SAMPLE
+from dataio.sources.source import Source
+
+WORK = ".work"
+PRINTS = ".prints.npy"  # suffix of the fingerprints, which are compared at the end
+_BLOCK = 512
+
+
+class _HashingFile:
+    """A file that is only appended to, hashed on the way."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._digest, self.size = file, hashlib.sha256(), 0
+
+    def write(self, data: bytes) -> int:
+        self._digest.update(data)
+        self.size += len(data)
+        return self._file.write(data)
+
+    def tell(self) -> int:
+        return self.size
+
+    @property
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
+
+
+def _member(name: str, size: int) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = size, 0o644  # times and owners stay zero
+    return info
+
+
+def member_json(
+    generator: str, label: int | None, objects: Sequence[str], style: str, path: str, subset: str
+) -> bytes:
+    """The `<key>.json` of a sample: compact, keys sorted."""
+    value = label if label is None or style == "index" else objects[label]
+    record: dict[str, Any] = {"generator": generator, "object": value, "source": path}
+    if subset:
+        record["subset"] = subset
+    return json.dumps(record, sort_keys=True, separators=(",", ":")).encode()
+
+
+def sidecar_path(output: Path, task: ShardTask, suffix: str) -> Path:
+    return output / WORK / f"{task.split}-{task.number:06d}{suffix}"
+
+
+def read_sidecar(output: Path, task: ShardTask) -> dict[str, Any] | None:
+    """The record of a committed shard; None where it is yet to be written."""
+    try:
+        done = json.loads(sidecar_path(output, task, ".json").read_text())
+        size = (output / f"{task.name}.tar").stat().st_size
+    except (OSError, ValueError):
+        return None
+    return done if size == done["bytes"] else None
+
+
+def write_shard(output: Path, plan: Plan, task: ShardTask, source: Source, label: str = "") -> None:
+    """Write one shard, its index and its sidecar, unless they are there.
+
+    Args:
+        label: of the temporary files, so that who cleans up leaves others' alone.
+
+    Raises:
+        OSError: it cannot be written; then nothing of it is left.
+    """
+    if read_sidecar(output, task) is not None:  # another share of another number of them was faster
+        return
+    try:
+        _write_shard(output, plan, task, source, label)
+    except OSError:
+        # On a full disk, whole shards only.
+        for path in (output / f"{task.name}.tar", output / f"{task.name}.idx"):
+            path.unlink(missing_ok=True)
+        raise
+
+
+def _write_shard(output: Path, plan: Plan, task: ShardTask, source: Source, label: str) -> None:
+    generators = {name: number for number, name in enumerate(plan.generators)}
+    subsets = {name: number for number, name in enumerate(plan.subsets)}
+    rows: list[tuple[int, ...]] = []
+    prints: list[tuple[Any, ...]] = []
+    index: list[str] = []
+    rejected: list[list[str]] = []
+    warned: list[list[str]] = []
+    tar_path = output / f"{task.name}.tar"
+    hashed: list[_HashingFile] = []
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "wb") as raw:
+            file = _HashingFile(raw)
+            hashed.append(file)
+            with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:  # type: ignore[call-overload]
+                lines = read_task(output / WORK, task)
+                for key, (path, generator, label, subset) in enumerate(lines, task.first_key):
+                    try:
+                        made, looks = encode_source(source, path, plan.policy)
+                    except Undecodable as error:
+                        rejected.append([path, str(error)])
+                        continue
+                    if made.warning:
+                        warned.append([path, made.warning])
+                    about = member_json(generator, label, plan.objects, plan.object_in_json, path, subset)
+                    parts = []
+                    offset = 0
+                    for extension, data in ((made.extension, made.data), ("json", about)):
+                        name = f"{key:09d}.{extension}"
+                        start = tar.offset + _BLOCK
+                        offset = offset or start
+                        parts.append(f"{extension} {start} {len(data)} {name}")
+                        tar.addfile(_member(name, len(data)), io.BytesIO(data))
+                    index.append(" ".join(parts))
+                    known = -1 if label is None else label
+                    where = (task.number, offset, len(made.data), made.width, made.height)
+                    rows.append((*where, generators[generator], subsets[subset], known, key))
+                    prints.append((key, *looks))
+
+    write_with(tar_path, write, label)
+    idx = f"v1.2 {len(index)}\n" + "".join(f"{line}\n" for line in index)
+    write_text(tar_path.with_suffix(".idx"), idx, label)
+    for suffix, table in ((".npy", np.array(rows, SAMPLE)), (PRINTS, np.array(prints, FINGERPRINT))):
+        write_with(sidecar_path(output, task, suffix), partial(save_array, array=table), label)
+    done = {
+        "samples": len(rows),
+        "bytes": hashed[0].size,
+        "sha256": hashed[0].sha256,
+        "idx_bytes": len(idx.encode()),
+        "idx_sha256": hashlib.sha256(idx.encode()).hexdigest(),
+        "rejected": rejected,
+        "warnings": warned,
+    }
+    write_text(sidecar_path(output, task, ".json"), json.dumps(done), label)
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    with open(path, "wb") as file:
+        np.save(file, array)
+
+
+def encode_source(
+    source: Source, path: str, policy: CodecPolicy
+) -> tuple[Encoded, tuple[tuple[int, int], int, bool]]:
+    """One source under the policy, and its `fingerprint`.
+
+    Raises:
+        Undecodable: it cannot be read or decoded.
+    """
+    try:
+        data = source.read(path)
+    except (OSError, KeyError) as error:
+        raise Undecodable(f"cannot be read ({error})") from None
+    image = open_image(data)
+    return encode(data, policy, image), fingerprint(to_rgb(image))

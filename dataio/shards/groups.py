@@ -1,0 +1,50 @@
+"""Which images belong together: a CSV of path and group, joined to shards by their sources."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from dataio.core.errors import UserError
+from dataio.shards.shard_set import ShardSet
+
+
+def read_groups(file: str | Path) -> dict[str, str]:
+    """{path: group} of a CSV with these two columns; others are ignored, "" is no group.
+
+    Raises:
+        UserError: unreadable, without the columns, or a path in two groups.
+    """
+    found: dict[str, str] = {}
+    try:
+        with open(file, newline="", encoding="utf-8") as stream:
+            reader = csv.DictReader(stream)
+            if not {"path", "group"} <= set(reader.fieldnames or ()):
+                have = ", ".join(reader.fieldnames or ()) or "nothing"
+                raise UserError(f"--groups {file}: expected columns path and group, found {have}")
+            for line, row in enumerate(reader, start=2):
+                path, group = row["path"] or "", row["group"] or ""
+                if found.setdefault(path, group) != group:
+                    raise UserError(
+                        f"--groups {file}: line {line}: {path} is in {found[path]!r} and in {group!r}; name it once"
+                    )
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"--groups {file}: cannot be read ({' '.join(str(error).split())})") from None
+    return found
+
+
+def groups_of(shards: ShardSet, ids: Sequence[int], groups: Mapping[str, str], file: str) -> list[str]:
+    """The groups of samples of a split, by their sources' paths.
+
+    Raises:
+        UserError: a sample that the file does not name.
+    """
+    found = []
+    for number in ids:
+        source = str(shards.about(int(number))["source"])
+        if source not in groups:
+            raise UserError(
+                f"--groups {file}: does not name {source} ({shards.describe(int(number))}); expected every image "
+                f"of the {shards.split} split"
+            )
+        found.append(groups[source])
+    return found

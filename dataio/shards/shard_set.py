@@ -1,0 +1,365 @@
+"""The sample index: where each encoded image lies in the tars, and its labels."""
+
+import hashlib
+import json
+import tarfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tokenize import TokenError
+from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dataio.core.errors import UserError
+from dataio.loading.quarantine import Quarantine
+from dataio.shards.local_cache import ShardCache
+from dataio.shards.manifest_schema import index_fault, manifest_fault
+from dataio.shards.paged_index import Rows
+from dataio.shards.shard_table import ShardTable, shard_counts
+from dataio.shards.tar_reader import BLOCK, DamagedSample, Tars, Unreadable, check_size
+
+if TYPE_CHECKING:
+    from dataio.loading.in_memory import Resident
+
+# One row per sample of a split, in shard order. `offset` and `size` are of the image's
+# bytes inside the tar; labels are -1 where unknown; `key` is the position in the plan.
+SAMPLE = np.dtype(
+    [
+        ("shard", "<u4"),
+        ("offset", "<u8"),
+        ("size", "<u4"),
+        ("width", "<u4"),
+        ("height", "<u4"),
+        ("generator", "<i2"),
+        ("subset", "<i2"),
+        ("object", "<i4"),
+        ("key", "<u8"),
+    ]
+)
+
+MANIFEST_FORMAT = "telltale-shards"
+VERSIONS = (1, 2)  # that can be read; a folder has 2 where a split has a table of its shards
+
+_LOOKED_AT = 1 << 22  # rows that are looked at when a set is opened; those of a larger one when they are read
+
+# What np.load raises of a damaged or foreign file, found by fuzzing.
+NOT_AN_ARRAY = (
+    OSError,
+    ValueError,
+    TypeError,
+    EOFError,
+    SyntaxError,
+    OverflowError,
+    MemoryError,
+    TokenError,
+    BadZipFile,
+)
+
+
+@dataclass(frozen=True)
+class LabelSpaces:
+    """What the heads' outputs mean; stored in every manifest and checkpoint.
+
+    Attributes:
+        generators: names; index 0 is "nature".
+        objects: names.
+    """
+
+    generators: tuple[str, ...]
+    objects: tuple[str, ...]
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any]:
+    """Read DIR/manifest.json.
+
+    A split's `shards` is a sequence of dicts, whether it stands there or in a table.
+
+    Raises:
+        UserError: no such folder or file, not JSON, or of another format or version.
+    """
+    path = Path(folder) / "manifest.json"
+    if not Path(folder).is_dir():
+        raise UserError(f"{folder}: no such folder of shards; write one with `python launch/shard.py`")
+    try:
+        manifest = json.loads(path.read_text())
+    except FileNotFoundError:
+        hint = (
+            "sharding did not finish, run it again"
+            if (path.parent / ".work").is_dir()
+            else "is it a shard folder?"
+        )
+        raise UserError(f"{path}: not found; {hint}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); write the shards again") from None
+    found = manifest.get("format") if isinstance(manifest, dict) else None
+    if found != MANIFEST_FORMAT:
+        raise UserError(f"{path}: format is {found!r}, expected {MANIFEST_FORMAT!r}; is it a shard folder?")
+    if type(manifest.get("version")) is not int or manifest["version"] not in VERSIONS:
+        raise UserError(
+            f"{path}: version {manifest.get('version')!r}, this telltale reads versions 1 and 2; update it"
+        )
+    fault = manifest_fault(manifest)
+    if fault:
+        raise UserError(f"{path}: {fault}; copy it again or write the shards again")
+    for split in manifest["splits"].values():
+        if manifest["version"] == 2 and "table" in split:
+            split["shards"] = ShardTable(Path(folder), split["table"], split["samples"])
+    return manifest
+
+
+def label_spaces(manifest: dict[str, Any]) -> LabelSpaces:
+    return LabelSpaces(tuple(manifest["generators"]), tuple(manifest["objects"]))
+
+
+def label_mismatch(theirs: Mapping[str, Sequence[str]], ours: LabelSpaces) -> str:
+    """What differs between a checkpoint's label spaces and ours, printing both; "" if nothing."""
+    for name, own in (("generators", ours.generators), ("objects", ours.objects)):
+        if tuple(theirs[name]) != own:
+            return f"label space of {name} is {_brief(theirs[name])}, that of the shards is {_brief(own)}"
+    return ""
+
+
+def _brief(names: Sequence[str]) -> str:
+    return f"[{', '.join(names[:10])}{', ...' if len(names) > 10 else ''}] ({len(names)})"
+
+
+def sha256_of(path: str | Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class ShardSet:
+    """One split of a shard folder, opened for reading by sample id.
+
+    A sample id is a row of the split's index (of the selected rows, where `subsets` or
+    `generators` select; photographs belong to every selection of generators). The label
+    spaces are the folder's, whatever is selected. Opening checks the size of every tar and
+    index against the manifest, and with `verify` their SHA-256, so that a stale or truncated file is named before the
+    first step instead of yielding garbage at hour ten. Of a set so large that its shards stand in a table, a
+    tar is checked when it is first opened instead: two million looks at a file system take minutes.
+
+    Attributes:
+        rows: structured array [N] of dtype SAMPLE.
+        shard_sizes: int64 [shards], selected samples in each shard.
+        labels: the label spaces.
+        resident: the decoded images, where `dataio.loading.in_memory.hold` has put them in memory.
+        quarantine: where loaders may leave out damaged samples; None: such a sample is an error.
+
+    Raises:
+        UserError: missing, truncated or changed files; an unknown split, subset or generator.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        split: str,
+        *,
+        subsets: Sequence[str] = (),
+        generators: Sequence[str] = (),
+        verify: bool = False,
+    ) -> None:
+        self.folder, self.split = Path(folder), split
+        self.manifest = read_manifest(folder)
+        self.labels = label_spaces(self.manifest)
+        if split not in self.manifest["splits"]:
+            raise UserError(f"{folder}: no split {split!r}; there are {', '.join(self.manifest['splits'])}")
+        entry = self.manifest["splits"][split]
+        self.shards: Sequence[dict[str, Any]] = entry["shards"]
+        self._tabled = isinstance(self.shards, ShardTable)
+        self._whole = not subsets and not generators
+        self._check_files(entry, verify)
+        rows: Rows | NDArray[np.void] = self._load_rows(entry)
+        if subsets:
+            rows = rows[np.isin(rows["subset"], self._subset_numbers(subsets))]
+        if generators:
+            rows = rows[np.isin(rows["generator"], self._generator_numbers(generators))]
+        if len(rows) == 0:
+            chosen = f" in subsets {', '.join(subsets)}" if subsets else ""
+            chosen += f" of generators {', '.join(generators)}" if generators else ""
+            raise UserError(
+                f"{folder}: the {split} split has no samples{chosen}; choose another --split or shard more"
+            )
+        self.rows: Rows | NDArray[np.void] = rows
+        # The whole split's stand in the manifest: no look at every row of a large index.
+        self.shard_sizes = (
+            shard_counts(self.shards, "samples")
+            if self._whole
+            else np.bincount(rows["shard"], minlength=len(self.shards)).astype(np.int64)
+        )
+        self.tars = Tars(self.folder, self.shards, check=self._tabled)
+        self.quarantine: Quarantine | None = None
+        self.resident: Resident | None = None
+
+    def use_cache(self, folder: str | Path, cap_gib: float, *, strict: bool = True) -> None:
+        """Read by way of copies in a folder of this machine; see `dataio.shards.local_cache`.
+
+        Args:
+            strict: read nothing of a tar that is found to have another SHA-256 while it is copied.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        cache = ShardCache(folder, self.folder, self.shards, cap_gib)
+        self.tars = Tars(self.folder, self.shards, cache, strict=strict, check=self._tabled)
+
+    def _subset_numbers(self, subsets: Sequence[str]) -> list[int]:
+        known = self.manifest["subsets"]
+        unknown = [name for name in subsets if name not in known]
+        if unknown:
+            raise UserError(
+                f"{self.folder}: no subset {unknown[0]!r}; there are {', '.join(known)} (data.subsets)"
+            )
+        return [known.index(name) for name in subsets]
+
+    def _generator_numbers(self, generators: Sequence[str]) -> list[int]:
+        known = self.labels.generators
+        unknown = [name for name in generators if name not in known]
+        if unknown:
+            raise UserError(
+                f"{self.folder}: no generator {unknown[0]!r}; there are {', '.join(known)} (data.generators)"
+            )
+        return [0, *(known.index(name) for name in generators)]
+
+    def _check_files(self, entry: dict[str, Any], verify: bool) -> None:
+        wanted = [(entry["index"]["file"], entry["index"]["bytes"], entry["index"]["sha256"])]
+        for shard in self.shards if verify or not self._tabled else ():
+            wanted.append((shard["file"], shard["bytes"], shard["sha256"]))
+            wanted.append(
+                (str(Path(shard["file"]).with_suffix(".idx")), shard["idx_bytes"], shard["idx_sha256"])
+            )
+        for name, size, digest in wanted:
+            path = self.folder / name
+            check_size(path, size)
+            if verify and sha256_of(path) != digest:
+                raise UserError(
+                    f"{path}: its SHA-256 is not the manifest's: changed; copy it again or re-shard"
+                )
+
+    def _load_rows(self, entry: dict[str, Any]) -> Rows | NDArray[np.void]:
+        path = self.folder / entry["index"]["file"]
+        try:
+            # Mapped for its header only.
+            rows = np.load(path, mmap_mode="r" if entry["samples"] else None)
+        except NOT_AN_ARRAY as error:
+            raise UserError(
+                f"{path}: not a sample index ({' '.join(str(error).split())}); re-shard"
+            ) from None
+        if not isinstance(rows, np.ndarray):
+            raise UserError(f"{path}: not a sample index; re-shard")
+        if rows.dtype != SAMPLE or rows.shape != (entry["samples"],):
+            raise UserError(
+                f"{path}: {rows.shape} of {rows.dtype}, expected ({entry['samples']},) of the sample type; re-shard"
+            )
+        if not isinstance(rows, np.memmap):
+            return rows  # none
+        fault = partial(
+            index_fault,
+            shards=len(self.shards),
+            generators=len(self.labels.generators),
+            subsets=len(self.manifest["subsets"]),
+            objects=len(self.labels.objects),
+        )
+        opened = Rows(path, SAMPLE, len(rows), rows.offset, fault)
+        if len(rows) <= _LOOKED_AT:
+            for _ in opened.chunks():
+                pass
+        return opened
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def objects_alike(self) -> bool | None:
+        """Whether every sample's object is known (True) or no one's (False), by the manifest; None: mixed."""
+        entry = self.manifest["splits"][self.split]
+        known = entry.get("objects_known") if self._whole else None
+        return {0: False, entry["samples"]: True}.get(known) if isinstance(known, int) else None
+
+    def image_sizes(self) -> tuple[int, int, int, int]:
+        """(smallest width, largest width, smallest height, largest height), pixels."""
+        entry = self.manifest["splits"][self.split]
+        if self._whole and "smallest" in entry:
+            low, high = entry["smallest"], entry["largest"]  # no look at every row
+            return low["width"], high["width"], low["height"], high["height"]
+        width, height = self.rows["width"], self.rows["height"]
+        return int(width.min()), int(width.max()), int(height.min()), int(height.max())
+
+    def sizes(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Widths and heights of samples, int64 [len(ids)] each, pixels."""
+        if self.resident is not None:  # all of one size: no look into the index
+            height, width = (side - 2 * self.resident.pad for side in self.resident.pixels.shape[1:3])
+            return np.full(len(ids), width, np.int64), np.full(len(ids), height, np.int64)
+        rows = self.rows[ids]
+        return rows["width"].astype(np.int64), rows["height"].astype(np.int64)
+
+    def read(self, sample_id: int) -> NDArray[np.uint8]:
+        """The encoded bytes of one image, uint8 [size].
+
+        Raises:
+            DamagedSample: they cannot be read, or another file lies there than the index says.
+        """
+        row = self.rows[sample_id]
+        try:
+            data = self.tars.member(int(row["shard"]), int(row["key"]), int(row["offset"]), int(row["size"]))
+        except Unreadable as error:
+            raise self.damaged(sample_id, str(error)) from None
+        return np.frombuffer(data, np.uint8)
+
+    def read_many(self, ids: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
+        """The encoded bytes of some images, each uint8 [size]; as `read` of each, but faster.
+
+        Raises:
+            DamagedSample: the first of them that cannot be read.
+        """
+        rows = self.rows[ids]
+        columns = (rows[name].tolist() for name in ("shard", "key", "offset", "size"))
+        found = []
+        for place, where in enumerate(zip(*columns, strict=True)):
+            try:
+                found.append(self.tars.view(*where))
+            except Unreadable as error:
+                raise self.damaged(int(ids[place]), str(error)) from None
+        return found
+
+    def about(self, sample_id: int) -> dict[str, Any]:
+        """A sample's JSON: generator, object, source (its path under the layout's root).
+
+        Raises:
+            DamagedSample: it cannot be read.
+        """
+        row = self.rows[sample_id]
+        # It is the tar's next member: a header, then its text.
+        header = int(row["offset"]) + -(-int(row["size"]) // BLOCK) * BLOCK
+        try:
+            block = self.tars.read(int(row["shard"]), header, BLOCK)
+            info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+            told = json.loads(self.tars.member(int(row["shard"]), int(row["key"]), header + BLOCK, info.size))
+            if not isinstance(told, dict):
+                raise ValueError("no object")
+            return told
+        except (Unreadable, tarfile.TarError, ValueError, RecursionError) as error:
+            place = self.describe(sample_id)
+            raise DamagedSample(
+                f"{place}: its JSON cannot be read ({error}); {self._hint()}", str(error)
+            ) from None
+
+    def describe(self, sample_id: int) -> str:
+        """Where a sample lies, for messages: "train/000003.tar key 000012345"."""
+        row = self.rows[sample_id]
+        return f"{self.folder / self.shards[int(row['shard'])]['file']} key {int(row['key']):09d}"
+
+    def damaged(self, sample_id: int, reason: str) -> DamagedSample:
+        """The error that says all of a damaged sample: shard, key, offset, its source where that is known."""
+        try:
+            source = str(self.about(sample_id).get("source", ""))
+        except DamagedSample:
+            source = ""
+        offset = int(self.rows[sample_id]["offset"])
+        place = f"{self.describe(sample_id)} (byte {offset}{', from ' if source else ''}{source})"
+        return DamagedSample(f"{place}: {reason}; {self._hint()}", reason, source)
+
+    def _hint(self) -> str:
+        return f"find what changed with `python launch/shard.py verify {self.folder}`"

@@ -1,0 +1,281 @@
+"""Finetuning conversations: LLaVA's JSON beside a folder of images, or in WebDataset tars.
+
+A sample is {"id", "image" (absent for text alone), "conversations": [{"from": "human" |
+"gpt", "value"}, ...]}. Whatever does not fit is rejected by name with the reason; nothing is
+mended silently.
+"""
+
+import io
+import json
+import os
+import tarfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from dataio.core.errors import UserError
+from dataio.shards.tar_reader import safe_members
+
+IMAGE = "<image>"
+_ASKS, _ANSWERS = ("human", "user"), ("gpt", "assistant")
+_MEMBERS_KEPT = 64  # tars whose list of members is remembered, in each process
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """One sample.
+
+    Attributes:
+        id: unique in its set. image: an absolute path, "TAR/MEMBER", or None.
+        turns: (question, answer) pairs, at least one.
+        metadata: what the file said besides (generator, object_category).
+    """
+
+    id: str
+    image: str | None
+    turns: tuple[tuple[str, str], ...]
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A sample that was left out, and why."""
+
+    id: str
+    reason: str
+
+
+def read_conversations(
+    path: str | Path, images: str | Path | None = None, markers: Sequence[str] = ()
+) -> tuple[list[Conversation], list[Rejected]]:
+    """Read and check a set of conversations; images are not opened (see `check_images`).
+
+    Args:
+        path: a JSON file, a folder with conversations.json, or a folder of WebDataset tars
+            (`<key>.json` with "conversations", the image beside it).
+        images: folder that image paths are relative to; None is the file's own. An absolute
+            path that is not there is looked for in it by its last part.
+        markers: texts that an answer must not hold: the template's own.
+
+    Returns:
+        the good samples, in file order; the rejected ones.
+
+    Raises:
+        UserError: nothing readable there, or no sample is good.
+    """
+    path = Path(path)
+    good: list[Conversation] = []
+    rejected: list[Rejected] = []
+    seen: set[str] = set()
+    for number, record in enumerate(_records(path)):
+        name = str(record.get("id", f"sample {number}")) if isinstance(record, dict) else f"sample {number}"
+        try:
+            sample = _parse(name, record, Path(images) if images else _folder_of(path), markers)
+            if name in seen:
+                raise ValueError("its id occurs twice")
+        except ValueError as error:
+            rejected.append(Rejected(name, str(error)))
+            continue
+        seen.add(name)
+        good.append(sample)
+    if not good:
+        first = f": {rejected[0].id}: {rejected[0].reason}" if rejected else ""
+        raise UserError(f"{path}: no usable conversation among {len(rejected)}{first}")
+    return good, rejected
+
+
+def _folder_of(path: Path) -> Path:
+    return path if path.is_dir() else path.parent
+
+
+def _records(path: Path) -> Iterator[Any]:
+    file = path / "conversations.json" if path.is_dir() else path
+    if file.is_file():
+        yield from _read_list(file)
+        return
+    tars = sorted(path.glob("*.tar")) if path.is_dir() else []
+    if not tars:
+        expected = (
+            "conversations.json or WebDataset tars in it" if path.is_dir() else "a JSON file or a folder"
+        )
+        raise UserError(f"{path}: not found or empty, expected {expected}")
+    for tar in tars:
+        yield from _records_of_tar(tar)
+
+
+def _read_list(file: Path) -> list[Any]:
+    try:
+        records = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"{file}: not readable as JSON ({' '.join(str(error).split())}); mend or re-make it"
+        ) from None
+    if not isinstance(records, list):
+        raise UserError(
+            f"{file}: holds a {type(records).__name__}, expected a list of conversations (LLaVA's format)"
+        )
+    return records
+
+
+def _records_of_tar(tar: Path) -> Iterator[Any]:
+    members = tar_members(str(tar))
+    stems = {name.rpartition(".")[0]: name for name in members if not name.endswith(".json")}
+    for name in members:
+        if name.endswith(".json"):
+            stem = name.removesuffix(".json")
+            try:
+                record = json.loads(read_image_bytes(f"{tar}/{name}"))
+            except (ValueError, RecursionError) as error:
+                record = {"id": f"{tar.name}/{stem}", "broken": str(error)}
+            if isinstance(record, dict):
+                record = {"id": f"{tar.stem}/{stem}", **record}
+                if stem in stems:
+                    record["image"] = f"{tar}/{stems[stem]}"
+            yield record
+
+
+def _parse(name: str, record: Any, images: Path, markers: Sequence[str]) -> Conversation:
+    if not isinstance(record, dict):
+        raise ValueError(f"is a {type(record).__name__}, expected an object")
+    turns = _turns(record.get("conversations"), markers)
+    with_image = [question for question, _ in turns if IMAGE in question]
+    image = record.get("image")
+    if image is not None and (not isinstance(image, str) or not image):
+        raise ValueError(f"its image is {image!r}, expected a path (or no key, for text alone)")
+    if image is not None and not with_image:
+        raise ValueError(f"has an image but no {IMAGE} in its questions")
+    if image is None and with_image:
+        raise ValueError(f"has {IMAGE} in its text but no image")
+    if len(with_image) > 1:
+        raise ValueError(f"has {IMAGE} in {len(with_image)} questions, expected one: a sample has one image")
+    metadata = record.get("metadata")
+    return Conversation(
+        name,
+        None if image is None else resolve_image(image, images),
+        tuple(turns),
+        metadata if isinstance(metadata, dict) else {},
+    )
+
+
+def _turns(values: Any, markers: Sequence[str]) -> list[tuple[str, str]]:
+    if not isinstance(values, list) or not values:
+        raise ValueError("has no list of conversations")
+    texts = []
+    for number, value in enumerate(values):
+        roles = _ANSWERS if number % 2 else _ASKS
+        found = value.get("from") if isinstance(value, dict) else None
+        if found not in roles:
+            raise ValueError(f"its message {number} is from {found!r}, expected {roles[0]!r}")
+        text = value.get("value")
+        if not isinstance(text, str):
+            raise ValueError(f"its message {number} has no text")
+        texts.append(text)
+    if len(texts) % 2:
+        raise ValueError("ends with a question, expected an answer to it")
+    turns = list(zip(texts[::2], texts[1::2], strict=True))
+    for question, answer in turns:
+        if not answer.strip():
+            raise ValueError("has an empty answer")
+        if not question.replace(IMAGE, "").strip():
+            raise ValueError("has an empty question")
+        for marker in markers:
+            if marker in answer or (marker != IMAGE and marker in question):
+                raise ValueError(f"holds the template's own marker {marker!r}")
+    return turns
+
+
+def resolve_image(image: str, folder: Path) -> str:
+    """Where an image of a set lies: as said, or in `folder`."""
+    if not os.path.isabs(image):
+        return str(folder / image)
+    if not image_exists(image) and (folder / Path(image).name).is_file():
+        return str(folder / Path(image).name)
+    return image
+
+
+def split_tar(image: str) -> tuple[str, str] | None:
+    """("DIR/NAME.tar", "MEMBER") of an image in a tar, None for a file of its own."""
+    tar, mark, member = image.partition(".tar/")
+    return (f"{tar}.tar", member) if mark else None
+
+
+@lru_cache(maxsize=_MEMBERS_KEPT)
+def tar_members(tar: str) -> dict[str, tuple[int, int]]:
+    """(offset, size) of each file of an uncompressed tar, by name, in its order.
+
+    Raises:
+        UserError: not a readable tar.
+    """
+    try:
+        with tarfile.open(tar, "r:") as archive:
+            return {m.name: (m.offset_data, m.size) for m in safe_members(archive, tar)}
+    except (OSError, tarfile.TarError, ValueError, OverflowError) as error:
+        raise UserError(
+            f"{tar}: not a readable tar ({' '.join(str(error).split())}); copy it again"
+        ) from None
+
+
+def image_exists(image: str) -> bool:
+    inside = split_tar(image)
+    if inside is None:
+        return os.path.isfile(image)
+    return os.path.isfile(inside[0]) and inside[1] in tar_members(inside[0])
+
+
+def read_image_bytes(image: str) -> bytes:
+    """The bytes of a file, or of a member of a tar ("DIR/NAME.tar/MEMBER").
+
+    Raises:
+        UserError: not there.
+    """
+    inside = split_tar(image)
+    try:
+        if inside is None:
+            return Path(image).read_bytes()
+        offset, size = tar_members(inside[0])[inside[1]]
+        with open(inside[0], "rb") as file:
+            file.seek(offset)
+            return file.read(size)
+    except KeyError:
+        raise UserError(f"{image}: no such member in the tar") from None
+    except OSError as error:
+        raise UserError(f"{image}: cannot be read ({error.strerror})") from None
+
+
+def open_image(image: str) -> Image.Image:
+    """Decode an image: RGB, any size.
+
+    Raises:
+        UserError: missing or corrupt; names it.
+    """
+    data = read_image_bytes(image)
+    try:
+        with Image.open(io.BytesIO(data)) as opened:
+            return opened.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{image}: not a readable image ({' '.join(str(error).split())[:200]})") from None
+
+
+def check_images(
+    samples: Sequence[Conversation], workers: int = 4
+) -> tuple[list[Conversation], list[Rejected]]:
+    """Decode every image once, so that none breaks a run at hour ten; (good, rejected)."""
+
+    def problem(sample: Conversation) -> str:
+        if sample.image is None:
+            return ""
+        try:
+            open_image(sample.image)
+        except UserError as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor(workers) as pool:
+        problems = list(pool.map(problem, samples))
+    good = [sample for sample, why in zip(samples, problems, strict=True) if not why]
+    return good, [Rejected(s.id, why) for s, why in zip(samples, problems, strict=True) if why]

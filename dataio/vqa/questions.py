@@ -1,0 +1,371 @@
+"""Questions about labelled images: finetuning conversations, and benchmarks that resist guessing.
+
+Everything is drawn from the labels (real or fake, generator, object) by a seed. Nothing is
+said of artefacts, which the labels do not know. Benchmarks are balanced so that no rule of
+`dataio.vqa.blind_baselines` beats chance, and are not written where one does.
+"""
+
+import hashlib
+import json
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dataio.core.atomic import write_text
+from dataio.core.errors import UserError
+from dataio.layouts.manifest import ManifestLayout
+from dataio.shards.shard_set import ShardSet
+from dataio.vqa.blind_baselines import (
+    LETTERS,
+    MULTIPLE_CHOICE,
+    TRUE_FALSE,
+    blind_scores,
+    broken_rules,
+    chance_of,
+)
+from dataio.vqa.conversations import IMAGE, read_image_bytes
+
+NATURE = "nature"
+FORMATS = ("explain", "short", "choice")
+EXPLAIN_QUESTIONS = (
+    "Is this image real or fake?",
+    "Is this image real or artificially generated? Please explain your answer.",
+    "Do you think this is a photograph or an image made by artificial intelligence?",
+    "Was this image taken by a camera or made by a generator?",
+    "Can you tell whether this image is genuine?",
+    "Is what you see a real photograph or a generated picture?",
+    "Does this look like a real image or like an artificial one? What does it show?",
+    "Please say whether the image is real or generated, and what it shows.",
+)
+SHORT_QUESTIONS = (
+    "Is this image real or fake? Answer with just Real or Fake.",
+    "Is this image real or artificially generated? Just answer with Real or Fake.",
+    "Was this made by a camera or a generator? Answer Real for a camera and Fake for a generator.",
+    "Real or Fake: which word is right for this image?",
+)
+CHOICE_QUESTIONS = (
+    "Which of these describes the image?",
+    "What is this image?",
+    "Which answer is right for this image?",
+)
+CHOICE_END = "Answer with just the letter."
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """An image and its labels.
+
+    Attributes:
+        image: a path, or "TAR/MEMBER". generator: "nature" for a photograph.
+        object: a name, or "" where unknown. group: "" or what it shares with its like.
+    """
+
+    image: str
+    generator: str
+    object: str
+    group: str = ""
+
+    @property
+    def fake(self) -> bool:
+        return self.generator != NATURE
+
+
+@dataclass(frozen=True, kw_only=True)
+class VqaPlan:
+    """How much to make.
+
+    Attributes:
+        train, val: finetuning conversations. true_false, multiple_choice: benchmark items.
+        formats: which kinds of questions the conversations ask, evenly.
+        seed: of every draw.
+    """
+
+    train: int = 1000
+    val: int = 100
+    true_false: int = 200
+    multiple_choice: int = 200
+    formats: tuple[str, ...] = FORMATS
+    seed: int = 0
+
+
+def images_of_shards(folder: str | Path, split: str) -> list[Labelled]:
+    """The images of one split of a shard folder, as members of its tars."""
+    shards = ShardSet(folder, split)
+    generators, objects = shards.labels.generators, shards.labels.objects
+    found = []
+    for row in shards.rows:
+        tar = shards.folder / shards.shards[int(row["shard"])]["file"]
+        name = objects[int(row["object"])] if row["object"] >= 0 else ""
+        found.append(Labelled(f"{tar}/{int(row['key']):09d}.jpg", generators[int(row["generator"])], name))
+    return found
+
+
+def images_of_manifest(file: str | Path, root: str | Path | None = None) -> dict[str, list[Labelled]]:
+    """The images of a CSV (path, generator, object[, split, group]), by split."""
+    layout = ManifestLayout(file, root=root, flag="--manifest")
+    if not Path(layout.root).is_dir():
+        raise UserError(
+            f"--root {layout.root}: expected a folder of images; shard an archive first (launch/shard.py)"
+        )
+    found: dict[str, list[Labelled]] = {"train": [], "val": [], "test": []}
+    for record in layout.records():
+        name = layout.objects[record.object] if record.object is not None else ""
+        path = os.path.join(layout.root, record.path)
+        found[record.split].append(Labelled(path, record.generator, name, record.group))
+    return found
+
+
+def write_vqa(images: dict[str, list[Labelled]], output: str | Path, plan: VqaPlan) -> dict[str, Any]:
+    """Write conversations.json, val.json, true_false.json, multiple_choice.json, summary.json.
+
+    Args:
+        images: by split: conversations come from train and val, benchmarks from test.
+        output: folder; image paths in the files are relative to it.
+
+    Returns:
+        the summary: counts and blind scores.
+
+    Raises:
+        UserError: too few images of a verdict, a benchmark that a blind rule beats, or a
+            folder that cannot be written. Nothing is written then.
+    """
+    output = Path(output)
+    rng = np.random.default_rng(plan.seed)
+    trained = _balanced(images["train"], plan.train, rng, "train")
+    checked = _balanced(images["val"], plan.val, rng, "val")
+    held = _without(images["test"], [*trained, *checked], plan)
+    benchmarks = {
+        TRUE_FALSE: _true_false(_balanced(held, plan.true_false, rng, "test"), rng),
+        MULTIPLE_CHOICE: _multiple_choice(held, plan.multiple_choice, rng),
+    }
+    names = [image.object for image in images["train"] if image.object]
+    files: dict[str, list[dict[str, Any]]] = {
+        "conversations": _conversations(trained, names, plan.formats, rng),
+        "val": _conversations(checked, names, plan.formats, rng),
+        **benchmarks,
+    }
+    for kind, items in benchmarks.items():
+        refuse_if_gameable(kind, items)
+    summary = {
+        "format": "telltale-vqa",
+        "version": 1,
+        "seed": plan.seed,
+        "counts": {name: len(items) for name, items in files.items()},
+        "generators": {
+            name: dict(sorted(Counter(item["metadata"]["generator"] for item in items).items()))
+            for name, items in files.items()
+        },
+        "blind": {kind: blind_scores(items) for kind, items in benchmarks.items() if items},
+        "left_out_of_test": len(images["test"]) - len(held),
+    }
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        for name, items in files.items():
+            for item in items:
+                item["image"] = os.path.relpath(item["image"], output)
+            if items:
+                write_text(output / f"{name}.json", json.dumps(items, indent=1) + "\n")
+        write_text(output / "summary.json", json.dumps(summary, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"--output {output}: cannot be written ({error.strerror}); choose another") from None
+    return summary
+
+
+def refuse_if_gameable(name: str, items: Sequence[dict[str, Any]]) -> None:
+    """Raise a UserError where a blind rule beats chance on a benchmark."""
+    broken = broken_rules(items)
+    if broken:
+        told = ", ".join(f"{rule} {accuracy:.1%}" for rule, accuracy, _ in broken)
+        raise UserError(
+            f"{name}: not written, since a rule that sees no image beats chance ({chance_of(items):.0%}): {told}; "
+            "give it more images, or more evenly labelled ones"
+        )
+
+
+def _without(test: Iterable[Labelled], used: Iterable[Labelled], plan: VqaPlan) -> list[Labelled]:
+    """The images that share neither their bytes nor their group with those trained on."""
+    if plan.true_false == plan.multiple_choice == 0:
+        return []
+    digests, groups = set(), set()
+    for image in used:
+        digests.add(_digest(image.image))
+        groups.add(image.group)
+    groups.discard("")
+    return [image for image in test if image.group not in groups and _digest(image.image) not in digests]
+
+
+def _digest(image: str) -> bytes:
+    return hashlib.sha256(read_image_bytes(image)).digest()
+
+
+def _balanced(images: Sequence[Labelled], count: int, rng: np.random.Generator, split: str) -> list[Labelled]:
+    """Half photographs, half fakes evenly over their generators, in random order."""
+    if count == 0:
+        return []
+    if count % 2:
+        raise UserError(
+            f"{count} questions for {split}: expected an even number, half of them about real images"
+        )
+    pools: dict[str, list[Labelled]] = defaultdict(list)
+    for place in rng.permutation(len(images)):
+        pools[images[place].generator].append(images[place])
+    fakes = sorted(name for name in pools if name != NATURE)
+    half = count // 2
+    if len(pools[NATURE]) < half or sum(len(pools[name]) for name in fakes) < half:
+        have = ", ".join(f"{len(pools[name])} {name}" for name in [NATURE, *fakes])
+        raise UserError(
+            f"{count} questions for {split} need {half} real and {half} fake images, it has {have}; ask for fewer"
+        )
+    chosen = pools[NATURE][:half]
+    while len(chosen) < count:
+        for name in fakes:
+            if pools[name] and len(chosen) < count:
+                chosen.append(pools[name].pop())
+    return [chosen[place] for place in rng.permutation(count)]
+
+
+def _item(number: int, kind: str, image: Labelled, question: str, truth: str) -> dict[str, Any]:
+    return {
+        "id": f"{kind}-{number:06d}",
+        "image": image.image,
+        "question": question,
+        "ground_truth": truth,
+        "answer": "",
+        "metadata": _metadata(image),
+    }
+
+
+def _metadata(image: Labelled) -> dict[str, str]:
+    shown = {"generator": "natural" if image.generator == NATURE else image.generator}
+    return {**shown, "object_category": image.object} if image.object else shown
+
+
+def _true_false(images: Sequence[Labelled], rng: np.random.Generator) -> list[dict[str, Any]]:
+    """Every wording is asked as often about real as about fake images."""
+    items, asked = [], Counter[bool]()
+    first = int(rng.integers(len(SHORT_QUESTIONS)))
+    for number, image in enumerate(images):
+        question = SHORT_QUESTIONS[(first + asked[image.fake]) % len(SHORT_QUESTIONS)]
+        asked[image.fake] += 1
+        items.append(_item(number, TRUE_FALSE, image, question, "Fake" if image.fake else "Real"))
+    return items
+
+
+def _option(name: str, fake: bool) -> str:
+    """Both verdicts in four letters, so that an option's length tells its object alone."""
+    article = "an" if name[:1].lower() in "aeiou" else "a"
+    return f"A {'fake' if fake else 'real'} photograph of {article} {name}."
+
+
+def _spoken(name: str) -> str:
+    """An object's name in a sentence: ImageNet's first synonym, without underscores."""
+    return name.split(",")[0].replace("_", " ").strip()
+
+
+def choice_question(
+    image: Labelled, other: str, letter: str, wording: str, rng: np.random.Generator
+) -> tuple[str, str]:
+    """A question of four options (both verdicts of the image's object and of another), its answer.
+
+    Args:
+        other: the object it does not show. letter: where the right option goes.
+    """
+    right = _option(_spoken(image.object), image.fake)
+    wrong = [
+        _option(_spoken(image.object), not image.fake),
+        _option(_spoken(other), image.fake),
+        _option(_spoken(other), not image.fake),
+    ]
+    texts = [wrong[place] for place in rng.permutation(3)]
+    texts.insert(LETTERS.index(letter), right)
+    lines = "\n".join(f"{name}: {text}" for name, text in zip(LETTERS, texts, strict=True))
+    return f"{wording}\n{lines}\n{CHOICE_END}", letter
+
+
+def _multiple_choice(
+    images: Sequence[Labelled], count: int, rng: np.random.Generator
+) -> list[dict[str, Any]]:
+    known = [image for image in images if image.object]
+    names = [image.object for image in known]
+    if count and len({_spoken(name) for name in names}) < 2:
+        raise UserError(
+            "multiple choice needs at least two objects among the test images, found "
+            f"{len(set(names))}; ask for 0 of them"
+        )
+    chosen = _balanced(known, count, rng, "multiple choice (known objects)")
+    items = []
+    for number, image in enumerate(chosen):
+        # Letters in turn; distractors longer and shorter in turn, so that length tells nothing.
+        other = distractor(image.object, names, longer=number // len(LETTERS) % 2 == 0, rng=rng)
+        wording = CHOICE_QUESTIONS[number // 2 % len(CHOICE_QUESTIONS)]
+        question, letter = choice_question(image, other, LETTERS[number % len(LETTERS)], wording, rng)
+        items.append(_item(number, MULTIPLE_CHOICE, image, question, letter))
+    return [items[place] for place in rng.permutation(len(items))]
+
+
+def distractor(name: str, names: Sequence[str], *, longer: bool, rng: np.random.Generator) -> str:
+    """Another object of `names`, of the same length in its option or on the side asked for.
+
+    Drawn by how often it is shown, so that how common an object is tells nothing either.
+    """
+    own = len(_option(_spoken(name), False))
+    others = [other for other in names if _spoken(other) != _spoken(name)]
+    lengths = [len(_option(_spoken(other), False)) - own for other in others]
+    for fits in (
+        [o for o, d in zip(others, lengths, strict=True) if d == 0],
+        [o for o, d in zip(others, lengths, strict=True) if (d > 0) == longer],
+        others,
+    ):
+        if fits:
+            return fits[int(rng.integers(len(fits)))]
+    raise ValueError("no other object")
+
+
+def _conversations(
+    images: Sequence[Labelled], names: Sequence[str], formats: Sequence[str], rng: np.random.Generator
+) -> list[dict[str, Any]]:
+    samples = []
+    several = len({_spoken(name) for name in names}) > 1
+    for number, image in enumerate(images):
+        kind = formats[number % len(formats)]
+        if kind == "choice" and not (image.object and several):
+            kind = "explain"
+        if kind == "choice":
+            other = distractor(image.object, names, longer=bool(rng.integers(2)), rng=rng)
+            letter = LETTERS[int(rng.integers(len(LETTERS)))]
+            wording = CHOICE_QUESTIONS[int(rng.integers(len(CHOICE_QUESTIONS)))]
+            question, answer = choice_question(image, other, letter, wording, rng)
+        elif kind == "short":
+            question = SHORT_QUESTIONS[int(rng.integers(len(SHORT_QUESTIONS)))]
+            answer = "Fake" if image.fake else "Real"
+        else:
+            question = EXPLAIN_QUESTIONS[int(rng.integers(len(EXPLAIN_QUESTIONS)))]
+            answer = explanation(image)
+        turns = [{"from": "human", "value": f"{IMAGE}\n{question}"}, {"from": "gpt", "value": answer}]
+        samples.append(
+            {
+                "id": f"{kind}-{number:06d}",
+                "image": image.image,
+                "conversations": turns,
+                "metadata": _metadata(image),
+            }
+        )
+    return samples
+
+
+def explanation(image: Labelled) -> str:
+    """The verdict first, then what the labels know."""
+    shown = f" of {_with_article(_spoken(image.object))}" if image.object else ""
+    if not image.fake:
+        return f"This is a real image. It is a photograph{shown}."
+    maker = image.generator.replace("_", " ")
+    return f"This is a fake image. It is a picture{shown} made by {maker}."
+
+
+def _with_article(name: str) -> str:
+    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"

@@ -1,0 +1,157 @@
+"""Whether labels follow from an order, and whether counting would have given other labels.
+
+Two traps. Shards that are not mixed show a network one class after the other. And programs
+that number a folder's classes by counting them, as some for GenImage and CIFAKE do, shift
+every label behind a class or file that is missing; telltale reads labels from names, so the
+audit says what counting would have done, and compares stored labels with names.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
+
+from dataio.layouts import cifake, genimage
+from engines.audit.sample import Looked
+
+# So many standard deviations from what mixing gives, and so large an effect, before it is said:
+# in millions of images the first alone would fire at trifles.
+_DEVIATIONS = 6.0
+_EFFECT = 0.05
+_AGREEMENT = 0.99  # of stored labels with names: less is said
+
+
+def mixed(labels: NDArray[np.integer]) -> dict[str, Any]:
+    """Whether labels in stored order look like a random permutation of themselves.
+
+    Under one, a share sum n_k (n_k - 1) / (n (n - 1)) of neighbours agree, and the rank of a
+    fake among all positions is uniform (Mann and Whitney 1947 give its variance).
+
+    Args:
+        labels: [N], 0 is nature.
+
+    Returns:
+        images, equal_neighbours and expected (shares), position_auroc (of a later place for
+        telling fakes; null with one class), mixed.
+    """
+    count = len(labels)
+    sizes = np.bincount(labels).astype(np.float64)
+    fake = labels != 0
+    real, fakes = int((~fake).sum()), int(fake.sum())
+    found: dict[str, Any] = {"images": count, "equal_neighbours": None, "expected": None}
+    found |= {"position_auroc": None, "mixed": True}
+    if count < 2:
+        return found
+    equal = float((labels[1:] == labels[:-1]).mean())
+    expected = float((sizes * (sizes - 1)).sum() / (count * (count - 1)))
+    spread = np.sqrt(expected * (1 - expected) / (count - 1))
+    found |= {"equal_neighbours": round(equal, 4), "expected": round(expected, 4)}
+    clustered = equal - expected > max(_EFFECT, _DEVIATIONS * spread)
+    drifting = False
+    if real and fakes:
+        auroc = float(roc_auc_score(fake, np.arange(count)))
+        found["position_auroc"] = round(auroc, 4)
+        spread = np.sqrt((count + 1) / (12 * real * fakes))
+        drifting = abs(auroc - 0.5) > max(_EFFECT, _DEVIATIONS * spread)
+    found["mixed"] = not (clustered or drifting)
+    return found
+
+
+class Counting:
+    """What numbering the classes of each folder by counting would have given, against names."""
+
+    def __init__(self, layout: str) -> None:
+        self._layout = layout
+        self._classes: dict[str, Counter[int]] = {}  # GenImage: photographs of each class, by folder
+        self._files: dict[str, list[tuple[str, int]]] = {}  # CIFAKE: (name, object) by folder
+
+    def add(self, path: str, generator: str, label: int | None) -> None:
+        folder, _, name = path.rpartition("/")
+        if label is None:
+            return
+        if self._layout in ("genimage", "synthetic") and generator == "nature" and name.startswith("n"):
+            self._classes.setdefault(folder, Counter())[label] += 1
+        elif self._layout == "cifake":
+            self._files.setdefault(folder, []).append((name.lower(), label))
+
+    def result(self) -> dict[str, Any] | None:
+        """Folders, images, and those that counting would give another object; None if not asked."""
+        shifted: dict[str, int] = {}
+        images = 0
+        for folder, classes in self._classes.items():
+            images += sum(classes.values())
+            shifted[folder] = sum(
+                classes[label] for rank, label in enumerate(sorted(classes)) if rank != label
+            )
+        for folder, files in self._files.items():
+            images += len(files)
+            # Sorted names run "(10)", "(2)" ... "(9)", "": truck, automobile ... ship, airplane.
+            counted = [9, *range(1, 9), 0]
+            shifted[folder] = sum(
+                label != counted[place % 10] for place, (_, label) in enumerate(sorted(files))
+            )
+        if not shifted:
+            return None
+        wrong = sorted((folder for folder in shifted if shifted[folder]), key=lambda name: -shifted[name])
+        return {
+            "images": images,
+            "folders": len(shifted),
+            "shifted_images": sum(shifted.values()),
+            "shifted_folders": len(wrong),
+            "first": wrong[:5],
+        }
+
+
+def against_names(looked: Iterable[Looked], layout: str, objects: Sequence[str]) -> dict[str, Any] | None:
+    """Stored labels against those that the sources' names give.
+
+    Args:
+        layout: of the shards or source; a "manifest" may list files of either kind, whose
+            generators may have any name, so only real or fake is compared there.
+        objects: the label space.
+
+    Returns:
+        images compared, real_fake_wrong, generator_wrong, object_wrong and a first example;
+        None where names say nothing.
+    """
+    found: dict[str, Any] = {"images": 0, "real_fake_wrong": 0, "generator_wrong": 0, "object_wrong": 0}
+    found["first"] = ""
+    for one in looked:
+        named = _labels_of_name(one.path, layout)
+        if named is None:
+            continue
+        generator, label = named
+        own = one.pick.generator
+        found["images"] += 1
+        wrong = {
+            "real_fake_wrong": (own == "nature") != (generator == "nature"),
+            "generator_wrong": layout != "manifest" and own != generator,
+            # A name without a class (of a validation photograph) has nothing to compare with.
+            "object_wrong": layout != "manifest"
+            and None not in (label, one.pick.object)
+            and label != one.pick.object,
+        }
+        for key, value in wrong.items():
+            found[key] += value
+        if any(wrong.values()) and not found["first"]:
+            stored = "no object" if one.pick.object is None else objects[one.pick.object]
+            found["first"] = f"{one.path} is stored as {own}, {stored}"
+    return found if found["images"] else None
+
+
+def _labels_of_name(path: str, layout: str) -> tuple[str, int | None] | None:
+    if layout == "cifake":
+        return cifake.labels_of_name(path)
+    named = genimage.labels_of_name(path)
+    return named or (cifake.labels_of_name(path) if layout == "manifest" else None)
+
+
+def disagrees(found: dict[str, Any] | None) -> bool:
+    """Whether too many stored labels are not those of the names."""
+    if found is None:
+        return False
+    worst = max(found["real_fake_wrong"], found["generator_wrong"], found["object_wrong"])
+    return bool(worst > (1 - _AGREEMENT) * found["images"])

@@ -1,0 +1,237 @@
+"""Which images an audit looks at, and what is known of all the others.
+
+The sample is drawn by a hash of names, half photographs and half fakes, the fakes spread
+evenly over the generators, from a layout (before sharding) or from shards.
+"""
+
+import concurrent.futures
+import heapq
+import json
+import multiprocessing
+import tarfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dataio.core.errors import UserError
+from dataio.images.codec import Undecodable
+from dataio.layouts.base import SPLITS, Layout
+from dataio.layouts.splits import hash64
+from dataio.shards.shard_set import ShardSet, read_manifest
+from dataio.sources.source import Source
+from engines.audit.features import Measured, measure
+
+_CHUNK = 32  # images sent to a worker at a time
+_BLOCK = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Pick:
+    """One image to look at.
+
+    Attributes:
+        name: what messages call it. path: of the source; of a shard's sample known once it is read.
+        tar: shard file, "" for a layout's own file. offset, size: of the image's bytes in it.
+        origin: the part of the data set it comes from, "" where there are no parts.
+    """
+
+    name: str
+    generator: str
+    object: int | None
+    split: str
+    group: str = ""
+    path: str = ""
+    tar: str = ""
+    offset: int = 0
+    size: int = 0
+    origin: str = ""
+
+
+@dataclass(frozen=True)
+class Looked:
+    """A picked image after it was read: its measures, or why there are none."""
+
+    pick: Pick
+    path: str
+    measured: Measured | None
+    reason: str = ""
+
+
+def shares(available: Mapping[str, int], total: int) -> dict[str, int]:
+    """How many images to take of each generator.
+
+    Half are photographs ("nature"), the other half is spread evenly over the others; what one
+    lacks the others give, within each half and then between the halves.
+
+    Args:
+        available: images by generator. total: how many are wanted; 0 wants all.
+    """
+    if total == 0 or total >= sum(available.values()):
+        return dict(available)
+    fakes = {name: count for name, count in available.items() if name != "nature"}
+    real = min(available.get("nature", 0), max(total - total // 2, total - sum(fakes.values())))
+    left, taken = total - real, dict.fromkeys(available, 0)
+    taken["nature"] = real
+    names = sorted(fakes, key=lambda name: (fakes[name], name))
+    for number, name in enumerate(names):  # the rarest first: what it lacks goes to the others
+        taken[name] = min(fakes[name], left // (len(names) - number))
+        left -= taken[name]
+    return {name: count for name, count in taken.items() if count}
+
+
+class Chooser:
+    """Keeps, of a stream of picks, those with the smallest hash, per generator; order plays no part."""
+
+    def __init__(self, sample: int, seed: int) -> None:
+        self._sample, self._seed = sample, seed
+        self._kept: dict[str, list[tuple[int, str, Pick]]] = {}
+        self.counts: Counter[tuple[str, str]] = Counter()  # of all, by split and generator
+
+    def offer(self, pick: Pick) -> None:
+        self.counts[pick.split, pick.generator] += 1
+        heap = self._kept.setdefault(pick.generator, [])
+        entry = (-hash64(f"{self._seed}:{pick.name}"), pick.name, pick)
+        if self._sample == 0 or len(heap) < self._sample:
+            heapq.heappush(heap, entry)
+        else:
+            heapq.heappushpop(heap, entry)
+
+    def chosen(self) -> list[Pick]:
+        """The sample, by name."""
+        wanted = shares({name: len(heap) for name, heap in self._kept.items()}, self._sample)
+        picks = [
+            pick
+            for name, count in wanted.items()
+            for _, _, pick in sorted(self._kept[name], key=lambda entry: (-entry[0], entry[1]))[:count]
+        ]
+        return sorted(picks, key=lambda pick: pick.name)
+
+
+def picks_of_layout(layout: Layout) -> Iterator[Pick]:
+    """Every record as a pick.
+
+    Raises:
+        UserError: see `Layout.records`.
+    """
+    for record in layout.records():
+        place = (record.split, record.group, record.path)
+        yield Pick(record.path, record.generator, record.object, *place, origin=record.subset)
+
+
+def picks_of_shards(shards: Iterable[ShardSet]) -> Iterator[Pick]:
+    """Every sample of opened splits as a pick."""
+    for opened in shards:
+        generators, files = opened.labels.generators, [shard["file"] for shard in opened.shards]
+        subsets = opened.manifest["subsets"]
+        for row in opened.rows:
+            shard, label = files[int(row["shard"])], int(row["object"])
+            yield Pick(
+                f"{shard} key {int(row['key']):09d}",
+                generators[int(row["generator"])],
+                None if label < 0 else label,
+                opened.split,
+                tar=str(opened.folder / shard),
+                offset=int(row["offset"]),
+                size=int(row["size"]),
+                origin=subsets[int(row["subset"])],
+            )
+
+
+def open_splits(folder: str | Path, splits: Sequence[str]) -> list[ShardSet]:
+    """The splits of a shard folder that have images.
+
+    Raises:
+        UserError: see `ShardSet`; none of them has images.
+    """
+    entries = read_manifest(folder)["splits"]
+    filled = [split for split in splits if split in entries and entries[split]["samples"]]
+    if not filled:
+        raise UserError(f"--split {' '.join(splits)}: {folder} has no images there; choose another")
+    return [ShardSet(folder, split) for split in filled]
+
+
+def look_at(picks: Sequence[Pick], source: Source | None, workers: int) -> Iterator[Looked]:
+    """Read and measure images, in order, in this process or in `workers` others.
+
+    Raises:
+        UserError: a worker was killed.
+    """
+    chunks = [list(picks[start : start + _CHUNK]) for start in range(0, len(picks), _CHUNK)]
+    if workers == 1 or len(chunks) < 2:
+        for chunk in chunks:
+            yield from _look_at_chunk(chunk, source)
+        return
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(min(workers, len(chunks)), context) as pool:
+        try:
+            for looked in pool.map(_look_at_chunk, chunks, [source] * len(chunks)):
+                yield from looked
+        except BrokenProcessPool:
+            raise UserError(
+                f"--workers {workers}: a worker process was killed (out of memory?); try fewer"
+            ) from None
+
+
+def _look_at_chunk(chunk: list[Pick], source: Source | None) -> list[Looked]:
+    return [_look_at(pick, source) for pick in chunk]
+
+
+def _look_at(pick: Pick, source: Source | None) -> Looked:
+    path = pick.path
+    try:
+        if source is None:
+            data, path = _read_sample(pick)
+        else:
+            data = source.read(pick.path)
+        return Looked(pick, path, measure(data))
+    except Undecodable as error:
+        return Looked(pick, path, None, str(error))
+    except OSError as error:
+        return Looked(pick, path, None, f"cannot be read ({error.strerror or error})")
+
+
+def _read_sample(pick: Pick) -> tuple[bytes, str]:
+    """A sample's image, and the path of its source from the JSON member behind it ("" if damaged)."""
+    with open(pick.tar, "rb") as file:
+        file.seek(pick.offset)
+        data = file.read(pick.size)
+        file.seek(pick.offset + -(-pick.size // _BLOCK) * _BLOCK)
+        try:
+            head = tarfile.TarInfo.frombuf(file.read(_BLOCK), "utf-8", "surrogateescape")
+            record: dict[str, Any] = json.loads(file.read(head.size))
+            return data, str(record["source"])
+        except (tarfile.TarError, ValueError, KeyError, TypeError):
+            return data, ""
+
+
+def balance(counts: Mapping[tuple[str, str], int], generators: Sequence[str]) -> dict[str, Any]:
+    """{split: {"images", "real", "fake", "generators": {name: images}}} of all images, not the sample."""
+    found = {}
+    for split in SPLITS:
+        own = {name: counts.get((split, name), 0) for name in generators}
+        images = sum(own.values())
+        if images:
+            real = own.get("nature", 0)
+            found[split] = {"images": images, "real": real, "fake": images - real, "generators": own}
+    return found
+
+
+def stack(looked: Sequence[Looked]) -> dict[str, np.ndarray]:
+    """Arrays over the readable images: container, pixels [N, F]; jpeg, fake, generator, origin, group [N]."""
+    good = [(one.pick, one.measured) for one in looked if one.measured is not None]
+    # An image without a group is a group of its own.
+    groups = [pick.group or f"\0{pick.name}" for pick, _ in good]
+    return {
+        "container": np.array([m.container for _, m in good]),
+        "pixels": np.array([m.pixels for _, m in good]),
+        "jpeg": np.array([m.is_jpeg for _, m in good], bool),
+        "fake": np.array([pick.generator != "nature" for pick, _ in good], bool),
+        "generator": np.array([pick.generator for pick, _ in good]),
+        "origin": np.array([pick.origin for pick, _ in good]),
+        "group": np.unique(np.array(groups), return_inverse=True)[1],
+    }

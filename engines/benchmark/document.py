@@ -1,0 +1,147 @@
+"""A benchmark's results as a JSON document and as a table; what became slower since an earlier one."""
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dataio.core.errors import UserError
+from engines.benchmark.harness import Group, Result, Settings, lines_of
+from engines.report.page import commit_of
+
+SCHEMA, VERSION = "telltale-benchmark", 1
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "nvidia-dali-cuda130",
+    "webdataset",
+    "pillow",
+    "simplejpeg",
+    "timm",
+    "numpy",
+)
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on; no host's name."""
+    processor = next(
+        (
+            line.partition(":")[2].strip()
+            for line in lines_of("/proc/cpuinfo")
+            if line.startswith("model name")
+        ),
+        platform.processor(),
+    )
+    memory = next(
+        (int(line.split()[1]) for line in lines_of("/proc/meminfo") if line.startswith("MemTotal")), 0
+    )
+    return {
+        "processor": processor,
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(memory / 2**20, 1),
+        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+        "gpus": torch.cuda.device_count(),
+        "load_before": round(os.getloadavg()[0], 2),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def document(
+    results: Sequence[Result], groups: Sequence[Group], settings: Settings, facts: dict[str, Any]
+) -> dict[str, Any]:
+    """All of a run as JSON values; `facts` is `machine()` of before it."""
+    if settings.limits is not None:
+        facts = {
+            **facts,
+            "bandwidth_gb_s": round(settings.limits.bandwidth / 1e9, 2),
+            "peak_tflops": round(settings.limits.flops / 1e12, 4),
+        }
+    return {
+        "schema": SCHEMA,
+        "version": VERSION,
+        "commit": commit_of(),
+        "machine": facts,
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "command": " ".join(["python", *[os.path.relpath(sys.argv[0]), *sys.argv[1:]]]),
+        "settings": {
+            key: value for key, value in asdict(settings).items() if key not in ("folder", "limits")
+        },
+        "results": [{**asdict(result), "median": result.median} for result in results],
+        "ratios": ratios(results, groups),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def ratios(results: Sequence[Result], groups: Sequence[Group]) -> dict[str, float]:
+    """How many times as fast our case of a group is as each other one."""
+    found: dict[str, float] = {}
+    for group in groups:
+        own = {result.case: result.median for result in results if result.group == group.name}
+        names = list(own)
+        found |= {f"{group.name}: {names[0]} / {name}": own[names[0]] / own[name] for name in names[1:]}
+    return found
+
+
+def table(written: dict[str, Any]) -> str:
+    """A run's document as Markdown."""
+    m = written["machine"]
+    where = f"{m['cores']} cores of {m['processor']}, {m['memory_gib']:g} GiB" + (
+        f", {m['gpus']} x {m['gpu']}" if m["gpu"] else ""
+    )
+    lines = [
+        f"`{written['command']}`; commit {written['commit'] or 'unknown'}; {where}; "
+        f"load before it {m['load_before']:g}.",
+        "",
+        "| what | case | per second (lowest to highest) | cold | CPU ms each | peak MiB | other |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for r in written["results"]:
+        other = ", ".join(f"{key.replace('_', ' ')} {value:.3g}" for key, value in r["extra"].items())
+        spread = f"{min(r['rates']):,.0f} to {max(r['rates']):,.0f}"
+        lines.append(
+            f"| {r['group']} | {r['case']} | {r['median']:,.0f} ({spread}) {r['unit']} | "
+            f"{r['cold']:,.0f} | {1000 * r['cpu_seconds_per_image']:.3g} | {r['peak_mib']:,.0f} | {other} |"
+        )
+    lines += ["", "| ratio of medians | times |", "|---|---|"]
+    lines += [f"| {name} | {value:.2f} |" for name, value in written["ratios"].items()]
+    return "\n".join(lines)
+
+
+def read_document(path: str | Path) -> dict[str, Any]:
+    """A document that an earlier run wrote.
+
+    Raises:
+        UserError: it cannot be read, or is another program's.
+    """
+    try:
+        found = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]})") from None
+    if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+        raise UserError(f"{path}: not a benchmark; give a JSON file of launch/benchmark.py")
+    return found
+
+
+def regressions(old: dict[str, Any], new: dict[str, Any], tolerance: float) -> list[str]:
+    """Cases whose median fell by more than this share, one line each."""
+    before = {(r["group"], r["case"]): r["median"] for r in old["results"]}
+    lines = []
+    for r in new["results"]:
+        was = before.get((r["group"], r["case"]))
+        if was is not None and r["median"] < was * (1 - tolerance):
+            fell = f"{1 - r['median'] / was:.0%} below {was:,.0f}"
+            lines.append(f"{r['group']} {r['case']}: {r['median']:,.0f} {r['unit']}/s, {fell}")
+    return lines

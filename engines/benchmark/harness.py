@@ -1,0 +1,309 @@
+"""Timing cases side by side: each in a process of its own, turn about, A B A B.
+
+A case is made once, warmed by one run that is reported as cold, and then run as often as the
+others, alternating with them, so that a machine that slows down slows all of them. Its process
+has the case's memory and processor time to itself.
+"""
+
+import multiprocessing
+import os
+import statistics
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dataio.core.errors import UserError
+from engines.benchmark.roofline import Limits
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all cases of a run share.
+
+    Attributes:
+        folder: of the data, made by `benchmark_data.prepare`. device: "cpu" or "cuda".
+        images, small: how many images of 256 px and of 32 px. workers: processes or threads.
+        seconds: about how long one run of a case should take at least.
+        limits: what the device could do at best, where that was measured.
+    """
+
+    folder: str
+    device: str = "cpu"
+    images: int = 600
+    small: int = 4000
+    workers: int = 2
+    batch: int = 64
+    seconds: float = 1.5
+    limits: Limits | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: images done, seconds of wall time, bytes read or written, and other figures.
+
+    `untimed` images were done before the clock started; their processor time counts.
+    """
+
+    images: int
+    seconds: float
+    bytes: int = 0
+    extra: dict[str, float] = field(default_factory=dict)
+    untimed: int = 0
+
+
+# A case: made from the settings, it yields what runs it once.
+Case = Callable[[Settings], AbstractContextManager[Callable[[], Run]]]
+
+
+class Unavailable(Exception):
+    """A case cannot run here (a package is missing, a GPU too small); the group goes on without it."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Cases that do the same work; the first is ours.
+
+    Attributes:
+        alone: on a GPU, a case's process ends before the next begins: its memory holds only one.
+    """
+
+    name: str
+    what: str
+    unit: str
+    cases: dict[str, Case]
+    alone: bool = False
+
+
+@dataclass
+class Result:
+    """What a case reached; rates in the group's unit per second, memory in MiB."""
+
+    group: str
+    case: str
+    unit: str
+    cold: float
+    rates: list[float]
+    megabytes_per_second: float
+    cpu_seconds_per_image: float
+    peak_mib: float
+    extra: dict[str, float]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.rates)
+
+
+# Batches that a paused loader has ready (two workers, two each), and one in the making.
+READY = 5
+
+
+def timed(work: Callable[[], int], seconds: float, *, ready: int = 0) -> tuple[int, float]:
+    """Repeat `work`, which returns how many images it did, until this much time has passed.
+
+    Args:
+        ready: how often it is done before the clock starts, since that much was prepared in advance.
+
+    Returns:
+        images, seconds.
+    """
+    for _ in range(ready):
+        work()
+    if ready and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    done, begin = 0, time.perf_counter()
+    while True:
+        done += work()
+        passed = time.perf_counter() - begin
+        if passed >= seconds:
+            return done, passed
+
+
+# ---- the child --------------------------------------------------------------------------
+
+
+def _serve(connection: Connection, group: str, case: str, settings: Settings) -> None:
+    # By name: cases are closures, which cannot be sent to another process.
+    from engines.benchmark.registry import GROUPS
+
+    torch.set_num_threads(1)
+    os.dup2(2, 1)  # what libraries print is not part of the table
+    try:
+        with GROUPS[group].cases[case](settings) as once:
+            connection.send("ready")
+            while connection.recv() == "go":
+                begin = _cpu_seconds()
+                run = once()
+                connection.send((run, _cpu_seconds() - begin, _peak_mib()))
+    except EOFError:
+        pass  # the parent is gone
+    except Unavailable as error:
+        connection.send(f"unavailable: {error}")
+    except UserError as error:
+        connection.send(f"error: {error}")
+    except Exception:
+        connection.send(f"error: {traceback.format_exc()}")
+
+
+def lines_of(path: str) -> Iterator[str]:
+    """Of a file; none where it cannot be read."""
+    try:
+        yield from Path(path).read_text().splitlines()
+    except OSError:
+        return
+
+
+def family(root: int) -> list[Path]:
+    """The /proc folders of a process, by its id, and of all that descend from it."""
+    found, todo = [], [root]
+    while todo:
+        folder = Path(f"/proc/{todo.pop()}")
+        try:
+            todo += [
+                int(child)
+                for task in (folder / "task").iterdir()
+                for child in (task / "children").read_text().split()
+            ]
+        except OSError:
+            continue
+        found.append(folder)
+    return found
+
+
+def _cpu_seconds() -> float:
+    """Of the family, with its members that have ended; seconds."""
+    ticks = 0
+    for folder in family(os.getpid()):
+        try:
+            # user, system, and both of children that were waited for: proc(5).
+            ticks += sum(map(int, (folder / "stat").read_text().rpartition(")")[2].split()[11:15]))
+        except OSError:
+            continue
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _peak_mib() -> float:
+    """Resident memory of the family's largest member, at its peak; MiB.
+
+    VmHWM, not ru_maxrss: that begins with what the parent had when it started this process.
+    """
+    marks = [
+        int(line.split()[1])
+        for folder in family(os.getpid())
+        for line in lines_of(str(folder / "status"))
+        if line.startswith("VmHWM")
+    ]
+    return max(marks, default=0) / 1024
+
+
+class _Child:
+    def __init__(self, group: Group, name: str, settings: Settings) -> None:
+        self.name = name
+        spawning = multiprocessing.get_context("spawn")
+        self._connection, theirs = spawning.Pipe()
+        # Not a daemon: cases have worker processes of their own.
+        self._process = spawning.Process(target=_serve, args=(theirs, group.name, name, settings))
+        self._process.start()
+        theirs.close()
+        self._what = f"{group.name} {name}: could not be made"
+
+    def ready(self) -> None:
+        """Wait until the case is made.
+
+        Raises:
+            Unavailable: it cannot run here. RuntimeError: it failed.
+        """
+        self._expect(self._what)
+
+    def _expect(self, what: str) -> Any:
+        try:
+            answer = self._connection.recv()
+        except EOFError:
+            answer = f"error: its process ended with code {self._process.exitcode}"
+        if isinstance(answer, str) and answer.startswith("unavailable: "):
+            raise Unavailable(answer.removeprefix("unavailable: "))
+        if isinstance(answer, str) and answer.startswith("error: "):
+            raise RuntimeError(f"{what}: {answer.removeprefix('error: ')}")
+        return answer
+
+    def once(self) -> tuple[Run, float, float]:
+        self._connection.send("go")
+        return self._expect(f"{self.name}: a run failed")
+
+    def end(self) -> None:
+        with suppress(OSError):
+            self._connection.send("stop")
+        self._process.join(30)
+        self._process.kill()
+        self._process.join()
+
+
+# ---- the parent -------------------------------------------------------------------------
+
+
+def run_group(group: Group, settings: Settings, repeats: int, say: Callable[[str], None]) -> list[Result]:
+    """Run a group's cases turn about.
+
+    Args:
+        repeats: timed runs of each case, after the cold one. say: hears of progress.
+
+    Returns:
+        one result for each case that is not `Unavailable`, in the group's order.
+
+    Raises:
+        RuntimeError: a case failed.
+    """
+    found: list[Result] = []
+    one_by_one = group.alone and settings.device == "cuda"
+    for names in [[name] for name in group.cases] if one_by_one else [list(group.cases)]:
+        found += _turn_about(group, names, settings, repeats, say)
+    return found
+
+
+def _turn_about(
+    group: Group, names: Sequence[str], settings: Settings, repeats: int, say: Callable[[str], None]
+) -> list[Result]:
+    children: list[_Child] = []
+    runs: dict[str, list[tuple[Run, float, float]]] = {name: [] for name in names}
+    try:
+        # Made side by side, for most of it is importing; run one at a time.
+        children += [_Child(group, name, settings) for name in names]
+        for child in list(children):
+            try:
+                child.ready()
+            except Unavailable as reason:
+                say(f"{group.name}: without {child.name}: {reason}")
+                children.remove(child)
+                child.end()
+        for turn in range(repeats + 1):
+            for child in children:
+                runs[child.name].append(child.once())
+            if children:
+                say(f"{group.name}: {'cold run' if turn == 0 else f'run {turn} of {repeats}'} done")
+    finally:
+        for child in children:
+            child.end()
+    return [_result(group, child.name, runs[child.name]) for child in children]
+
+
+def _result(group: Group, name: str, runs: Sequence[tuple[Run, float, float]]) -> Result:
+    (cold, _, _), warm = runs[0], runs[1:]
+    images = sum(run.images + run.untimed for run, _, _ in warm)
+    extra = {key: statistics.median(run.extra[key] for run, _, _ in warm) for key in sorted(warm[0][0].extra)}
+    return Result(
+        group=group.name,
+        case=name,
+        unit=group.unit,
+        cold=cold.images / cold.seconds,
+        rates=[run.images / run.seconds for run, _, _ in warm],
+        megabytes_per_second=statistics.median(run.bytes / run.seconds / 1e6 for run, _, _ in warm),
+        cpu_seconds_per_image=sum(cpu for _, cpu, _ in warm) / max(1, images),
+        peak_mib=max(peak for _, _, peak in runs),
+        extra=extra,
+    )

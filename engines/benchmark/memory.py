@@ -1,0 +1,149 @@
+"""How much memory sharding and predicting take, and whether it grows with the number of files."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory, TemporaryFile
+
+from dataio.images.codec import preset_policy
+from dataio.layouts.synthetic import write_synthetic
+from engines.benchmark.harness import family, lines_of
+from engines.runtime.paths import ROOT
+
+_SIDE = 32
+_LOOK = 0.02  # seconds between looks
+
+
+def peak_mib(pid: int, running: Callable[[], bool]) -> float:
+    """Resident memory at its peak of a process or the largest of its descendants, MiB.
+
+    From the kernel's own high-water mark, read every 20 ms: what a process takes in its last
+    moments may be missed. Returns when `running` no longer holds.
+    """
+    peak = 0
+    while running():
+        for folder in family(pid):
+            marks = [line for line in lines_of(str(folder / "status")) if line.startswith("VmHWM")]
+            peak = max([peak, *(int(line.split()[1]) for line in marks)])
+        time.sleep(_LOOK)
+    return peak / 1024
+
+
+def _watch(*words: str) -> float:
+    """Peak of a launch command, MiB.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    command = [sys.executable, str(ROOT / "launch" / words[0]), *words[1:]]
+    with TemporaryFile("w+") as errors:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
+        peak = peak_mib(process.pid, lambda: process.poll() is None)
+        if process.returncode != 0:
+            errors.seek(0)
+            raise RuntimeError(f"{words[0]}: {errors.read().strip()[-500:]}")
+    return peak
+
+
+def _source(folder: Path, files: int, say: Callable[[str], None]) -> Path:
+    say(f"drawing {files} images of {_SIDE} px")
+    write_synthetic(folder / f"source-{files}", images=files, size=_SIDE)
+    return folder / f"source-{files}"
+
+
+def shard_memory(folder: Path, counts: Sequence[int], say: Callable[[str], None]) -> list[dict[str, float]]:
+    """Peak memory of launch/shard.py's work for each number of tiny files, MiB.
+
+    Done as two tasks and a merge, so that writing is seen apart from the plan.
+
+    Returns:
+        rows of files, imports_mib (--help), plan_mib (the first task: lists and permutes the files,
+        writes half of the shards), write_mib (the second, which finds the plan), merge_mib (--finish).
+    """
+    rows = []
+    for files in counts:
+        source = _source(folder, files, say)
+        with TemporaryDirectory(dir=folder) as name:
+            words = [
+                "shard.py",
+                "--layout",
+                "genimage",
+                "--source",
+                str(source),
+                "--output",
+                f"{name}/shards",
+            ]
+            words += ["--val-fraction", "0.1", "--codec.size", str(_SIDE), "--workers", "2"]
+            words += ["--samples-per-shard", "500", "--allow-duplicates"]
+            row = {
+                "files": files,
+                "imports_mib": _watch("shard.py", "--help"),
+                "plan_mib": _watch(*words, "--task", "0/2"),
+                "write_mib": _watch(*words, "--task", "1/2"),
+                "merge_mib": _watch(*words, "--finish"),
+            }
+        say(f"shard-memory, {files} files: plan {row['plan_mib']:.0f}, writing {row['write_mib']:.0f} MiB")
+        rows.append(row)
+    return rows
+
+
+def predict_memory(folder: Path, counts: Sequence[int], say: Callable[[str], None]) -> list[dict[str, float]]:
+    """Peak memory of launch/predict.py on folders of each number of tiny files, to CSV; MiB.
+
+    Returns:
+        rows of files and predict_mib.
+    """
+    checkpoint = folder / "random.pt"
+    _write_detector(checkpoint)
+    rows = []
+    for files in counts:
+        source = _source(folder, files, say)
+        output = folder / "predictions.csv"
+        words = ["predict.py", "--checkpoint", str(checkpoint), "--output", str(output), str(source)]
+        peak = _watch(*words)
+        with open(output, "rb") as file:
+            written = sum(1 for _ in file) - 1
+        if written != files:
+            raise RuntimeError(f"predict.py wrote {written} rows for {files} files")
+        say(f"predict-memory, {files} files: {peak:.0f} MiB")
+        rows.append({"files": files, "predict_mib": peak})
+    return rows
+
+
+def _write_detector(path: Path) -> None:
+    """A checkpoint of a small network with random weights."""
+    import torch
+
+    from engines.checkpoint import files as checkpoints
+    from engines.config.detector import from_dict
+    from models.detector.dual_head import DualHead
+
+    config = {"model": {"backbone": "cifarnet_narrow"}, "data": {"size": _SIDE, "eval_crop": 1.0}}
+    torch.manual_seed(0)
+    labels = {"generators": ["nature", "adm"], "objects": ["thing"]}
+    model = DualHead(from_dict(config).model, labels["generators"], labels["objects"])
+    state = {
+        "format": checkpoints.FORMAT,
+        "version": checkpoints.VERSION,
+        "step": 1,
+        "model": checkpoints.cpu_state(model),
+        "labels": labels,
+        "codec": preset_policy("default", _SIDE).to_dict(),
+        "layout": "genimage",
+        "config": config,
+    }
+    checkpoints.save(path, state)
+
+
+def table(rows: Sequence[dict[str, float]]) -> str:
+    """The rows as Markdown, with what a file more costs between the first and the last."""
+    names = list(rows[0])
+    lines = [f"| {' | '.join(name.replace('_mib', ', MiB') for name in names)} |", "|---" * len(names) + "|"]
+    lines += ["| " + " | ".join(f"{row[name]:,.0f}" for name in names) + " |" for row in rows]
+    if len(rows) > 1:
+        more = rows[-1]["files"] - rows[0]["files"]
+        grown = (f"{(rows[-1][name] - rows[0][name]) * 2**20 / more:,.0f} bytes" for name in names[1:])
+        lines.append(f"| each file more | {' | '.join(grown)} |")
+    return "\n".join(lines)

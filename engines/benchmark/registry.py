@@ -1,0 +1,35 @@
+"""All groups of benchmark cases, by name, in the order they run."""
+
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+
+from engines.benchmark.harness import Group
+
+_MODULES = {
+    "cases_input": ("shard", "read", "decode", "load", "load-small"),
+    "cases_train": ("step", "train", "eval"),
+    "cases_scaling": ("scaling",),
+    "cases_checkpoint": ("checkpoint",),
+    "cases_mlm": ("finetune", "finetune-full"),
+    "cases_ablation": ("worth",),
+}
+
+
+class _Groups(Mapping[str, Group]):
+    """Imports a group's module when it is asked for: a case's memory is not to hold the others' libraries."""
+
+    def __init__(self) -> None:
+        self._module = {name: module for module, names in _MODULES.items() for name in names}
+
+    def __getitem__(self, name: str) -> Group:
+        found: Group = import_module(f"engines.benchmark.harness.{self._module[name]}").GROUPS[name]
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._module)
+
+    def __len__(self) -> int:
+        return len(self._module)
+
+
+GROUPS = _Groups()

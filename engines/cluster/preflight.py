@@ -1,0 +1,386 @@
+"""What the nodes of a job tell each other before they train: whether they are alike and fit.
+
+A node that lacks the data, has other versions or lost a GPU is cheapest found before the first
+step. Every node measures itself and tells the first by a key-value store, which judges; then a
+small all-reduce is timed, which also shows whether they can talk at all.
+"""
+
+import datetime
+import hashlib
+import json
+import os
+import platform
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from dataio.core.errors import UserError
+from engines.runtime.command import EXIT_USER_ERROR
+from engines.runtime.exit_file import guess_run_folder, write_exit
+
+PACKAGES = ("torch", "nvidia-dali-cuda130", "numpy", "deepspeed", "transformers")
+SOURCES = ("dataio", "models", "engines", "launch")
+CLOCK_SECONDS = 5.0  # further apart, and the times of files and logs mislead
+LEAST_FREE_GIB = 1.0
+REDUCED_BYTES, REDUCED_TIMES = 16 << 20, 3
+SHARED_SECONDS = 15.0  # network file systems show a new file this late
+MARK = ".preflight"
+MISSING = "missing"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which of the job's nodes this is, and where the first one listens; timeout in seconds."""
+
+    number: int
+    names: Sequence[str]
+    head: str
+    port: int
+    timeout: int
+
+    @property
+    def is_head(self) -> bool:
+        return self.number == 0
+
+    @property
+    def name(self) -> str:
+        return self.names[self.number]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What will run.
+
+    Attributes:
+        run: its folder. files: what every node must see, by the key that names it.
+        drawn: whether missing data will be made. default_config: taken for want of a given
+            one, "" if one was given. why: that choice in words.
+    """
+
+    run: Path
+    files: dict[str, Path]
+    drawn: bool
+    default_config: str
+    why: str
+
+
+@dataclass
+class Node:
+    """What a node found of itself: digests of files, versions; GiB, seconds, GB/s."""
+
+    name: str
+    gpus: int = 0
+    gpu: str = ""
+    promised: str = ""
+    alike: dict[str, str] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+    free: dict[str, float] = field(default_factory=dict)
+    problem: str = ""
+    apart: float = 0.0
+    bandwidth: float | None = None
+
+
+def prepare(script: str, flags: Sequence[str], *, gpu_config: str, cpu_config: str, root: Path) -> Chosen:
+    """Parse the command that is about to run, with the configuration that this node calls for.
+
+    Raises:
+        UserError: what the command itself would raise.
+    """
+    from engines.config.detector import Config, parse_as
+    from engines.config.mlm import FinetuneConfig
+
+    given = any(word.partition("=")[0] == "--config" for word in flags)
+    on_gpu = torch.cuda.is_available()
+    default = gpu_config if on_gpu else cpu_config
+    if script == "launch/train.py":
+        config = parse_as(Config, flags, root / default)
+        files = {"data.shards": Path(config.data.shards) / "manifest.json"}
+        drawn = config.data.synthetic.images > 0
+        run = config.run.dir
+    else:
+        tuned = parse_as(FinetuneConfig, flags, root / default)
+        data = {"data.conversations": tuned.data.conversations, "data.val": tuned.data.val}
+        files = {key: Path(value) for key, value in data.items() if value}
+        files |= {f"evaluate.benchmarks {name}": Path(name) for name in tuned.evaluate.benchmarks}
+        if ":" not in tuned.model.weights:
+            files["model.weights"] = Path(tuned.model.weights) / "config.json"
+        drawn = tuned.data.generate.images > 0
+        run = tuned.run.dir
+    why = "" if given else f"no --config, and {'GPUs' if on_gpu else 'no GPU'} here: {default}"
+    return Chosen(Path(run), files, drawn, "" if given else default, why)
+
+
+def report_unparsed(error: UserError, flags: Sequence[str], default: Path) -> None:
+    """Leave RUN/exit.json for a command that cannot be parsed, where RUN exists."""
+    folder = guess_run_folder(flags, default)
+    if folder is not None and folder.is_dir():
+        write_exit(folder, EXIT_USER_ERROR, str(error))
+
+
+# ---- one node ---------------------------------------------------------------------------
+
+
+def look(name: str, chosen: Chosen, root: Path) -> Node:
+    """Measure this node."""
+    node = Node(name, promised=os.environ.get("SLURM_GPUS_ON_NODE", ""))
+    node.gpus = torch.cuda.device_count()
+    node.gpu = torch.cuda.get_device_name(0) if node.gpus else ""
+    node.problem = _gpu_problem(node.gpus)
+    node.alike = {"Python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+    node.alike["telltale's source"] = _source_digest(root)
+    node.files = {key: _digest(path) for key, path in chosen.files.items()}
+    node.free = {"run.dir": _free_gib(chosen.run)}
+    if scratch := os.environ.get("TELLTALE_SCRATCH"):
+        node.free["TELLTALE_SCRATCH"] = _free_gib(Path(scratch))
+    return node
+
+
+def _gpu_problem(count: int) -> str:
+    for number in range(count):
+        try:
+            product = torch.ones(512, 512, device=f"cuda:{number}").mm(
+                torch.ones(512, 512, device=f"cuda:{number}")
+            )
+            if float(product.sum()) != 512.0**3:
+                return f"GPU {number} multiplies wrongly"
+        except RuntimeError as error:
+            return f"GPU {number}: {' '.join(str(error).split())[:160]}"
+    return ""
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return MISSING
+
+
+def _source_digest(root: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(path for folder in SOURCES for path in (root / folder).rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _digest(path: Path) -> str:
+    """Of a file's size and first MiB: enough to tell another version of it. A folder only exists."""
+    try:
+        if path.is_dir():
+            return "folder"
+        with open(path, "rb") as file:
+            return hashlib.sha256(str(path.stat().st_size).encode() + file.read(1 << 20)).hexdigest()[:12]
+    except OSError:
+        return MISSING
+
+
+def _free_gib(folder: Path) -> float:
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return shutil.disk_usage(folder).free / 2**30
+
+
+# ---- all nodes --------------------------------------------------------------------------
+
+
+def check_nodes(place: Place, look_here: Callable[[], tuple[Chosen, Node]]) -> tuple[Chosen, list[Node]]:
+    """Look at every node and judge them; each node calls this.
+
+    Args:
+        look_here: measures this node.
+
+    Returns:
+        what will run, and the nodes in their order (on the first node; on others only this one).
+
+    Raises:
+        UserError: on the first node, a node that does not fit, or did not answer.
+        SystemExit: on the others, whose first one says why.
+    """
+    try:
+        store = dist.TCPStore(
+            place.head,
+            place.port,
+            is_master=place.is_head,
+            wait_for_workers=False,
+            timeout=datetime.timedelta(seconds=place.timeout),
+        )
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"{place.name}: cannot reach {place.head}:{place.port} ({' '.join(str(error).split())[:160]}); check "
+            "TELLTALE_INTERFACE and the network between the nodes"
+        ) from None
+    try:
+        chosen, node = look_here()
+    except UserError as error:
+        if place.is_head:
+            store.set("verdict", "bad")
+            raise
+        store.set(f"node{place.number}", json.dumps(asdict(Node(place.name, problem=str(error)))))
+        raise SystemExit(EXIT_USER_ERROR) from None
+    if not place.is_head:
+        return chosen, [_answer(store, place, chosen, node)]
+    nodes = _gather(store, place, chosen, node)
+    problem = find_problem(nodes, chosen)
+    store.set("verdict", "bad" if problem else "good")
+    if problem:
+        raise UserError(problem)
+    nodes[0].bandwidth = _bandwidth(store, place, nodes[0])
+    return chosen, nodes
+
+
+def _answer(store: dist.TCPStore, place: Place, chosen: Chosen, node: Node) -> Node:
+    """The part of a node that is not the first."""
+    mark = chosen.run / MARK
+    try:
+        token = store.get("token").decode()
+        if not _appears(mark, token):
+            node.problem = node.problem or (
+                f"run.dir {chosen.run} is not the first node's: it must be on storage that all nodes share"
+            )
+        store.set(f"node{place.number}", json.dumps(asdict(node)))
+        store.get(f"ask{place.number}")
+        store.set(f"clock{place.number}", str(time.time()))
+        if store.get("verdict") == b"bad":
+            raise SystemExit(EXIT_USER_ERROR)
+    except (dist.DistError, RuntimeError):  # the first one is gone
+        raise SystemExit(EXIT_USER_ERROR) from None
+    _bandwidth(store, place, node)
+    return node
+
+
+def _appears(mark: Path, token: str) -> bool:
+    deadline = time.monotonic() + SHARED_SECONDS
+    while True:
+        try:
+            os.listdir(mark.parent)  # makes network file systems look again
+            if mark.read_text() == token:
+                return True
+        except OSError:
+            pass
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)
+
+
+def _gather(store: dist.TCPStore, place: Place, chosen: Chosen, own: Node) -> list[Node]:
+    token = f"{time.time_ns()} {os.getpid()}"
+    try:
+        chosen.run.mkdir(parents=True, exist_ok=True)
+        (chosen.run / MARK).write_text(token)
+    except OSError as error:
+        store.set("verdict", "bad")
+        raise UserError(
+            f"run.dir {chosen.run}: cannot be written from {place.name} ({error.strerror}); choose another"
+        ) from None
+    store.set("token", token)
+    nodes, silent = [own], []
+    deadline = time.monotonic() + place.timeout
+    for number in range(1, len(place.names)):
+        key = f"node{number}"
+        left = max(0.1, deadline - time.monotonic())
+        try:
+            store.wait([key], datetime.timedelta(seconds=left))
+        except (dist.DistError, RuntimeError):
+            silent.append(place.names[number])
+            continue
+        node = Node(**json.loads(store.get(key)))
+        if not node.problem:
+            store.set(f"ask{number}", "")
+            node.apart = float(store.get(f"clock{number}")) - time.time()
+        nodes.append(node)
+    (chosen.run / MARK).unlink(missing_ok=True)
+    if silent:
+        store.set("verdict", "bad")
+        raise UserError(
+            f"{', '.join(silent)}: no answer within {place.timeout} s; look at the node, or leave it out with "
+            f"--exclude={','.join(silent)}"
+        )
+    return nodes
+
+
+def find_problem(nodes: Sequence[Node], chosen: Chosen) -> str:
+    """The first thing that is wrong with a node, in one line that names it; "" if they fit."""
+    for node in nodes:
+        if node.problem:
+            return f"{node.name}: {node.problem}; mend that, or leave it out with --exclude={node.name}"
+    if not chosen.drawn:
+        for key, path in chosen.files.items():
+            without = [node.name for node in nodes if node.files[key] == MISSING]
+            if without:
+                return f"{key}: {path} is not there on {', '.join(without)}; make it, or correct --{key.split()[0]}"
+    facts: dict[str, Callable[[Node], str]] = {"GPUs": lambda node: f"{node.gpus} {node.gpu}".strip()}
+    facts |= {name: lambda node, name=name: node.alike[name] for name in nodes[0].alike}  # type: ignore[misc]
+    facts |= {key: lambda node, key=key: node.files[key] for key in chosen.files}  # type: ignore[misc]
+    for name, fact in facts.items():
+        usual = Counter(map(fact, nodes)).most_common(1)[0][0]
+        for node in nodes:
+            if fact(node) != usual:
+                others = next(other.name for other in nodes if fact(other) == usual)
+                return (
+                    f"{node.name}: {name} is {fact(node)}, but {usual} on {others}; all nodes must be alike: "
+                    f"mend it, or leave it out with --exclude={node.name}"
+                )
+    for node in nodes:
+        for key, free in node.free.items():
+            if free < LEAST_FREE_GIB:
+                return f"{node.name}: {free:.2f} GiB free for {key}, expected at least {LEAST_FREE_GIB:g}; make room"
+        if abs(node.apart) > CLOCK_SECONDS:
+            return (
+                f"{node.name}: its clock is {node.apart:+.1f} s off {nodes[0].name}'s, expected within "
+                f"{CLOCK_SECONDS:g} s; have it set, or leave it out with --exclude={node.name}"
+            )
+    return ""
+
+
+def _bandwidth(store: dist.TCPStore, place: Place, node: Node) -> float | None:
+    """GB/s of a small all-reduce between the nodes (bytes of the tensor over the time); None for one."""
+    if len(place.names) == 1:
+        return None
+    on_gpu = node.gpus > 0
+    try:
+        dist.init_process_group(
+            "nccl" if on_gpu else "gloo",
+            store=dist.PrefixStore("bandwidth", store),
+            rank=place.number,
+            world_size=len(place.names),
+            timeout=datetime.timedelta(seconds=place.timeout),
+        )
+        tensor = torch.ones(REDUCED_BYTES // 4, device="cuda" if on_gpu else "cpu")
+        dist.all_reduce(tensor)
+        begin = time.perf_counter()
+        for _ in range(REDUCED_TIMES):
+            dist.all_reduce(tensor)
+        if on_gpu:
+            torch.cuda.synchronize()
+        seconds = (time.perf_counter() - begin) / REDUCED_TIMES
+        # Nobody may leave before all have answered, and the first one holds the store.
+        dist.barrier()
+        dist.destroy_process_group()
+    except (dist.DistError, RuntimeError) as error:
+        raise UserError(
+            f"{place.name}: the nodes cannot talk ({' '.join(str(error).split())[:200]}); set TELLTALE_INTERFACE to "
+            "the network that joins them (`ip -brief address` lists them)"
+        ) from None
+    return REDUCED_BYTES / seconds / 1e9
+
+
+def format_nodes(nodes: Sequence[Node], chosen: Chosen) -> str:
+    """The nodes as a table, for the job's log."""
+    lines = [chosen.why] if chosen.why else []
+    for node in nodes:
+        gpus = f"{node.gpus} x {node.gpu}" if node.gpus else "no GPU"
+        if node.promised and node.promised != str(node.gpus):
+            gpus += f" (Slurm gave {node.promised}, PyTorch sees {node.gpus})"
+        free = ", ".join(f"{value:.0f} GiB free for {key}" for key, value in node.free.items())
+        lines.append(f"{node.name}: {gpus}; {free}; clock {node.apart:+.2f} s")
+    lines.append(", ".join(f"{name} {value}" for name, value in nodes[0].alike.items()))
+    if nodes[0].bandwidth is not None:
+        size = REDUCED_BYTES >> 20
+        lines.append(f"all-reduce of {size} MiB between the nodes: {nodes[0].bandwidth:.2f} GB/s")
+    return "\n".join(f"preflight: {line}" for line in lines)

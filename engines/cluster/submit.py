@@ -1,0 +1,173 @@
+"""From a configuration to an sbatch command.
+
+Slurm must know some things before it allocates, and `#SBATCH` lines expand nothing; what is
+particular to a site therefore comes from options, or from slurm/site.env.
+"""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from dataio.core.errors import UserError
+
+SITE = "slurm/site.env"
+DETECTOR, FINETUNE = "slurm/train_resnet50.sh", "slurm/finetune_tinyllava.sh"
+SCRIPTS = {DETECTOR: "launch/train.py", FINETUNE: "launch/finetune_mlm.py"}
+# Keys that only a finetuning run has.
+_FINETUNE_KEYS = frozenset(["tune", "deepspeed"])
+_NAMES = ("time", "partition", "account", "qos", "constraint")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for; None leaves it to slurm/site.env or the script."""
+
+    experiment: str
+    nodes: int = 1
+    gpus: int | None = None
+    cpus: int | None = None
+    mem: str | None = None
+    time: str | None = None
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    sbatch: str = ""
+    flags: tuple[str, ...] = ()
+
+
+def read_site(root: Path) -> dict[str, str]:
+    """Variables that slurm/site.env sets, as bash reads it; the environment's own value wins.
+
+    Raises:
+        UserError: bash cannot read the file.
+    """
+    file = Path(os.environ.get("TELLTALE_SITE", root / SITE))
+    if not file.is_file():
+        if "TELLTALE_SITE" in os.environ:
+            raise UserError(f"TELLTALE_SITE={file}: no such file; name a copy of slurm/site.env.example")
+        return {}
+    script = 'set -aeu; source "$1" >&2; env -0'
+    done = subprocess.run(
+        ["bash", "-c", script, "bash", str(file)], capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        raise UserError(f"{file}: bash cannot read it ({' '.join(done.stderr.split())[:200]}); correct it")
+    found = dict(entry.partition("=")[::2] for entry in done.stdout.split("\0") if entry)
+    ours = re.compile("TELLTALE_|SBATCH_|NCCL_|GLOO_|WANDB_|HF_")
+    return {key: value for key, value in found.items() if key not in os.environ and ours.match(key)}
+
+
+def script_of(experiment: str) -> str:
+    """Which batch script a configuration is for.
+
+    Raises:
+        UserError: no such file, or not a configuration.
+    """
+    try:
+        loaded = yaml.safe_load(Path(experiment).read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(
+            f"{experiment}: cannot be read as YAML ({' '.join(str(error).split())[:200]}); give a file such as "
+            "configs/resnet50_genimage.yaml"
+        ) from None
+    if not isinstance(loaded, dict) or "run" not in loaded:
+        raise UserError(f"{experiment}: not an experiment's configuration (no run.dir); see configs/")
+    return FINETUNE if _FINETUNE_KEYS & loaded.keys() else DETECTOR
+
+
+def check_flags(request: Request) -> str:
+    """Parse the training's command as the job will; returns its run folder.
+
+    Raises:
+        UserError: an unknown key, or a value out of range.
+    """
+    from engines.config.detector import Config, parse_as
+    from engines.config.mlm import FinetuneConfig
+
+    script = script_of(request.experiment)
+    if script == DETECTOR:
+        return parse_as(Config, request.flags, request.experiment).run.dir
+    return parse_as(FinetuneConfig, request.flags, request.experiment).run.dir
+
+
+def command_of(request: Request, root: Path) -> list[str]:
+    """The sbatch command.
+
+    Raises:
+        UserError: a value out of range, or a configuration or flag that would fail in the job.
+    """
+    if request.nodes < 1:
+        raise UserError(f"--nodes is {request.nodes}, expected at least 1")
+    if request.gpus is not None and request.gpus < 1:
+        raise UserError(f"--gpus is {request.gpus}, expected at least 1; leave it out for a whole node")
+    for name in ("cpus", "mem"):
+        if getattr(request, name) is not None and request.gpus is None:
+            raise UserError(
+                f"--{name}: has no meaning where the whole node is taken; add --gpus, or remove it"
+            )
+    check_flags(request)
+    words = ["sbatch", f"--nodes={request.nodes}"]
+    for name in _NAMES:
+        if (value := getattr(request, name)) is not None:
+            words.append(f"--{name}={value}")
+    if request.gpus is not None:
+        # Later options win over the script's --exclusive and --mem=0.
+        words += ["--oversubscribe", f"--gpus-per-node={request.gpus}"]
+        words += [f"--cpus-per-task={request.cpus or 8 * request.gpus}", f"--mem={request.mem or '64G'}"]
+    words += shlex.split(request.sbatch)
+    file = Path(request.experiment).resolve()
+    config = str(file.relative_to(root)) if file.is_relative_to(root) else str(file)
+    return [*words, str(root / script_of(request.experiment)), "--config", config, *request.flags]
+
+
+def explain(command: Sequence[str], site: Mapping[str, str]) -> str:
+    """The command as it could be typed, with what site.env adds."""
+    return " ".join([*(f"{key}={shlex.quote(value)}" for key, value in site.items()), shlex.join(command)])
+
+
+def submit(command: Sequence[str], request: Request, root: Path, site: Mapping[str, str]) -> str:
+    """Submit it; returns how to follow the run.
+
+    Raises:
+        UserError: there is no Slurm here, or it refuses the job.
+    """
+    if shutil.which("sbatch") is None:
+        script = SCRIPTS[script_of(request.experiment)]
+        raise UserError(
+            "sbatch: not found, this machine has no Slurm; run it on a cluster's login node, or train here with: "
+            f"torchrun --nproc-per-node=gpu {script} --config {request.experiment} {shlex.join(request.flags)}".rstrip()
+        )
+    done = subprocess.run(
+        [*command[:1], "--parsable", *command[1:]],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **site},
+    )
+    if done.returncode != 0:
+        raise UserError(
+            f"sbatch refused the job: {' '.join(done.stderr.split())}; correct the options or slurm/site.env. The "
+            f"command was: {shlex.join(command)}"
+        )
+    job = done.stdout.strip().partition(";")[0]
+    run = root / check_flags(request)
+    name = "telltale-train" if script_of(request.experiment) == DETECTOR else "telltale-finetune"
+    lines = {
+        "job": f"{job} ({run})",
+        "follow": f"tail -F {name}-{job}.out",
+        "state": f"squeue -j {job}",
+        "metrics": f"tail -F {run}/metrics.jsonl",
+        "pause": f"touch {run}/stop            # it saves and ends; the same command continues",
+        "requeue": f"scancel --batch --signal=USR1 {job}   # it saves, is requeued and continues",
+        "cancel": f"scancel {job}",
+        "verdict": f"cat {run}/exit.json",
+    }
+    return "\n".join(f"{key + ':':9}{value}" for key, value in lines.items())

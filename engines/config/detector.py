@@ -1,0 +1,346 @@
+"""The configuration of a training run: typed, checked, saved with the run.
+
+A YAML file states what an experiment changes; dotted flags override the file
+(`--optim.lr 0.05`); defaults live here and in the classes beside the code that uses them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from jsonargparse import Namespace
+
+from dataio.core.errors import UserError
+from dataio.loading.config import DataConfig
+from engines.config.values import flatten, plain
+from engines.config.yaml_file import check_config_file
+from engines.runtime.command import Parser
+from engines.runtime.profiler import parse_range
+from engines.train.mixup import MixConfig
+from models.detector.dual_head import ModelConfig
+
+C = TypeVar("C")
+
+
+@dataclass(kw_only=True)
+class RunConfig:
+    """The run and its folder."""
+
+    dir: str = "runs/default"
+    """Folder of the run: config, metrics, checkpoints, weights."""
+    seed: int = 0
+    """Seed of the initial weights, the order and the augmentation."""
+
+
+@dataclass(kw_only=True)
+class OptimConfig:
+    """The optimiser and its schedule."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    """sgd (Nesterov momentum) or adamw."""
+    lr: float = 0.1
+    """Peak learning rate."""
+    momentum: float = 0.9
+    """SGD's momentum."""
+    nesterov: bool = True
+    """SGD looks ahead along its momentum (Nesterov)."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's."""
+    weight_decay: float = 5e-5
+    """On weights only; norms and biases have none."""
+    decay_norms: bool = False
+    """Decay norms and biases too."""
+    schedule: Literal["cosine", "linear", "constant", "plateau"] = "cosine"
+    """After the warm-up the rate falls to lr * final, stays, or is cut where validation no longer improves."""
+    warmup: float = 0.05
+    """Share of the steps in which the rate rises linearly to its peak."""
+    final: float = 0.0
+    """Share of the peak rate at the end of the schedule."""
+    plateau_factor: float = 0.1
+    """plateau: the rate is multiplied by this."""
+    plateau_patience: int = 3
+    """plateau: after more than so many validations without improvement of checkpoint.best's metric."""
+    plateau_threshold: float = 0.01
+    """plateau: the least relative improvement that counts."""
+    frozen_lr: float = 0.0
+    """Constant rate of the heads during train.frozen_epochs; 0 takes lr."""
+    clip: float = 0.0
+    """Largest norm of the gradient; 0 does not clip."""
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0:
+            raise ValueError(f"optim.lr is {self.lr}, expected a number above 0")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"optim.momentum is {self.momentum}, expected [0, 1)")
+        if self.weight_decay < 0 or self.clip < 0:
+            raise ValueError("optim.weight_decay and optim.clip must be 0 or more")
+        if not 0 <= self.warmup < 1 or not 0 <= self.final <= 1:
+            raise ValueError("optim.warmup must be in [0, 1) and optim.final in [0, 1]")
+        if (
+            not 0 < self.plateau_factor < 1
+            or not 0 <= self.plateau_threshold < 1
+            or self.plateau_patience < 0
+        ):
+            raise ValueError(
+                "optim.plateau_factor must be in (0, 1), plateau_threshold in [0, 1), plateau_patience 0 or more"
+            )
+        if self.frozen_lr < 0:
+            raise ValueError(f"optim.frozen_lr is {self.frozen_lr}, expected 0 or more")
+
+
+@dataclass(kw_only=True)
+class LossConfig:
+    """What is minimised: generator * CE(generator) + object * CE(object)."""
+
+    generator: float = 1.0
+    """Weight of the generator head."""
+    object: float = 1.0
+    """Weight of the object head; images of unknown object do not count in it."""
+    label_smoothing: float = 0.0
+    """Of both heads."""
+    class_weights: Literal["none", "inverse", "inverse_sqrt"] = "none"
+    """Weigh the generator head's classes by one over their count (or its root), with mean 1 over the images."""
+
+    def __post_init__(self) -> None:
+        if self.generator < 0 or self.object < 0 or self.generator + self.object == 0:
+            raise ValueError("loss.generator and loss.object must be 0 or more and not both 0")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"loss.label_smoothing is {self.label_smoothing}, expected [0, 1)")
+
+
+@dataclass(kw_only=True)
+class TrainConfig:
+    """The loop."""
+
+    epochs: float = 1.0
+    """Passes over the training split; unused where steps is given."""
+    steps: int = 0
+    """Optimiser steps; 0 means epochs decides."""
+    global_batch: int = 256
+    """Images per step over all processes; the result depends on it, not on their number."""
+    micro_batch: int = 64
+    """Images per forward pass; batch norm sees this many, on any number of processes. 0: global_batch."""
+    frozen_epochs: float = 0.0
+    """Epochs at the start in which only the heads learn, the backbone as in evaluation; -1: the whole run."""
+    ema: float = 0.0
+    """Decay per step of an average of the weights, which is then what is validated and kept as best; 0: none."""
+    early_stop: int = 0
+    """Stop after so many validations without improvement of checkpoint.best's metric; 0: never."""
+    early_stop_after: float = 0.0
+    """Early stopping does not look at validations within this many epochs."""
+    early_stop_threshold: float = 0.0
+    """Early stopping: the least relative improvement that counts."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto is bf16 on a GPU and fp32 on a CPU; fp16 scales its loss."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
+    channels_last: bool = True
+    """Keep activations channels-last in memory, which convolutions like."""
+    validate_every: int = 0
+    """Steps between validations; 0 means once per epoch. The last step always validates."""
+    threads: int = 1
+    """CPU threads of PyTorch per process; more change the last bits of the result."""
+    deterministic: bool = False
+    """On a GPU: only algorithms whose bits repeat (slower); a CPU's always do."""
+    nonfinite: Literal["stop", "skip"] = "stop"
+    """A loss or gradient that is not finite stops all processes before the update, or only that step is skipped."""
+    nonfinite_cap: int = 10
+    """skip: more skipped steps than this stop the run after all."""
+    profile: str = ""
+    """START:STOP traces these steps (from 0, STOP left out) into RUN/profile/rankN.json.gz; empty: none."""
+    timeout: float = 10.0
+    """Minutes without progress after which all processes end and the one that hangs is named; 0: never."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 0 or (self.steps == 0 and self.epochs <= 0):
+            raise ValueError("train.epochs must be above 0, or train.steps at least 1")
+        self.micro_batch = self.micro_batch or self.global_batch
+        if self.micro_batch < 1 or self.global_batch < 1:
+            raise ValueError("train.global_batch must be at least 1 and train.micro_batch 0 or more")
+        if self.global_batch % self.micro_batch:
+            raise ValueError(
+                f"train.global_batch is {self.global_batch}, expected a multiple of train.micro_batch, "
+                f"{self.micro_batch}"
+            )
+        if self.threads < 1 or self.validate_every < 0:
+            raise ValueError("train.threads must be at least 1 and train.validate_every at least 0")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"train.ema is {self.ema}, expected a decay in [0, 1)")
+        if min(self.early_stop, self.early_stop_after) < 0 or (
+            self.frozen_epochs < 0 and self.frozen_epochs != -1
+        ):
+            raise ValueError(
+                "train.early_stop and early_stop_after must be 0 or more, train.frozen_epochs too, or -1"
+            )
+        if not 0 <= self.early_stop_threshold < 1:
+            raise ValueError(f"train.early_stop_threshold is {self.early_stop_threshold}, expected [0, 1)")
+        if self.nonfinite_cap < 0 or self.timeout < 0:
+            raise ValueError("train.nonfinite_cap and train.timeout must be 0 or more")
+        parse_range(self.profile)
+
+
+@dataclass(kw_only=True)
+class CheckpointConfig:
+    """What is kept, and when."""
+
+    every: int = 0
+    """Steps between checkpoints; 0 means once per epoch. A stop and the last step always save."""
+    keep: int = 2
+    """How many checkpoints are kept; older ones are deleted."""
+    background: bool = True
+    """Copy the state and let a thread write it while training goes on; the files are the same."""
+    best: Literal["generator_error", "real_fake_error", "object_error", "joint_error", "loss"] = "joint_error"
+    """best.pt has the weights with the lowest of these on the validation split."""
+
+    def __post_init__(self) -> None:
+        if self.every < 0 or self.keep < 1:
+            raise ValueError("checkpoint.every must be 0 or more and checkpoint.keep at least 1")
+
+
+@dataclass(kw_only=True)
+class LogConfig:
+    """What is written while the run goes."""
+
+    every: int = 10
+    """Steps between lines of metrics.jsonl."""
+    wandb: Literal["auto", "online", "offline", "off"] = "auto"
+    """Weights & Biases: auto is online where a key is configured, else offline."""
+    project: str = "telltale"
+    """Weights & Biases project."""
+    images: int = 0
+    """Pictures per panel (inputs, hardest mistakes, confusion matrix, curves) in RUN/images and W&B; 0: no panels."""
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError(f"log.every is {self.every}, expected at least 1")
+        if self.images < 0:
+            raise ValueError(f"log.images is {self.images}, expected 0 or more")
+
+
+@dataclass(kw_only=True)
+class Config:
+    """Everything a training run depends on."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    """The run and its folder."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Where the images are and how they become tensors."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The network."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """The optimiser and its schedule."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """What is minimised."""
+    mix: MixConfig = field(default_factory=MixConfig)
+    """Mixing pairs of training images."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """The loop."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """What is kept, and when."""
+    log: LogConfig = field(default_factory=LogConfig)
+    """What is written while the run goes."""
+    resume: str = "auto"
+    """auto continues the newest complete checkpoint; none starts anew in an empty folder; or a file."""
+
+    def __post_init__(self) -> None:
+        if self.data.sampling != "natural" and self.loss.class_weights != "none":
+            raise ValueError(
+                f"data.sampling {self.data.sampling} and loss.class_weights {self.loss.class_weights} both "
+                "level the generators; use one of them"
+            )
+
+
+def make_parser(kind: type = Config) -> Parser:
+    detector = kind is Config
+    parser = Parser(
+        prog="train.py" if detector else "finetune_mlm.py",
+        description="Train a dual-head detector." if detector else "Finetune TinyLLaVA under DeepSpeed.",
+        default_env=False,
+    )
+    parser.add_argument("--config", action="config", help="YAML file of the experiment, see configs/")
+    parser.add_class_arguments(kind, nested_key=None)
+    # Launchers (deepspeed, older torch) add this one; the environment says the same.
+    parser.add_argument(
+        "--local_rank", "--local-rank", type=int, default=None, help="ignored; accepted for launchers"
+    )
+    return parser
+
+
+def parse_config(argv: Sequence[str], default_file: str | Path) -> Config:
+    """The configuration of a detector's training run; see `parse_as`."""
+    return parse_as(Config, argv, default_file)
+
+
+def parse_as(kind: type[C], argv: Sequence[str], default_file: str | Path) -> C:
+    """Parse flags over the YAML file they name, or over `default_file`.
+
+    Args:
+        kind: the configuration's class.
+
+    Raises:
+        UserError: an unknown key, a value out of range, an unreadable file; names the key
+            and the file.
+    """
+    flags, file = _split_config_flag(list(argv))
+    if "--help" in flags or "-h" in flags:
+        make_parser(kind).parse_args(["--help"])
+    path = Path(file if file is not None else default_file)
+    if not path.is_file():
+        raise UserError(f"--config {path}: no such file; see the configs/ folder")
+    check_config_file(path, kind)
+    parser = make_parser(kind)
+    try:
+        # The file is parsed by itself first, so that its errors name it; flags follow.
+        parser.parse_args(["--config", str(path)])
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    parsed = parser.parse_args(["--config", str(path), *flags])
+    return _instantiate(parser, parsed, path, kind)
+
+
+def _split_config_flag(argv: list[str]) -> tuple[list[str], str | None]:
+    """Take `--config X` out of the flags wherever it stands, so that flags always win."""
+    rest: list[str] = []
+    file: str | None = None
+    words = iter(argv)
+    for word in words:
+        if word == "--config":
+            file = next(words, None)
+            if file is None:
+                raise UserError("--config: expected a YAML file after it")
+        elif word.startswith("--config="):
+            file = word.removeprefix("--config=")
+        else:
+            rest.append(word)
+    return rest, file
+
+
+def _instantiate(parser: Parser, parsed: Namespace, path: Path, kind: type[C]) -> C:
+    parsed = parsed.clone()
+    for key in ("config", "local_rank"):
+        parsed.pop(key, None)
+    empty = sorted(key for key, value in flatten(plain(parsed.as_dict())).items() if value is None)
+    if empty:
+        raise UserError(
+            f"{empty[0]} has no value (null), expected one; give it or leave it out (from {path} and the flags)"
+        )
+    try:
+        built = parser.instantiate(parsed)
+        return kind(**dict(vars(built)))
+    except ValueError as error:
+        raise UserError(f"{' '.join(str(error).split())} (from {path} and the flags)") from None
+
+
+def from_dict(values: dict[str, Any]) -> Config:
+    """The inverse of `to_dict`; keys a newer version added take their defaults.
+
+    Raises:
+        UserError: keys or values this version does not know.
+    """
+    parser = make_parser()
+    try:
+        parsed = parser.parse_object(values)
+    except UserError as error:
+        raise UserError(f"stored configuration: {error}") from None
+    return _instantiate(parser, parsed, Path("the stored configuration"), Config)

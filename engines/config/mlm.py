@@ -1,0 +1,246 @@
+"""The configuration of a finetuning run of TinyLLaVA; see `engines.config.detector` for the conventions."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from engines.config.detector import LogConfig, RunConfig
+from models.tinyllava.model import TINY
+
+
+@dataclass(kw_only=True)
+class GenerateConfig:
+    """A conversation set to draw where there is none yet; for the quickstart and tests."""
+
+    images: int = 0
+    """Synthetic images to draw; 0: none."""
+    size: int = 56
+    """Their side, pixels."""
+    questions: int = 0
+    """Conversations made from them."""
+    val: int = 40
+    """Validation conversations."""
+    benchmark: int = 40
+    """Items of each benchmark."""
+    seed: int = 0
+    """Of the drawing."""
+
+
+@dataclass(kw_only=True)
+class ConversationsConfig:
+    """What is learnt: conversations in LLaVA's format."""
+
+    conversations: str = "data/vqa/conversations.json"
+    """JSON file, folder with conversations.json, or folder of WebDataset tars."""
+    images: str = ""
+    """Folder that image paths are relative to; empty: the file's own."""
+    val: str = ""
+    """Validation conversations in the same form; empty: `val_fraction` of the conversations."""
+    val_fraction: float = 0.0
+    """Share of the conversations held out for validation where `val` is empty; by image."""
+    max_length: int = 3072
+    """Longest conversation, tokens with the image's; a longer one is rejected by name."""
+    group_by_length: bool = True
+    """Batch conversations of similar length, which wastes less on padding."""
+    skip_rejected: bool = False
+    """Go on without rejected samples (they are listed in RUN/rejected.csv); else they stop the run."""
+    check_images: bool = True
+    """Decode every image before the start."""
+    workers: int = 2
+    """Processes per GPU that read and tokenize; 0: none."""
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
+    """A conversation set to draw where there is none yet."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.val_fraction < 1:
+            raise ValueError(f"data.val_fraction is {self.val_fraction}, expected [0, 1)")
+        if self.max_length < 16 or self.workers < 0:
+            raise ValueError("data.max_length must be at least 16 and data.workers 0 or more")
+
+
+@dataclass(kw_only=True)
+class TinyLlavaConfig:
+    """The model to start from."""
+
+    weights: str = TINY
+    """Folder of the published checkpoint or of one saved by telltale; random:tiny for a small random one."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto is bf16 on a GPU and fp32 on a CPU; fp16 is there for parity with the reference."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Attention kernel."""
+    dropout: float = -1.0
+    """Phi-2's residual dropout; -1 keeps the model's own (0.1)."""
+
+    def __post_init__(self) -> None:
+        if self.dropout != -1 and not 0 <= self.dropout < 1:
+            raise ValueError(f"model.dropout is {self.dropout}, expected [0, 1), or -1 for the model's own")
+
+
+@dataclass(kw_only=True)
+class TuneConfig:
+    """Which parts learn, and how."""
+
+    language: Literal["full", "lora", "dora", "qlora", "frozen"] = "lora"
+    """The language model: all of it, adapters (qlora: over 4-bit weights, needs a GPU), or nothing."""
+    connector: bool = True
+    """Train the connector, in full."""
+    vision: Literal["frozen", "partial", "full"] = "frozen"
+    """The vision tower: nothing, its layers from `vision_from_layer` on, or all of it."""
+    vision_from_layer: int = 20
+    """partial: the first layer that learns (the published tower has 27, the last is unused)."""
+    lora_rank: int = 128
+    """Rank of the adapters."""
+    lora_alpha: int = 256
+    """Their scale is alpha / rank."""
+    lora_dropout: float = 0.05
+    """Dropout before the adapters."""
+
+    def __post_init__(self) -> None:
+        if self.lora_rank < 1 or self.lora_alpha < 1 or not 0 <= self.lora_dropout < 1:
+            raise ValueError("tune.lora_rank and lora_alpha must be at least 1, tune.lora_dropout in [0, 1)")
+        if self.language == "frozen" and not self.connector and self.vision == "frozen":
+            raise ValueError(
+                "tune: language, connector and vision are all frozen, so nothing would be learnt"
+            )
+        if self.vision_from_layer < 0:
+            raise ValueError(f"tune.vision_from_layer is {self.vision_from_layer}, expected 0 or more")
+
+    @property
+    def adapters(self) -> bool:
+        return self.language in ("lora", "dora", "qlora")
+
+
+@dataclass(kw_only=True)
+class AdamConfig:
+    """AdamW and its schedule."""
+
+    lr: float = 1e-4
+    """Peak learning rate."""
+    connector_lr: float = 0.0
+    """The connector's own; 0 takes lr."""
+    vision_lr: float = 0.0
+    """The tower's own; 0 takes lr."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the averages of gradients and of their squares."""
+    weight_decay: float = 0.0
+    """On weights only; norms and biases have none."""
+    warmup: float = 0.03
+    """Share of the steps in which the rate rises linearly to its peak."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the rate falls to zero, or stays."""
+    clip: float = 1.0
+    """Largest norm of the gradient; 0 does not clip, as the reference."""
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0 or min(self.connector_lr, self.vision_lr, self.weight_decay, self.clip) < 0:
+            raise ValueError(
+                "optim.lr must be above 0; connector_lr, vision_lr, weight_decay and clip 0 or more"
+            )
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"optim.warmup is {self.warmup}, expected [0, 1)")
+
+
+@dataclass(kw_only=True)
+class LoopConfig:
+    """The loop."""
+
+    epochs: float = 1.0
+    """Passes over the conversations; unused where steps is given."""
+    steps: int = 0
+    """Optimiser steps; 0 means epochs decides."""
+    global_batch: int = 128
+    """Conversations per step over all GPUs."""
+    micro_batch: int = 4
+    """Conversations per GPU at a time."""
+    gradient_checkpointing: bool = True
+    """Recompute activations instead of keeping them: less memory, a third more work."""
+    loss: Literal["tokens", "batches"] = "tokens"
+    """Weigh every learnt token alike, or average each micro-batch first, as the reference does."""
+    validate_every: int = 0
+    """Steps between validations, each with a checkpoint; 0 means once per epoch."""
+    memory_check: bool = True
+    """Refuse to start where the estimate says the GPU is too small."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 0 or (self.steps == 0 and self.epochs <= 0):
+            raise ValueError("train.epochs must be above 0, or train.steps at least 1")
+        if self.micro_batch < 1 or self.global_batch < 1 or self.validate_every < 0:
+            raise ValueError(
+                "train.global_batch and micro_batch must be at least 1, validate_every 0 or more"
+            )
+
+
+@dataclass(kw_only=True)
+class SavingConfig:
+    """What is kept."""
+
+    every: int = 0
+    """Steps between checkpoints besides those of validations; 0: none. A stop and the last step always save."""
+    keep: int = 2
+    """How many checkpoints are kept, and the best besides."""
+
+    def __post_init__(self) -> None:
+        if self.every < 0 or self.keep < 1:
+            raise ValueError("checkpoint.every must be 0 or more and checkpoint.keep at least 1")
+
+
+@dataclass(kw_only=True)
+class BenchmarkConfig:
+    """What is measured at the end."""
+
+    benchmarks: list[str] = field(default_factory=list)
+    """JSON files of items, answered by the finished model."""
+    batch: int = 8
+    """Questions at a time."""
+
+
+@dataclass(kw_only=True)
+class FinetuneConfig:
+    """Everything a finetuning run depends on."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    """The run and its folder."""
+    data: ConversationsConfig = field(default_factory=ConversationsConfig)
+    """What is learnt."""
+    model: TinyLlavaConfig = field(default_factory=TinyLlavaConfig)
+    """The model to start from."""
+    tune: TuneConfig = field(default_factory=TuneConfig)
+    """Which parts learn."""
+    optim: AdamConfig = field(default_factory=AdamConfig)
+    """AdamW and its schedule."""
+    train: LoopConfig = field(default_factory=LoopConfig)
+    """The loop."""
+    checkpoint: SavingConfig = field(default_factory=SavingConfig)
+    """What is kept."""
+    evaluate: BenchmarkConfig = field(default_factory=BenchmarkConfig)
+    """What is measured at the end."""
+    log: LogConfig = field(default_factory=LogConfig)
+    """What is written while the run goes; log.images is the detector's."""
+    deepspeed: str = "configs/deepspeed/zero2.json"
+    """DeepSpeed's JSON; see configs/deepspeed/."""
+    resume: str = "auto"
+    """auto continues the newest complete checkpoint; none starts anew in an empty folder; or a checkpoint's folder."""
+
+
+FREE_KEYS = frozenset(
+    [
+        "resume",
+        "run.dir",
+        "data.conversations",
+        "data.images",
+        "data.val",
+        "data.check_images",
+        "data.workers",
+        "model.weights",
+        "train.memory_check",
+        "checkpoint.every",
+        "checkpoint.keep",
+        "evaluate.benchmarks",
+        "evaluate.batch",
+        "log.every",
+        "log.images",
+        "log.wandb",
+        "log.project",
+        "train.micro_batch",  # only rounding depends on it: the loss is weighed over the global batch
+        *(f"data.generate.{key}" for key in ("images", "size", "questions", "val", "benchmark", "seed")),
+    ]
+)

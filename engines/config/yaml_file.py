@@ -1,0 +1,50 @@
+"""What a configuration's YAML file must be before the parser sees it."""
+
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dataio.core.errors import UserError
+
+
+def check_config_file(path: Path, kind: type) -> None:
+    """Refuse what the parser does not survive: aliases (a loop of them hangs it), other trees than of keys.
+
+    Raises:
+        UserError: the file is no tree of keys, has aliases, or something else where a section is expected.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        aliases = [e for e in yaml.parse(text, yaml.SafeLoader) if isinstance(e, yaml.AliasEvent)]
+        if aliases:
+            line = aliases[0].start_mark.line + 1
+            raise UserError(f"{path}: line {line}: an alias (*{aliases[0].anchor}); write the value out")
+        tree = yaml.safe_load(text)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())[:200]})") from None
+    if tree is not None and not _is_tree_of_keys(tree):
+        raise UserError(f"{path}: expected keys and values, such as `optim: {{lr: 0.1}}`, with texts as keys")
+    bare = _bare_section(kind, tree or {}, "")
+    if bare:
+        raise UserError(f"{path}: {bare} is no section; give keys below it, or leave it out")
+
+
+def _is_tree_of_keys(tree: Any) -> bool:
+    if not isinstance(tree, dict):
+        return False
+    inner = (value for value in tree.values() if isinstance(value, dict))
+    return all(isinstance(key, str) for key in tree) and all(map(_is_tree_of_keys, inner))
+
+
+def _bare_section(kind: type, tree: dict[str, Any], prefix: str) -> str:
+    """The first section of a configuration that holds no keys, "" if there is none."""
+    for one in fields(kind):
+        section: Any = one.default_factory
+        if one.name in tree and isinstance(section, type) and is_dataclass(section):
+            inner, name = tree[one.name], f"{prefix}{one.name}"
+            found = _bare_section(section, inner, f"{name}.") if isinstance(inner, dict) else name
+            if found:
+                return found
+    return ""

@@ -1,0 +1,123 @@
+"""From a checkpoint and a split, or its predictions, to the calibration beside the checkpoint."""
+
+import os
+from pathlib import Path
+
+import pyarrow as pa
+
+from dataio.core.errors import UserError
+from engines.evaluate.calibration import Calibration, calibration_path, fit, save_calibration, weights_sha256
+from engines.evaluate.predictions import build_table, checkpoint_info, read_predictions
+from engines.stats.significance import wilson
+
+
+def calibrate_checkpoint(
+    *,
+    checkpoint: str,
+    data: str | None = None,
+    split: str = "val",
+    predictions: str | None = None,
+    false_alarm_rate: float = 0.01,
+    miss_rate: float = 0.05,
+    allow_test: bool = False,
+    batch: int | None = None,
+) -> tuple[Calibration, Path] | None:
+    """Predict a split, fit, and write the calibration; under torchrun every rank calls this.
+
+    Args:
+        data: shard folder, of which `split` is predicted; or
+        predictions: a predictions.parquet of this checkpoint on `split`.
+        allow_test: take the test split, on which every later figure is then optimistic.
+
+    Returns:
+        the calibration and its file on rank 0, None on the others.
+
+    Raises:
+        UserError: neither or both of data and predictions; the test split; predictions of
+            other weights, of another split or of mirror images; what `fit` raises.
+    """
+    if (data is None) == (predictions is None):
+        raise UserError("give either --data SHARDS or --predictions FILE.parquet, to calibrate on")
+    if split == "test" and not allow_test:
+        raise UserError(
+            "--split test: choices are made on the validation split, or the test's figures mean nothing; "
+            "use --split val, or insist with --allow-test"
+        )
+    folder = calibration_path(checkpoint).parent
+    if folder.is_dir() and not os.access(folder, os.W_OK):  # found before an hour of predicting
+        raise UserError(f"{folder}: cannot be written, and the calibration goes there; copy the checkpoint")
+    if predictions is not None:
+        table, weights = _read(checkpoint, predictions, split)
+    else:
+        from engines.evaluate.split_inference import predict_split
+
+        assert data is not None
+        arrays = predict_split(checkpoint, data, split, batch=batch, calibrated=False)
+        if arrays is None:
+            return None
+        table = build_table(arrays)
+        weights = arrays.checkpoint["weights_sha256"]
+    found = fit(
+        table["p_fake"].to_numpy(),
+        [name != "nature" for name in table["generator"].to_pylist()],
+        false_alarm_rate=false_alarm_rate,
+        miss_rate=miss_rate,
+        split=split,
+        weights_sha256=weights,
+    )
+    return found, save_calibration(checkpoint, found)
+
+
+def _read(checkpoint: str, predictions: str, split: str) -> tuple[pa.Table, str]:
+    """A table of predictions that is this checkpoint's on this split, and its weights' SHA-256."""
+    from engines.evaluate.split_inference import load_model
+
+    weights = weights_sha256(load_model(checkpoint)[0].state_dict())
+    table = read_predictions(predictions)
+    info = checkpoint_info(table)
+    if "weights_sha256" not in info or "split" not in info:
+        raise UserError(
+            f"--predictions {predictions}: does not say which weights and split it is of; write it again "
+            "with launch/evaluate.py, or give --data"
+        )
+    if info["weights_sha256"] != weights:
+        raise UserError(
+            f"--predictions {predictions}: was predicted by other weights than {checkpoint} holds; "
+            "evaluate again, or give --data"
+        )
+    if info["split"] != split:
+        raise UserError(
+            f"--predictions {predictions}: is of the {info['split']} split, expected {split}; say "
+            f"--split {info['split']}, or give other predictions"
+        )
+    if info.get("mirror"):
+        raise UserError(
+            f"--predictions {predictions}: was predicted with --mirror, which launch/predict.py does not do; "
+            "evaluate again without it"
+        )
+    return table, weights
+
+
+def format_calibration(found: Calibration) -> str:
+    """What was found, for a person."""
+    counts, low = found.counts, found.unsure[0]
+    band = (
+        f"unsure from {low:.4f}: {counts['unsure_real']} real and {counts['unsure_fake']} generated images\n"
+        if low < found.threshold
+        else "unsure: never, the thresholds leave no band\n"
+    )
+    return (
+        f"{found.split} split: {counts['real']} real and {counts['fake']} generated images\n"
+        f"temperature {found.temperature:.4f}, shift {found.shift:+.4f}\n"
+        f"NLL {found.before['nll']:.4f} -> {found.after['nll']:.4f}, "
+        f"ECE {found.before['ece']:.4f} -> {found.after['ece']:.4f}\n"
+        "verdicts by calibrated P(fake), and what they would be on this split:\n"
+        f"AI-generated from {found.threshold:.4f}: {_share(counts['false_alarms'], counts['real'], 'real')}; "
+        f"wanted {found.false_alarm_rate:.2%} at most\n"
+        f"{band}real below {min(low, found.threshold):.4f}: {_share(counts['misses'], counts['fake'], 'generated')}"
+    )
+
+
+def _share(count: int, total: int, kind: str) -> str:
+    low, high = wilson(count, total)
+    return f"{count} of {total} {kind} images ({count / total:.2%}, 95 % interval {low:.2%} to {high:.2%})"

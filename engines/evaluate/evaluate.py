@@ -1,0 +1,127 @@
+"""From a checkpoint and shards to predictions.parquet and metrics.json."""
+
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dataio.core import atomic
+from dataio.core.errors import UserError
+from dataio.shards.groups import groups_of, read_groups
+from dataio.shards.shard_set import ShardSet, read_manifest
+from engines.evaluate.intervals import RESAMPLES
+from engines.evaluate.metrics import compute_metrics
+from engines.evaluate.open_set import check_held_out
+from engines.evaluate.predictions import build_table, reason_of, write_predictions
+from engines.runtime.command import is_main_process
+
+PREDICTIONS, METRICS = "predictions.parquet", "metrics.json"
+
+
+def evaluate_checkpoint(
+    *,
+    checkpoint: str,
+    data: str,
+    split: str,
+    output: str,
+    batch: int | None = None,
+    mirror: bool = False,
+    verify: bool = False,
+    threads: int | None = None,
+    groups: str = "",
+    resamples: int = RESAMPLES,
+    held_out: Sequence[str] = (),
+) -> dict[str, Any] | None:
+    """Predict a split and write what follows from it; under torchrun every rank calls this.
+
+    Args:
+        checkpoint: RUN/best.pt or a file of RUN/checkpoints.
+        data: shard folder. split: its part to predict.
+        output: folder for predictions.parquet and metrics.json, made where it is missing;
+            files of these names are replaced.
+        batch: images per forward pass; None leaves it to `predict_split`.
+        mirror: see `predict_split`. verify: check the shards' SHA-256 first.
+        threads: CPU threads of PyTorch; None takes this process's share of the cores.
+        groups: CSV of path and group, of images that are not independent; intervals respect it.
+        resamples: of the bootstrap. held_out: see `engines.evaluate.open_set.compute_open_set`.
+
+    Returns:
+        the metrics on rank 0, None on the others.
+
+    Raises:
+        UserError: the output cannot be written, a held-out name is unknown (both found before
+            anything is computed); what `engines.evaluate.split_inference.predict_split` raises; predictions
+            that lack a sample.
+    """
+    if is_main_process():
+        check_writable(output)
+        if held_out:
+            check_held_out(held_out, read_manifest(data)["generators"])
+    from engines.evaluate.split_inference import predict_split
+
+    arrays = predict_split(
+        checkpoint, data, split, batch=batch, mirror=mirror, verify=verify, threads=threads
+    )
+    if arrays is None:
+        return None
+    if groups:
+        named = read_groups(groups)
+        arrays.group = groups_of(ShardSet(data, split), arrays.sample_id.tolist(), named, groups)
+    table = build_table(arrays)
+    expected = read_manifest(data)["splits"][split]["samples"]
+    if table.num_rows != expected:
+        raise UserError(
+            f"{data}: {table.num_rows} samples of the {split} split were predicted, expected {expected}; "
+            "were the shards written again meanwhile? evaluate once more"
+        )
+    metrics = compute_metrics(table, resamples=resamples, held_out=held_out)
+    folder = Path(output)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Metrics beside predictions they were not computed from would mislead.
+        (folder / METRICS).unlink(missing_ok=True)
+    except OSError as error:
+        raise _unwritable(output, reason_of(error)) from None
+    write_predictions(folder / PREDICTIONS, table)
+    write_metrics(folder / METRICS, metrics)
+    return metrics
+
+
+def write_metrics(path: str | Path, metrics: dict[str, Any]) -> None:
+    """Write metrics.json, atomically.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    try:
+        atomic.write_text(Path(path), json.dumps(metrics, indent=2, allow_nan=False) + "\n")
+    except OSError as error:
+        raise _unwritable(str(Path(path).parent), reason_of(error)) from None
+
+
+def check_writable(output: str) -> None:
+    """Find out whether `output` can be made and written, leaving nothing behind.
+
+    Raises:
+        UserError: it cannot.
+    """
+    folder = Path(output)
+    for name in (PREDICTIONS, METRICS):
+        if (folder / name).is_dir():
+            raise _unwritable(output, f"{folder / name} is a folder")
+    nearest = folder.absolute()
+    while not os.path.lexists(nearest):
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        raise _unwritable(output, f"{nearest} is not a folder")
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        raise _unwritable(output, f"{nearest}: {reason_of(error)}") from None
+
+
+def _unwritable(output: str, reason: str) -> UserError:
+    return UserError(f"--output {output}: cannot be written ({reason}); choose another folder")

@@ -1,0 +1,169 @@
+"""Running a checkpoint over shards: every image once, over any number of processes."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from dataio.core.errors import UserError
+from dataio.loading.loader import Loader, evaluation_work
+from dataio.shards.shard_set import ShardSet, label_mismatch
+from engines.checkpoint import files as checkpoints
+from engines.config.detector import Config, from_dict
+from engines.evaluate.calibration import load_calibration, weights_sha256
+from engines.evaluate.predictions import PredictionArrays
+from engines.export.to_safetensors import read_export
+from engines.runtime.distributed import World, join, leave, together
+from engines.train.schedule import PRECISIONS, resolve_precision
+from models.detector.dual_head import DualHead
+
+
+def load_model(path: str | Path) -> tuple[DualHead, Config, dict[str, Any]]:
+    """Build the network a checkpoint holds, in evaluation mode on the CPU.
+
+    Args:
+        path: best.pt, a file of RUN/checkpoints, final.safetensors, the folder of an export, or
+            RUN, which means its best.pt.
+
+    Returns:
+        the model, the configuration it was trained with, and the checkpoint's other plain
+        values (step, labels, codec, layout).
+
+    Raises:
+        UserError: missing, damaged, or not a telltale checkpoint.
+    """
+    path = checkpoints.locate(path)
+    state = read_export(path) if Path(path).is_dir() else checkpoints.load(path)
+    config = from_dict(state["config"])
+    labels = state["labels"]
+    model = DualHead(config.model, labels["generators"], labels["objects"], image_size=config.data.size)
+    # What the run would be judged by: RUN/checkpoints hold the raw weights beside the average.
+    model.load_state_dict(state.get("ema", state["model"]))
+    info = {key: state[key] for key in ("step", "labels", "codec", "layout")}
+    return model.eval(), config, info
+
+
+def predict_split(
+    checkpoint: str,
+    data: str,
+    split: str,
+    *,
+    batch: int | None = None,
+    mirror: bool = False,
+    verify: bool = False,
+    threads: int | None = None,
+    calibrated: bool = True,
+) -> PredictionArrays | None:
+    """Predict every image of a split once; also under torchrun.
+
+    Args:
+        checkpoint: best.pt or a file of RUN/checkpoints. data: shard folder.
+        batch: images per forward pass; None takes 4 times the training's micro-batch.
+        mirror: predict each image's mirror image too and take the mean of both probabilities.
+        verify: check the shards' SHA-256 first.
+        threads: CPU threads of PyTorch; None takes the cores, shared among the processes.
+        calibrated: note the calibration beside the checkpoint, if there is one. The
+            probabilities stay raw. One for single views says nothing of `mirror`.
+
+    Returns:
+        the predictions on rank 0, None on the others.
+
+    Raises:
+        UserError: on every rank alike, see `load_model` and `ShardSet`; label spaces that differ.
+    """
+    world = join()
+    try:
+        model, config, info = together(world, lambda: load_model(checkpoint))
+        info["checkpoint"], info["split"] = Path(checkpoint).name, split
+        together(world, lambda: _describe(checkpoint, model, info, calibrated and not mirror))
+        shards = together(world, lambda: _open(data, split, verify, info, checkpoint))
+        from dataio.loading.dali_pipeline import default_threads
+
+        torch.set_num_threads(threads or default_threads())
+        arrays = _predict(model, config, shards, world, batch or 4 * config.train.micro_batch, mirror)
+        parts: list[Any] = [None] * world.size
+        if world.distributed:
+            # Only rank 0 needs them; ranks hold contiguous slices in rank order.
+            dist.gather_object(arrays, parts if world.is_main else None)
+        else:
+            parts = [arrays]
+        if not world.is_main:
+            return None
+        ids, probabilities, top5 = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+        rows = shards.rows[ids]
+        return PredictionArrays(
+            sample_id=ids,
+            key=[f"{int(key):09d}" for key in rows["key"]],
+            generator=rows["generator"].astype(np.int64),
+            object=rows["object"].astype(np.int64),
+            generator_probability=probabilities,
+            object_top5=top5,
+            generators=shards.labels.generators,
+            objects=shards.labels.objects,
+            checkpoint={
+                **{key: info[key] for key in _DESCRIBED if key in info},
+                **({"mirror": True} if mirror else {}),
+            },
+        )
+    finally:
+        leave(world)
+
+
+_DESCRIBED = ("checkpoint", "step", "layout", "split", "weights_sha256", "calibration")
+
+
+def _describe(checkpoint: str, model: DualHead, info: dict[str, Any], calibrated: bool) -> None:
+    """Add to `info` which weights these are, and their calibration where there is one."""
+    weights = model.state_dict()
+    info["weights_sha256"] = weights_sha256(weights)
+    calibration = load_calibration(checkpoint, weights) if calibrated else None
+    if calibration is not None:
+        info["calibration"] = calibration.summary()
+
+
+def _open(data: str, split: str, verify: bool, info: dict[str, Any], checkpoint: str) -> ShardSet:
+    shards = ShardSet(data, split, verify=verify)
+    mismatch = label_mismatch(info["labels"], shards.labels)
+    if mismatch:
+        raise UserError(f"{checkpoint}: its {mismatch} ({data}); evaluate on shards of the same label space")
+    return shards
+
+
+def forward(model: DualHead, image: torch.Tensor, precision: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both heads' logits, [N, G] and [N, O], computed as evaluation computes them.
+
+    Args:
+        image: float32 [N, 3, S, S] on the model's device. precision: fp32, bf16 or fp16.
+    """
+    with torch.autocast(
+        image.device.type, PRECISIONS.get(precision, torch.bfloat16), enabled=precision != "fp32"
+    ):
+        return model(image)
+
+
+@torch.inference_mode()
+def _predict(
+    model: DualHead, config: Config, shards: ShardSet, world: World, batch: int, mirror: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Predict this rank's slice: ids int64 [n], P(generator) float64 [n, G], object top-5 int64 [n, <= 5]."""
+    layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
+    model = model.to(world.device, memory_format=layout)  # type: ignore[call-overload]
+    precision = resolve_precision(config.train.precision, world.device)
+    work = evaluation_work(shards, config.data, batch=batch, rank=world.rank, world=world.size)
+    best = min(5, max(1, len(shards.labels.objects)))
+    ids, probabilities, top5 = [np.zeros(0, np.int64)], [], []
+    probabilities.append(np.zeros((0, len(shards.labels.generators))))
+    top5.append(np.zeros((0, best), np.int64))
+    for loaded in Loader(shards, config.data, work, batch=batch, device=world.device, train=False):
+        views = [forward(model, loaded.image, precision)]
+        if mirror:
+            views.append(forward(model, loaded.image.flip(3), precision))
+        generator, objects = (
+            torch.stack([view[head].double().softmax(1) for view in views]).mean(0) for head in (0, 1)
+        )
+        ids.append(loaded.sample_id.numpy())
+        probabilities.append(generator.cpu().numpy())
+        top5.append(objects.topk(best).indices.cpu().numpy())
+    return np.concatenate(ids), np.concatenate(probabilities), np.concatenate(top5)

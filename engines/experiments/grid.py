@@ -1,0 +1,249 @@
+"""A grid of training runs on this machine, from a sweep file in Weights & Biases' format.
+
+The same file serves `wandb sweep` where there is an account. Here every combination is
+trained by the command a person would type, one after the other, evaluated, and all of them
+end in one table. A grid that is killed continues where it was: finished runs are skipped.
+"""
+
+import csv
+import ctypes
+import io
+import itertools
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import yaml
+
+from dataio.core.atomic import write_text
+from dataio.core.errors import UserError
+from engines.checkpoint.files import CheckpointFolder
+from engines.runtime.command import Stopped
+from engines.runtime.paths import ROOT
+
+ERRORS = ("generator_error", "real_fake_error", "object_error", "joint_error")
+
+
+@dataclass(frozen=True)
+class Combination:
+    """One run of a grid: its name (also its folder's) and its flags in order."""
+
+    name: str
+    settings: dict[str, Any]
+
+    def flags(self) -> list[str]:
+        return [f"--{key}={_flag(value)}" for key, value in self.settings.items()]
+
+
+def _flag(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def read_grid(path: str | Path) -> list[Combination]:
+    """All combinations of a sweep file, in the order of its parameters.
+
+    Args:
+        path: YAML with `method: grid` and `parameters: {key: {values: [...]}}` or `{value: x}`;
+            keys are train.py's flags without dashes.
+
+    Raises:
+        UserError: unreadable, another method, no parameters, or a parameter of another form.
+    """
+    try:
+        sweep = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())[:200]})") from None
+    if not isinstance(sweep, dict) or not isinstance(sweep.get("parameters"), dict):
+        raise UserError(
+            f"{path}: no parameters, expected a sweep file such as configs/sweeps/quickstart.yaml"
+        )
+    if sweep.get("method") != "grid":
+        raise UserError(
+            f"{path}: method is {sweep.get('method')!r}, only grid runs without an account; "
+            f"use `wandb sweep {path}` or method: grid"
+        )
+    choices: dict[str, list[Any]] = {}
+    for key, entry in sweep["parameters"].items():
+        if not isinstance(entry, dict) or not ("value" in entry or isinstance(entry.get("values"), list)):
+            raise UserError(f"{path}: parameters.{key} is {entry!r}, expected value: x or values: [x, y]")
+        choices[key] = [entry["value"]] if "value" in entry else entry["values"]
+    varied = [key for key, values in choices.items() if len(values) > 1]
+    combinations = [
+        Combination(
+            "_".join(_short(key, settings[key]) for key in varied) or "run",
+            settings,
+        )
+        for values in itertools.product(*choices.values())
+        for settings in [dict(zip(choices, values, strict=True))]
+    ]
+    names = [combination.name for combination in combinations]
+    if len(set(names)) < len(names):
+        raise UserError(f"{path}: two combinations are called {_twice(names)}; remove the repeated value")
+    return combinations
+
+
+def _short(key: str, value: Any) -> str:
+    if key == "config":
+        return Path(str(value)).stem
+    return f"{key.rpartition('.')[2]}{_flag(value)}".replace("/", "-")
+
+
+def _twice(names: list[str]) -> str:
+    return next(name for name in names if names.count(name) > 1)
+
+
+def run_grid(
+    combinations: Sequence[Combination],
+    output: Path,
+    flags: Sequence[str],
+    *,
+    processes: int,
+    split: str,
+    weights: str,
+) -> list[dict[str, Any]]:
+    """Train and evaluate every combination; a failed one is a row that says why.
+
+    Args:
+        output: holds one run folder for each, and grid.csv.
+        flags: for train.py, in all runs; they win over the combination's.
+        processes: of each torchrun. split: evaluated. weights: "best" or "last".
+
+    Returns:
+        a row for each combination: name, steps, best_step, validation and test errors as
+        fractions, failure ("" if none).
+    """
+    rows = []
+    for number, combination in enumerate(combinations, start=1):
+        print(f"[{number}/{len(combinations)}] {combination.name}", flush=True)
+        row = run_combination(combination, output / combination.name, flags, processes, split, weights)
+        if row["failure"]:
+            print(f"  failed: {row['failure']}", flush=True)
+        rows.append(row)
+        _write_table(output / "grid.csv", rows)
+    return rows
+
+
+def run_combination(
+    combination: Combination, folder: Path, flags: Sequence[str], processes: int, split: str, weights: str
+) -> dict[str, Any]:
+    """Train one combination into `folder` (its log lies beside) and evaluate it into `folder`/evaluation.
+
+    Returns:
+        its row of the table, see `run_grid`.
+    """
+    row: dict[str, Any] = {"name": combination.name, "failure": ""}
+    # Relative paths in the file are the repository's, so that the grid runs from anywhere.
+    settings = dict(combination.settings)
+    if "config" in settings and not Path(settings["config"]).exists():
+        settings["config"] = str(ROOT / settings["config"])
+    own = Combination(combination.name, settings).flags()
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    train = [str(ROOT / "launch" / "train.py"), *own, *flags, f"--run.dir={folder}"]
+    log = _log_of(folder)
+    if _call([*launcher, *train], log, "w") != 0:
+        return {**row, "failure": _failure(folder)}
+    data = yaml.safe_load((folder / "config.yaml").read_text())["data"]["shards"]
+    store = CheckpointFolder(folder / "checkpoints", 1)
+    file = folder / "best.pt" if weights == "best" else store.path(store.steps()[-1])
+    evaluate = [str(ROOT / "launch" / "evaluate.py"), "--checkpoint", str(file), "--data", data]
+    evaluate += ["--split", split, "--output", str(folder / "evaluation")]
+    if _call(evaluate, log, "a") != 0:
+        return {**row, "failure": f"evaluation failed, see {log}"}
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    validations = [line for line in lines if line["kind"] == "val"]
+    row["steps"] = max(line["step"] for line in lines)
+    if validations:
+        row.update({f"val_{key}": validations[-1][key] for key in ERRORS})
+        known = [line for line in validations if line["joint_error"] is not None]
+        best = min(known or validations, key=lambda line: line["joint_error" if known else "loss"])
+        row["best_step"] = best["step"]
+        row.update({f"best_val_{key}": best[key] for key in ERRORS})
+    overall = json.loads((folder / "evaluation" / "metrics.json").read_text())["overall"]
+    return {**row, **{f"{split}_{key}": overall[key] for key in ERRORS}}
+
+
+def _log_of(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.log")  # not with_suffix: names have rates such as 0.01
+
+
+def _call(words: list[str], log: Path, mode: str) -> int:
+    """Run a command of ours; returns its exit code.
+
+    Raises:
+        Stopped: this process was asked to stop; the command has saved and ended by then.
+    """
+    asked: list[int] = []
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, mode) as file:
+        child = subprocess.Popen(
+            [sys.executable, *words], stdout=file, stderr=subprocess.STDOUT, preexec_fn=_end_with_parent
+        )
+
+        def hand_on(number: int, frame: FrameType | None) -> None:
+            asked.append(number)
+            child.send_signal(signal.SIGTERM)  # which torchrun hands to its workers
+
+        before = {number: signal.signal(number, hand_on) for number in (signal.SIGTERM, signal.SIGUSR1)}
+        try:
+            code = child.wait()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+    if asked:
+        raise Stopped(signal.Signals(asked[0]).name)
+    return code
+
+
+def _end_with_parent() -> None:
+    # A training that outlived a killed grid would stand in the way of the next one. SIGTERM,
+    # on which torchrun ends its workers and they save.
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM, 0, 0, 0)
+
+
+def _failure(folder: Path) -> str:
+    """The one line a failed run ended in: from its exit.json, else from its log."""
+    log = _log_of(folder)
+    try:
+        return json.loads((folder / "exit.json").read_text())["message"]
+    except (OSError, ValueError, KeyError):
+        said = [line for line in log.read_text(errors="replace").splitlines() if line.startswith("error: ")]
+        return said[-1].removeprefix("error: ") if said else f"see {log}"
+
+
+def _write_table(path: Path, rows: list[dict[str, Any]]) -> None:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def format_grid(rows: Sequence[dict[str, Any]], split: str) -> str:
+    """One line for each run: real/fake, generator, object and joint errors in percent."""
+    width = max([len("run"), *(len(row["name"]) for row in rows)])
+    titles = ("last validation", "best validation", split)
+    heads = "real/fake / generator / object / joint, % error"
+    lines = [
+        f"{heads:>{width + 14}}",
+        f"{'run':<{width}} {'steps':>7} | " + " | ".join(f"{title:^27}" for title in titles),
+    ]
+    for row in rows:
+        if row["failure"]:
+            lines.append(f"{row['name']:<{width}} failed: {row['failure']}")
+            continue
+        cells = [_cell(row, prefix) for prefix in ("val_", "best_val_", f"{split}_")]
+        lines.append(f"{row['name']:<{width}} {row['steps']:>7} | " + " | ".join(cells))
+    return "\n".join(lines)
+
+
+def _cell(row: dict[str, Any], prefix: str) -> str:
+    order = ("real_fake_error", "generator_error", "object_error", "joint_error")
+    values = [row.get(prefix + key) for key in order]
+    return " ".join(f"{'-':>6}" if value is None else f"{100 * value:6.2f}" for value in values)

@@ -1,0 +1,129 @@
+"""A detector as one ONNX file, kept only if ONNX Runtime says what PyTorch says."""
+
+import json
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dataio.core.atomic import sync_folder, write_text, write_with
+from dataio.core.errors import UserError
+from engines.export.to_safetensors import CALIBRATION, SETTINGS, describe
+
+GRAPH = "model.onnx"
+TOLERANCE = 1e-3  # of the logits, see `largest_difference`
+
+
+def export_onnx(checkpoint: str | Path, output: str | Path) -> tuple[Path, float]:
+    """Write model.onnx, config.json and, where there is one, model.calibration.json.
+
+    The graph takes `image`, float32 [N, 3, S, S], normalised, for any N, and gives the logits
+    `generator` [N, G] and `object` [N, O].
+
+    Args:
+        checkpoint: RUN, best.pt, or another that `load_model` reads. output: folder, made
+            where it is missing; an earlier export in it is replaced.
+
+    Returns:
+        the folder, and `largest_difference`, which is at most TOLERANCE.
+
+    Raises:
+        UserError: the packages are missing, the network cannot be exported or differs; the
+            folder holds something else or cannot be written.
+    """
+    _check_packages()
+    from engines.evaluate.calibration import load_calibration, save_calibration
+    from engines.evaluate.split_inference import load_model
+
+    model, config, info = load_model(checkpoint)
+    calibration = load_calibration(checkpoint, model.state_dict())
+    folder = Path(output)
+    if folder.is_dir() and any(p.name not in (GRAPH, SETTINGS, CALIBRATION) for p in folder.iterdir()):
+        raise UserError(f"--output {folder}: holds something else; choose an empty or new folder")
+    found = 0.0
+
+    def write(temporary: Path) -> None:
+        nonlocal found
+        _convert(model, config.data.size, temporary)
+        found = largest_difference(model, config.data.size, temporary)
+        if not found <= TOLERANCE:
+            raise UserError(
+                f"--format onnx: ONNX Runtime's logits differ from PyTorch's by {found:.2g}, expected at most "
+                f"{TOLERANCE:g}; use --format detector"
+            )
+
+    description = {**describe(config, info), "onnx": {"input": "image", "outputs": ["generator", "object"]}}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in (SETTINGS, CALIBRATION):
+            (folder / name).unlink(missing_ok=True)
+        write_with(folder / GRAPH, write)
+        if calibration is not None:
+            save_calibration(folder, calibration)
+        write_text(folder / SETTINGS, json.dumps(description, indent=2) + "\n")
+        sync_folder(folder)
+    except OSError as error:
+        raise UserError(
+            f"--output {folder}: cannot be written ({error.strerror or error}); choose another"
+        ) from None
+    return folder, found
+
+
+def _check_packages() -> None:
+    missing = []
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        try:
+            __import__(name)
+        except ImportError:
+            missing.append(name)
+    if missing:
+        raise UserError(
+            f"--format onnx: needs the packages {', '.join(missing)}; install them with "
+            "`pip install onnx onnxscript onnxruntime`"
+        )
+
+
+def _convert(model: torch.nn.Module, size: int, path: Path) -> None:
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    # Two images: a batch of one would be taken for a constant.
+    example = torch.zeros(2, 3, size, size)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                model,
+                (example,),
+                input_names=["image"],
+                output_names=["generator", "object"],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                dynamo=True,
+                verbose=False,
+            )
+            assert program is not None
+            program.save(str(path), external_data=False)
+    except torch.onnx.errors.OnnxExporterError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"--format onnx: this network cannot be exported ({reason})") from None
+
+
+def largest_difference(model: torch.nn.Module, size: int, path: Path) -> float:
+    """How far apart ONNX Runtime and PyTorch are on 1 and on 5 random images.
+
+    Of the logits, as a share of the largest of them or of 1; probabilities near 0 or 1 would
+    hide much.
+    """
+    import onnxruntime
+
+    session: Any = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    generator = torch.Generator().manual_seed(0)
+    worst = 0.0
+    for count in (1, 5):
+        image = torch.randn(count, 3, size, size, generator=generator)
+        with torch.inference_mode():
+            expected = model(image)
+        for logits, found in zip(expected, session.run(None, {"image": image.numpy()}), strict=True):
+            apart = float((torch.from_numpy(found) - logits).abs().max())
+            worst = max(worst, apart / max(1.0, float(logits.abs().max())))
+    return worst

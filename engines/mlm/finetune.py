@@ -1,0 +1,341 @@
+"""A finetuning run of TinyLLaVA from start to end."""
+
+import gc
+import hashlib
+import math
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import TrainingArguments
+
+from dataio.core.atomic import write_text
+from dataio.core.errors import UserError
+from engines.config.mlm import FinetuneConfig
+from engines.config.values import to_dict, to_yaml
+from engines.mlm import deepspeed_config as zero
+from engines.mlm.dataset import Collator, ConversationDataset, drop_long, need_steps
+from engines.mlm.memory_estimate import check_memory, flops_per_token
+from engines.mlm.model import load_model, resolve_precision
+from engines.mlm.output import answer_benchmarks, write_model
+from engines.mlm.prepare_data import ensure_conversations, fingerprint, read_samples, report_rejected
+from engines.mlm.resume import (
+    check_same_run,
+    find_checkpoint,
+    make_universal,
+    needs_universal,
+    read_mark,
+    steps_of,
+)
+from engines.mlm.trainer import FinetuneTrainer, RunCallback
+from engines.runtime.command import EXIT_RUN_AGAIN, EXIT_USER_ERROR, verdict_in_file
+from engines.runtime.distributed import FolderLock, StopRequest, World, from_main, join, leave, together
+from engines.runtime.exit_file import EXIT, write_exit
+from engines.runtime.run_log import RunLog
+from models.detector.flops import peak_flops
+from models.tinyllava.checkpoint import load_tinyllava, open_source, save_tinyllava
+from models.tinyllava.model import TINY
+from models.tinyllava.text import load_tokenizer, make_processor
+
+
+def run_finetuning(config: FinetuneConfig) -> int:
+    """Finetune as `config` says, or continue; every rank calls this.
+
+    Returns:
+        0 when the run is finished, 75 when it was asked to stop and saved.
+
+    Raises:
+        UserError: on every rank alike; exit.json is written by then.
+    """
+    world = start_deepspeed()
+    folder = Path(config.run.dir)
+    code, message, reason, lock = 1, "a programming error; see the log", "", None
+    try:
+        lock = together(world, lambda: _claim(folder) if world.is_main else None)
+        code, message, reason = _finetune(config, world, folder)
+        leave(world)  # the others need not wait while rank 0 answers
+        if code == 0 and world.is_main and config.evaluate.benchmarks:
+            answer_benchmarks(config, folder, world.device)
+        return code
+    except UserError as error:
+        code, message = EXIT_USER_ERROR, str(error)
+        raise
+    finally:
+        if world.is_main and lock is not None:
+            write_exit(folder, code, message, reason)
+            lock.release()
+        leave(world)
+
+
+def start_deepspeed() -> World:
+    """Join the other processes, with DeepSpeed's communication on top; also where there is only one."""
+    _stand_alone_environment()
+    world = join()
+    import deepspeed
+
+    # Wraps the group that exists; before from_pretrained, or ZeRO-3 takes this for the only process.
+    deepspeed.init_distributed(verbose=False)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    return world
+
+
+def _stand_alone_environment() -> None:
+    """What a launcher would have set; DeepSpeed asks for it also where there is one process."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1")))
+    # DeepSpeed's launcher leaves it open, and every process would take all cores.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // local)))
+    # DeepSpeed compiles on first use, with the ninja it finds: this environment's, though it was
+    # not activated. Another ninja's or another environment's build would be compiled over each time.
+    os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
+    own = hashlib.sha256(sys.prefix.encode()).hexdigest()[:8]
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "torch_extensions" / own))
+    if "WORLD_SIZE" in os.environ:
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    os.environ.update(
+        RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+
+
+def _claim(folder: Path) -> FolderLock:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FolderLock(folder)
+        (folder / EXIT).unlink(missing_ok=True)
+        # A batch script removes it itself, and may have been warned since.
+        if not verdict_in_file():
+            (folder / "stop").unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"--run.dir {folder}: cannot be written ({error.strerror}); choose another") from None
+    return lock
+
+
+def _base_model(config: FinetuneConfig, folder: Path) -> None:
+    """Random weights are made once and kept, so that every stage and restart begins alike."""
+    base = folder / "base"
+    if config.model.weights == TINY:
+        if not (base / "config.json").is_file():
+            model, processor = load_tinyllava(TINY, seed=config.run.seed)
+            save_tinyllava(model, processor, base)
+        config.model.weights = str(base)
+
+
+def _finetune(config: FinetuneConfig, world: World, folder: Path) -> tuple[int, str, str]:
+    settings = together(world, lambda: zero.read_deepspeed(config.deepspeed))
+    stage = zero.stage_of(settings)
+    precision = together(world, lambda: resolve_precision(config.model.precision, world.device))
+    accumulation = together(world, lambda: _accumulation(config, world.size))
+    stored = to_dict(config)
+    checkpoints = folder / "checkpoints"
+    checkpoint = together(world, lambda: find_checkpoint(config, checkpoints))
+    from_main(world, lambda: ensure_conversations(config))
+    from_main(world, lambda: _base_model(config, folder))
+    config.model.weights = str(folder / "base") if config.model.weights == TINY else config.model.weights
+    source = together(world, lambda: _open(config))
+    samples, held, rejected = from_main(world, lambda: read_samples(config))
+    processor = make_processor(load_tokenizer(source.folder), source.config)
+    samples, long = drop_long(samples, processor, source.config, config.data.max_length)
+    held, long_held = drop_long(held, processor, source.config, config.data.max_length)
+    rejected = [*rejected, *long, *long_held]
+    from_main(world, lambda: report_rejected(rejected, config, folder))
+    together(world, lambda: need_steps(len(samples), config.train.global_batch, config.data.conversations))
+    train_set = ConversationDataset(samples, processor, source.config)
+    longest = int(train_set.lengths.max())
+    together(world, lambda: check_memory(config, source.config, settings, world, precision, longest))
+    arguments = training_arguments(
+        config, checkpoints, settings, accumulation, precision, world, len(samples)
+    )
+    # The arguments must live before the model is made: ZeRO-3 looks them up to partition it.
+    model = together(world, lambda: load_model(config, precision, world.device))
+    mark = {
+        "world": world.size,
+        "stage": stage,
+        "precision": precision,
+        "data": fingerprint(samples),
+        "config": stored,
+    }
+    offset, wandb_id = 0, ""
+    if checkpoint is not None:
+        found = together(world, lambda: read_mark(checkpoint))
+        together(world, lambda: check_same_run(config, found, mark))
+        offset, wandb_id = found["metrics_offset"], found["wandb_id"]
+        if needs_universal(found, world.size):
+            from_main(world, lambda: make_universal(checkpoint))
+            settings["checkpoint"] = {"load_universal": True}
+            arguments = training_arguments(
+                config, checkpoints, settings, accumulation, precision, world, len(samples)
+            )
+    if world.is_main:
+        write_text(folder / "config.yaml", to_yaml(config))
+    log = RunLog(folder, config.log, stored, offset=offset, wandb_id=wandb_id, enabled=world.is_main)
+    callback = RunCallback(
+        world=world,
+        folder=folder,
+        log=log,
+        stop=StopRequest(world, folder),
+        config=config,
+        mark=mark,
+        flops=flops_per_token(source.config, config.tune),
+        peak=peak_flops(torch.cuda.get_device_name(world.device), precision)
+        if world.device.type == "cuda"
+        else None,
+    )
+    trainer = FinetuneTrainer(
+        config,
+        model=model,
+        args=arguments,
+        train_dataset=train_set,
+        eval_dataset=ConversationDataset(held, processor, source.config) if held else None,
+        data_collator=Collator(source.config.pad_token_id, source.config.vision_config.image_size),
+        processing_class=processor,
+        callbacks=[callback],
+    )
+    callback.trainer = trainer
+    trainer.remove_callback(transformers.PrinterCallback)
+    kind = f"ZeRO-{stage}{' offloaded' if zero.offloads(settings) else ''}"
+    _say_start(config, world, trainer, len(samples), len(held), kind, precision, source)
+    code = 1
+    try:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        engine = type(trainer.model_wrapped).__name__
+        if engine != "DeepSpeedEngine":
+            raise RuntimeError(f"trained by {engine}, expected DeepSpeedEngine")
+        code = EXIT_RUN_AGAIN if callback.stopped else 0
+    finally:
+        log.close(code)
+    best = trainer.state.best_model_checkpoint
+    last = steps_of(checkpoints)[-1]
+    del callback.trainer, trainer, model
+    gc.collect()
+    if callback.stopped:
+        callback.stop.clear_file()
+        reason = callback.stop.reason
+        return EXIT_RUN_AGAIN, f"stopped at step {last} ({reason}); the same command continues", reason
+    chosen = Path(best) if best else checkpoints / f"checkpoint-{last}"
+    from_main(world, lambda: write_model(config, chosen, folder, processor, precision))
+    if world.is_main:
+        _say_end(callback.losses, chosen, folder)
+    return 0, f"finished {last} steps", ""
+
+
+def _accumulation(config: FinetuneConfig, size: int) -> int:
+    micro, batch = config.train.micro_batch, config.train.global_batch
+    if batch % (micro * size):
+        raise UserError(
+            f"train.global_batch is {batch}, expected a multiple of train.micro_batch {micro} times {size} processes"
+        )
+    return batch // (micro * size)
+
+
+def _open(config: FinetuneConfig) -> Any:
+    try:
+        return open_source(config.model.weights)
+    except ValueError as error:
+        raise UserError(f"model.weights {' '.join(str(error).split())}") from None
+
+
+def training_arguments(
+    config: FinetuneConfig,
+    checkpoints: Path,
+    settings: dict[str, Any],
+    accumulation: int,
+    precision: str,
+    world: World,
+    count: int,
+) -> TrainingArguments:
+    """The run's configuration in the Trainer's words; `count` conversations, `settings` DeepSpeed's."""
+    train, optim = config.train, config.optim
+    on_gpu = world.device.type == "cuda"
+    schedule = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}[optim.schedule]
+    # By steps, not by epoch: the last step validates and saves once, not twice.
+    validate = train.validate_every or count // train.global_batch
+    return TrainingArguments(
+        output_dir=str(checkpoints),
+        # Without it, accelerate counts no processes on a CPU, and takes plain DDP.
+        use_cpu=not on_gpu,
+        deepspeed=settings,
+        seed=config.run.seed,
+        per_device_train_batch_size=train.micro_batch,
+        per_device_eval_batch_size=train.micro_batch,
+        gradient_accumulation_steps=accumulation,
+        num_train_epochs=train.epochs,
+        max_steps=train.steps or -1,
+        learning_rate=optim.lr,
+        adam_beta1=optim.betas[0],
+        adam_beta2=optim.betas[1],
+        weight_decay=optim.weight_decay,
+        max_grad_norm=optim.clip,
+        lr_scheduler_type=schedule,
+        warmup_steps=optim.warmup,
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
+        activation_checkpointing=train.gradient_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False} if train.gradient_checkpointing else None,
+        logging_steps=config.log.every,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps" if _validates(config) else "no",
+        eval_steps=validate,
+        save_strategy="steps",
+        save_steps=validate,
+        # A checkpoint is complete only behind the deletion of the oldest: never keep one alone.
+        save_total_limit=max(2, config.checkpoint.keep),
+        metric_for_best_model="loss",
+        greater_is_better=False,
+        load_best_model_at_end=False,
+        prediction_loss_only=True,
+        label_names=["labels"],
+        remove_unused_columns=False,
+        dataloader_num_workers=config.data.workers,
+        dataloader_pin_memory=on_gpu,
+        report_to="none",
+        disable_tqdm=True,
+    )
+
+
+def _validates(config: FinetuneConfig) -> bool:
+    return bool(config.data.val) or config.data.val_fraction > 0
+
+
+def _say_start(
+    config: FinetuneConfig,
+    world: World,
+    trainer: FinetuneTrainer,
+    count: int,
+    held: int,
+    zero_kind: str,
+    precision: str,
+    source: Any,
+) -> None:
+    if not world.is_main:
+        return
+    learnt = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters() if p.requires_grad)
+    every = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters())
+    batch = config.train.global_batch
+    steps = config.train.steps or math.ceil(count // batch * config.train.epochs)
+    kind = "published names" if source.published else "Hugging Face names"
+    print(
+        f"{config.run.dir}: DeepSpeed {zero_kind}, "
+        f"{world.size} x {world.device.type}, {precision}\n"
+        f"{source.folder} ({kind}): {learnt:,} of {every:,} parameters learn (language {config.tune.language}, "
+        f"connector {'full' if config.tune.connector else 'frozen'}, vision {config.tune.vision})\n"
+        f"{count} conversations, {held} for validation; {steps} steps of {batch}"
+        + (f", the last {count % batch} of each epoch dropped" if count % batch else ""),
+        flush=True,
+    )
+
+
+def _say_end(losses: Sequence[float], chosen: Path, folder: Path) -> None:
+    if losses:
+        part = max(1, len(losses) // 10)
+        first, last = sum(losses[:part]) / part, sum(losses[-part:]) / part
+        print(f"loss {first:.3f} at the start, {last:.3f} at the end")
+    print(f"model: {folder / 'model'} (from {chosen.name})", flush=True)

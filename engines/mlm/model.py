@@ -1,0 +1,144 @@
+"""The model of a finetuning run: loaded, partly frozen, with adapters."""
+
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+
+from dataio.core.errors import UserError
+from engines.config.mlm import AdamConfig, FinetuneConfig, TuneConfig
+from models.tinyllava.checkpoint import load_tinyllava
+from models.tinyllava.model import part_of
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# Every linear layer of Phi-2 but the output, as the reference's recipe: 192 in the published model.
+LORA_TARGETS = r".*language_model\..*\.(q_proj|k_proj|v_proj|dense|fc1|fc2)"
+
+
+def resolve_precision(wanted: str, device: torch.device) -> str:
+    """fp32, bf16 or fp16.
+
+    Raises:
+        UserError: fp16 on a CPU, where DeepSpeed has none.
+    """
+    if wanted == "auto":
+        return "bf16" if device.type == "cuda" else "fp32"
+    if wanted == "fp16" and device.type == "cpu":
+        raise UserError("model.precision is fp16, which DeepSpeed has on GPUs alone; use bf16, fp32 or auto")
+    return wanted
+
+
+def load_model(config: FinetuneConfig, precision: str, device: torch.device) -> nn.Module:
+    """The model to train, its parts frozen or not.
+
+    Raises:
+        UserError: the weights cannot be read, or qlora where it cannot run.
+    """
+    options: dict[str, Any] = {"attn_implementation": config.model.attention}
+    if config.tune.language == "qlora":
+        options["quantization_config"] = _four_bits(device, DTYPES[precision])
+        options["device_map"] = {"": device}
+    try:
+        # Adapters and frozen parts stay in the run's precision; DeepSpeed keeps fp32 masters.
+        model, _ = load_tinyllava(
+            config.model.weights, dtype=DTYPES[precision], seed=config.run.seed, **options
+        )
+    except (ValueError, ImportError) as error:
+        raise UserError(f"model.weights {' '.join(str(error).split())}") from None
+    if config.model.dropout >= 0:
+        set_dropout(model, config.model.dropout)
+    model.config.use_cache = False
+    return tune(model, config.tune)
+
+
+def _four_bits(device: torch.device, dtype: torch.dtype) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    if device.type != "cuda":
+        raise UserError("tune.language is qlora, whose 4-bit kernels need a GPU; use lora")
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=["lm_head", "vision_tower", "multi_modal_projector"],
+    )
+
+
+def set_dropout(model: Any, share: float) -> None:
+    """Phi-2's residual dropout, in the configuration and in the layers made from it."""
+    model.config.text_config.resid_pdrop = share
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Dropout) and name.endswith("resid_dropout"):
+            module.p = share
+
+
+def tune(model: Any, config: TuneConfig) -> Any:
+    """Freeze what does not learn; wrap in adapters where the language model learns by them.
+
+    Raises:
+        UserError: a first layer of the tower that it does not have.
+    """
+    layers = model.config.vision_config.num_hidden_layers
+    if config.vision == "partial" and config.vision_from_layer >= layers - 1:
+        raise UserError(
+            f"tune.vision_from_layer is {config.vision_from_layer}, but features are taken behind layer "
+            f"{layers - 2} of this tower; use {layers - 2} or less"
+        )
+    model.requires_grad_(False)
+    # Features are the tower's second last: its last layer and norm get no gradient.
+    used = range(config.vision_from_layer if config.vision == "partial" else 0, layers - 1)
+    tower = [f"vision_tower.encoder.layers.{layer}" for layer in used] if config.vision != "frozen" else []
+    if config.vision == "full":
+        tower.append("vision_tower.embeddings")
+    modules = [*(["multi_modal_projector"] if config.connector else []), *tower]
+    if config.adapters:
+        lora = LoraConfig(
+            r=config.lora_rank,
+            lora_alpha=config.lora_alpha,
+            lora_dropout=config.lora_dropout,
+            bias="none",
+            target_modules=LORA_TARGETS,
+            use_dora=config.language == "dora",
+        )
+        # Of the model's type: ZeRO-3 flattens parameters together, and keeps fp32 masters of them.
+        wrapped = get_peft_model(model, lora, autocast_adapter_dtype=False)
+        _thaw(wrapped, modules)
+        return wrapped
+    if config.language == "full":
+        for name, parameter in model.named_parameters():
+            if part_of(name) == "language":
+                parameter.requires_grad_(True)
+    _thaw(model, modules)
+    return model
+
+
+def _thaw(model: nn.Module, modules: list[str]) -> None:
+    for name, parameter in model.named_parameters():
+        if any(f".{module}." in f".{name}" for module in modules):
+            parameter.requires_grad_(True)
+
+
+def merge(model: Any) -> Any:
+    """Adapters folded into their weights; other models as they are."""
+    return model.merge_and_unload() if isinstance(model, PeftModel) else model
+
+
+def parameter_groups(model: nn.Module, config: AdamConfig) -> list[dict[str, Any]]:
+    """Groups for AdamW: a rate for each part, and no decay of norms and biases."""
+    rates = {
+        "language": config.lr,
+        "connector": config.connector_lr or config.lr,
+        "vision": config.vision_lr or config.lr,
+    }
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            # ZeRO-3 has emptied the parameter; its true shape is beside it.
+            shape = getattr(parameter, "ds_shape", parameter.shape)
+            groups.setdefault((part_of(name), len(shape) > 1), []).append(parameter)
+    return [
+        {"params": members, "lr": rates[part], "weight_decay": config.weight_decay if decayed else 0.0}
+        for (part, decayed), members in sorted(groups.items(), key=lambda item: item[0])
+    ]

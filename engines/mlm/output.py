@@ -1,0 +1,73 @@
+"""What a finetuning run leaves: the whole model, its adapter, its answers."""
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import LlavaProcessor
+
+from engines.config.mlm import FinetuneConfig
+from engines.mlm.model import DTYPES, merge
+from engines.mlm.trainer import load_thawed
+from engines.mlm.vqa_benchmark import answer_benchmark, load_for_answers, score, write_results
+from engines.mlm.vqa_metrics import vqa_summary
+from models.tinyllava.checkpoint import load_tinyllava, open_source, read_unused, save_tinyllava
+from models.tinyllava.model import whole
+
+
+def write_model(
+    config: FinetuneConfig, checkpoint: Path, folder: Path, processor: LlavaProcessor, precision: str
+) -> None:
+    """RUN/model: whole, with Hugging Face's names, adapters merged; RUN/adapter where there is one.
+
+    Written on the host from files, so that it is the same whatever the stage was.
+    """
+    source = open_source(config.model.weights)
+    adapter = (checkpoint / "adapter_config.json").is_file()
+    with whole():  # rank 0 loads alone
+        if adapter:
+            # Merged in fp32 and rounded once.
+            base, _ = load_tinyllava(config.model.weights, dtype=torch.float32)
+            load_thawed(base, checkpoint)
+            model: Any = merge(PeftModel.from_pretrained(base, checkpoint)).to(DTYPES[precision])
+            shutil.copytree(
+                checkpoint,
+                folder / "adapter",
+                dirs_exist_ok=True,
+                ignore=lambda where, names: [n for n in names if not n.startswith(("adapter_", "trained_"))],
+            )
+        else:
+            model, _ = load_tinyllava(checkpoint, dtype=DTYPES[precision])
+    model.config.use_cache = True
+    temporary = folder / ".model.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    save_tinyllava(model, processor, temporary, read_unused(source))
+    shutil.rmtree(folder / "model", ignore_errors=True)
+    os.replace(temporary, folder / "model")
+
+
+def answer_benchmarks(config: FinetuneConfig, folder: Path, device: torch.device) -> None:
+    """Ask the finished model what `evaluate.benchmarks` asks; a table and RUN/vqa/NAME for each."""
+    answerer = load_for_answers(folder / "model", config.evaluate.batch, device)
+    for benchmark, name in zip(
+        config.evaluate.benchmarks, result_names(config.evaluate.benchmarks), strict=True
+    ):
+        items = answer_benchmark(answerer, benchmark)
+        metrics = score(items)
+        print(f"\n{name}\n{vqa_summary(metrics)}")
+        print(f"results: {write_results(folder / 'vqa' / name, items, metrics)}", flush=True)
+
+
+def result_names(benchmarks: Sequence[str]) -> list[str]:
+    """A folder's name for each benchmark: its file's, with as many folders before it as tell all apart."""
+    paths = [Path(os.path.abspath(benchmark)).with_suffix("").parts[1:] for benchmark in benchmarks]
+    for depth in range(1, max(map(len, paths), default=0) + 1):
+        names = ["_".join(parts[-depth:]) for parts in paths]
+        if len(set(names)) == len(names):
+            return names
+    # One file twice: its second answers are the first ones.
+    return ["_".join(parts[-1:]) for parts in paths]

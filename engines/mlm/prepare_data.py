@@ -1,0 +1,87 @@
+"""What a finetuning run reads: conversations found, checked, and told of where they are bad."""
+
+import csv
+import hashlib
+import io
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dataio.core.atomic import write_text
+from dataio.core.errors import UserError
+from dataio.vqa.conversations import Conversation, Rejected, check_images, read_conversations
+from engines.config.mlm import FinetuneConfig
+from engines.mlm.dataset import split_off
+from models.tinyllava.text import MARKERS
+
+_SHOWN = 5  # rejected samples that are named on the screen
+
+
+def ensure_conversations(config: FinetuneConfig) -> None:
+    """Draw the set a configuration asks for, where there is none yet."""
+    wanted, target = config.data.generate, Path(config.data.conversations)
+    if wanted.images == 0 or target.exists():
+        return
+    from dataio.sharding.quickstart import make_synthetic_shards
+    from dataio.vqa.questions import VqaPlan, images_of_shards, write_vqa
+
+    shards = target.parent / "shards"
+    if not (shards / "manifest.json").is_file():
+        print(f"drawing {wanted.images} synthetic images of {wanted.size} px into {shards}", flush=True)
+        make_synthetic_shards(shards, images=wanted.images, size=wanted.size, seed=wanted.seed)
+    images = {split: images_of_shards(shards, split) for split in ("train", "val", "test")}
+    plan = VqaPlan(
+        train=wanted.questions,
+        val=wanted.val,
+        true_false=wanted.benchmark,
+        multiple_choice=wanted.benchmark,
+        seed=wanted.seed,
+    )
+    write_vqa(images, target.parent, plan)
+
+
+def read_samples(config: FinetuneConfig) -> tuple[list[Conversation], list[Conversation], list[Rejected]]:
+    """(training, validation, rejected) samples of the files that `config.data` names."""
+    data = config.data
+    images = data.images or None
+    samples, rejected = read_conversations(data.conversations, images, MARKERS)
+    if data.val:
+        held, more = read_conversations(data.val, images, MARKERS)
+        rejected += more
+    else:
+        samples, held = split_off(samples, data.val_fraction, config.run.seed)
+    if data.check_images:
+        samples, more = check_images(samples)
+        rejected += more
+        held, more = check_images(held)
+        rejected += more
+    return samples, held, rejected
+
+
+def report_rejected(rejected: Sequence[Rejected], config: FinetuneConfig, folder: Path) -> None:
+    """List rejected samples in RUN/rejected.csv; stop unless told to go on without them."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["id", "reason"])
+    writer.writerows([sample.id, sample.reason] for sample in rejected)
+    write_text(folder / "rejected.csv", text.getvalue())
+    if not rejected:
+        return
+    told = "; ".join(f"{sample.id}: {sample.reason}" for sample in rejected[:_SHOWN])
+    more = f"; all are in {folder / 'rejected.csv'}" if len(rejected) > _SHOWN else ""
+    if not config.data.skip_rejected:
+        raise UserError(
+            f"{config.data.conversations}: {len(rejected)} unusable samples: {told}{more}; mend them, or go on "
+            "without them with --data.skip_rejected true"
+        )
+    print(f"warning: going on without {len(rejected)} unusable samples: {told}{more}", file=sys.stderr)
+
+
+def fingerprint(samples: Sequence[Conversation]) -> str:
+    """SHA-256 of what is learnt; images by the end of their names, since folders may move."""
+    digest = hashlib.sha256()
+    for sample in samples:
+        name = (sample.image or "").rpartition("/")[2]
+        digest.update(json.dumps([sample.id, name, sample.turns]).encode())
+    return digest.hexdigest()

@@ -1,0 +1,217 @@
+"""A language model's answers to a benchmark, and how sure it is of its verdict."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlavaProcessor, PreTrainedTokenizerBase
+
+from dataio.core.errors import UserError
+from dataio.vqa.blind_baselines import MULTIPLE_CHOICE, kind_of, options_of, verdict_in
+from dataio.vqa.conversations import IMAGE, open_image, resolve_image
+from models.tinyllava.model import TinyLlavaForConditionalGeneration, image_tokens
+from models.tinyllava.text import END, encode, pixels
+
+NEW_TOKENS = {"true_false": 16, "multiple_choice": 16, "open": 128}
+VERDICT_START = " This is a"  # how open answers begin, up to the verdict
+_WORDS = {"Fake": (" fake", " Fake"), "Real": (" real", " Real")}
+
+Item = Mapping[str, Any]
+
+
+def read_items(path: str | Path) -> list[dict[str, Any]]:
+    """A benchmark or answers file: a list of {id, image, question, ground_truth[, answer]}.
+
+    Raises:
+        UserError: not such a file; names the item and the key.
+    """
+    path = Path(path)
+    try:
+        items = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        expected = "a benchmark of launch/make_vqa.py, or answers of launch/evaluate_mlm.py"
+        raise UserError(f"{path}: no such file; expected {expected}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not readable as JSON ({' '.join(str(error).split())})") from None
+    if not isinstance(items, list) or not items:
+        raise UserError(f"{path}: expected a list of items, each with id, image, question and ground_truth")
+    seen = set()
+    for number, item in enumerate(items):
+        for key in ("id", "question", "ground_truth"):
+            if not isinstance(item, dict) or not isinstance(item.get(key), str):
+                raise UserError(
+                    f"{path}: item {number} has no text {key!r}; expected id, image, question, ground_truth"
+                )
+        if not isinstance(item.get("metadata", {}), dict):
+            raise UserError(f"{path}: item {item['id']} has a metadata that is no object")
+        if item["id"] in seen:
+            raise UserError(f"{path}: item {item['id']} occurs twice; ids must be unique")
+        seen.add(item["id"])
+    return items
+
+
+def check_item_images(items: Sequence[Item], path: str | Path, images: str | Path | None) -> list[str]:
+    """Where each item's image lies, all of them readable.
+
+    Raises:
+        UserError: names the first items whose image is missing or corrupt.
+    """
+    folder, places, problems = Path(images) if images else Path(path).parent, [], []
+    for item in items:
+        if not isinstance(item.get("image"), str):
+            raise UserError(f"{path}: item {item['id']} has no image")
+        place = resolve_image(item["image"], folder)
+        try:
+            open_image(place)
+        except UserError as error:
+            problems.append(f"{item['id']}: {error}")
+        places.append(place)
+    if problems:
+        told = "; ".join(problems[:3])
+        raise UserError(
+            f"{path}: {len(problems)} items cannot be asked: {told}; mend them or give --images FOLDER"
+        )
+    return places
+
+
+def first_ids(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> list[int]:
+    """The ids of words that are one token each.
+
+    Raises:
+        UserError: one is several tokens, so that its probability is not one token's.
+    """
+    ids = []
+    for word in words:
+        tokens = tokenizer(word, add_special_tokens=False).input_ids
+        if len(tokens) != 1:
+            raise UserError(
+                f"the tokenizer splits {word!r} into {len(tokens)} tokens; expected Phi-2's or the tiny one"
+            )
+        ids.append(tokens[0])
+    return ids
+
+
+class Answerer:
+    """Asks one model about images, greedily, in batches.
+
+    Args:
+        model: in evaluation mode, on its device. batch: questions at a time.
+    """
+
+    def __init__(
+        self, model: TinyLlavaForConditionalGeneration, processor: LlavaProcessor, *, batch: int = 8
+    ) -> None:
+        self._model, self._processor, self._batch = model.eval(), processor, batch
+        self._image_tokens = image_tokens(model.config)
+        self._end = processor.tokenizer.convert_tokens_to_ids(END)
+
+    def _inputs(self, questions: Sequence[str], images: Sequence[str], begun: str) -> dict[str, torch.Tensor]:
+        """Left-padded prompts; `begun` is the start of the answer."""
+        tokenizer = self._processor.tokenizer
+        more = tokenizer(begun, add_special_tokens=False).input_ids if begun else []
+        rows = []
+        for question in questions:
+            prompt = encode(tokenizer, [(f"{IMAGE}\n{question}", "")], self._image_tokens)
+            rows.append(
+                torch.cat([torch.from_numpy(prompt.input_ids), torch.tensor(more, dtype=torch.int64)])
+            )
+        longest = max(len(row) for row in rows)
+        ids = torch.full((len(rows), longest), self._end, dtype=torch.int64)
+        mask = torch.zeros_like(ids)
+        for place, row in enumerate(rows):
+            ids[place, longest - len(row) :] = row
+            mask[place, longest - len(row) :] = 1
+        shown = torch.stack([pixels(self._processor, open_image(image)) for image in images])
+        device = self._model.device
+        return {
+            "input_ids": ids.to(device),
+            "attention_mask": mask.to(device),
+            "pixel_values": shown.to(device, self._model.dtype),
+        }
+
+    @torch.inference_mode()
+    def probabilities(self, questions: Sequence[str], images: Sequence[str], begun: str = "") -> torch.Tensor:
+        """Of the next token: float32 [N, V] on the host, behind "ASSISTANT:" and `begun`."""
+        logits = self._model(**self._inputs(questions, images, begun), logits_to_keep=1).logits[:, -1]
+        return logits.float().softmax(-1).cpu()
+
+    @torch.inference_mode()
+    def answers(self, questions: Sequence[str], images: Sequence[str], new_tokens: int) -> list[str]:
+        """Greedy answers of one batch."""
+        inputs = self._inputs(questions, images, "")
+        ids = self._model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False, use_cache=True)
+        new = ids[:, inputs["input_ids"].shape[1] :]
+        return [
+            text.strip() for text in self._processor.tokenizer.batch_decode(new, skip_special_tokens=True)
+        ]
+
+    def p_fake(self, items: Sequence[Item], images: Sequence[str]) -> list[float | None]:
+        """P(fake) of each item of one kind, from the tokens that carry the verdict.
+
+        True/false: the first token, " Fake" and " fake" against " Real" and " real".
+        Multiple choice: the letters, summed by their options' verdicts. Open: the token
+        behind " This is a". None where no such token has any probability.
+        """
+        tokenizer, kind = self._processor.tokenizer, kind_of(items[0])
+        begun = VERDICT_START if kind == "open" else ""
+        found = self.probabilities([str(item["question"]) for item in items], images, begun)
+        scores: list[float | None] = []
+        for item, row in zip(items, found, strict=True):
+            if kind == MULTIPLE_CHOICE:
+                words: dict[str, list[str]] = {"Fake": [], "Real": []}
+                for letter, text in options_of(item).items():
+                    verdict = verdict_in(text, first=True)
+                    if verdict:
+                        words[verdict].append(f" {letter}")
+            else:
+                words = {verdict: list(both) for verdict, both in _WORDS.items()}
+            fake, real = (float(row[first_ids(tokenizer, words[v])].sum()) for v in ("Fake", "Real"))
+            scores.append(fake / (fake + real) if fake + real > 0 else None)
+        return scores
+
+    def answer_all(self, items: Sequence[Item], images: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
+        """Yield the items with `answer` and `p_fake`, a batch at a time, in order."""
+        for start in range(0, len(items), self._batch):
+            some = items[start : start + self._batch]
+            places = images[start : start + self._batch]
+            answers = self.answers([str(i["question"]) for i in some], places, NEW_TOKENS[kind_of(some[0])])
+            scores = self.p_fake(some, places)
+            yield [
+                {**item, "answer": answer, "p_fake": score}
+                for item, answer, score in zip(some, answers, scores, strict=True)
+            ]
+
+
+def sentence_similarity(folder: str | Path) -> Any:
+    """Cosine similarity of mean-pooled sentence vectors, from a local encoder's folder.
+
+    Returns:
+        a function of (answers, truths) that gives a number in [-1, 1] for each pair.
+
+    Raises:
+        UserError: the folder is no encoder that transformers reads.
+    """
+    from transformers import AutoModel, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        encoder = AutoModel.from_pretrained(folder, local_files_only=True).eval()
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"--encoder {folder}: not a local sentence encoder ({reason})") from None
+
+    @torch.inference_mode()
+    def vectors(texts: list[str]) -> torch.Tensor:
+        rows = []
+        for text in texts:
+            inputs = tokenizer(text or " ", return_tensors="pt", truncation=True, max_length=512)
+            hidden = encoder(**inputs).last_hidden_state[0]
+            rows.append(hidden.mean(0))
+        return torch.nn.functional.normalize(torch.stack(rows), dim=-1)
+
+    def similarity(answers: list[str], truths: list[str]) -> list[float]:
+        return (vectors(answers) * vectors(truths)).sum(-1).tolist()
+
+    return similarity

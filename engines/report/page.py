@@ -1,0 +1,256 @@
+"""One page that shows what a detector is worth: report.html and report.md.
+
+Everything on it comes from the predictions table and metrics.json; what lies beside them
+(the shards' audit, protocols that were run, pictures) is added where it is given. The page
+is one file, needs no network, and says of each missing part how to get it.
+"""
+
+import json
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from dataio.core import atomic
+from dataio.core.errors import UserError
+from engines.evaluate.columns import Labels
+from engines.evaluate.decision import decision_of
+from engines.evaluate.metrics import THRESHOLD
+from engines.evaluate.predictions import reason_of
+from engines.report import plots
+from engines.runtime.paths import ROOT
+
+HTML, MARKDOWN = "report.html", "report.md"
+LARGEST = 15_000_000  # bytes of the page
+BINS = 200  # of P(fake), for the threshold that can be moved
+HEADLINES = (
+    ("real_fake_error_calibrated", "real/fake error at the frozen threshold"),
+    ("real_fake_error", "real/fake error, P(fake) ≥ 0.5"),
+    ("auroc", "AUROC"),
+    ("generator_error", "generator error"),
+    ("object_error", "object error"),
+)
+COLUMNS = (
+    ("accuracy_fake", "called fake"),
+    ("balanced_accuracy", "balanced accuracy"),
+    ("auroc", "AUROC"),
+    ("ap", "AP"),
+    ("eer", "EER"),
+    ("tpr_at_fpr_1", "TPR at 1 % FPR"),
+    ("ece", "ECE"),
+    ("generator_error", "generator error"),
+    ("object_error", "object error"),
+)
+_SCORES = ("auroc", "ap", "ece")  # shown as numbers, not as per cent
+
+
+@dataclass(frozen=True)
+class Context:
+    """What is known besides predictions and metrics.
+
+    Attributes:
+        data, split: what was predicted. audit: the content of audit.json, or None.
+        protocols: contents of protocol.json files. pictures: of the gallery, each with key,
+            generator, generator_pred, p_fake, outcome, and data URIs image, heat (or "") and
+            overlay (or ""). faithfulness: of their Grad-CAMs, or None.
+        benchmarks: metrics of a finetuned TinyLLaVA's answers, each with its name.
+    """
+
+    data: str
+    split: str
+    audit: Mapping[str, Any] | None = None
+    protocols: Sequence[Mapping[str, Any]] = ()
+    pictures: Sequence[Mapping[str, Any]] = ()
+    faithfulness: Mapping[str, Any] | None = None
+    benchmarks: Sequence[Mapping[str, Any]] = ()
+
+
+def write_report(output: str | Path, table: pa.Table, metrics: Mapping[str, Any], context: Context) -> Path:
+    """Write report.html and report.md into `output`; returns the page.
+
+    Raises:
+        UserError: cannot be written, or the page would be over 15 MB.
+    """
+    folder, values = Path(output), _values(table, metrics, context)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=lambda name: name is not None and name.endswith(".html.j2"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"figure": figure_of, "percent": percent}
+    page = environment.get_template("report.html.j2").render(values)
+    if len(page.encode()) > LARGEST:
+        raise UserError(
+            f"--report: the page would have {len(page.encode()) / 1e6:.1f} MB, more than 15; ask for fewer pictures"
+        )
+    card = environment.get_template("report.md.j2").render(values)
+    try:
+        atomic.write_text(folder / MARKDOWN, card)
+        atomic.write_text(folder / HTML, page)
+    except OSError as error:
+        raise UserError(f"--output {folder}: cannot be written ({reason_of(error)})") from None
+    return folder / HTML
+
+
+def percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f} %"
+
+
+def figure_of(value: float | None, key: str = "") -> str:
+    """A metric as text: per cent, or four digits for scores."""
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if key.removesuffix("_calibrated") in _SCORES else percent(value)
+
+
+def commit_of(folder: Path = ROOT) -> str:
+    """The code's commit, with "+" where files differ from it; "" outside of a repository."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def release() -> str:
+    try:
+        return version("telltale")
+    except PackageNotFoundError:
+        return ""
+
+
+def _values(table: pa.Table, metrics: Mapping[str, Any], context: Context) -> dict[str, Any]:
+    labels, intervals = Labels(table), metrics["intervals"]
+    own = intervals[intervals["headline"]]
+    names = [name for name in labels.generators if metrics["per_generator"][name]["n"]]
+    return {
+        "metrics": metrics,
+        "overall": metrics["overall"],
+        "counts": metrics["counts"],
+        "reasons": metrics["reasons"],
+        "calibration": metrics["checkpoint"].get("calibration"),
+        "checkpoint": metrics["checkpoint"],
+        "context": context,
+        "commit": commit_of(),
+        "release": release(),
+        "level": f"{intervals['level']:.0%}".replace("%", " %"),
+        "intervals": intervals,
+        "own": own,
+        "headlines": [
+            {
+                "title": title,
+                "key": key,
+                "value": metrics["overall"][key],
+                "interval": own["overall"].get(key),
+            }
+            for key, title in HEADLINES
+            if metrics["overall"].get(key) is not None
+        ],
+        "columns": COLUMNS,
+        "rows": [(name, metrics["per_generator"][name]) for name in names],
+        "figures": _figures(labels, table, metrics),
+        "protocols": [_protocol(protocol) for protocol in context.protocols],
+        # "<" could end the script that holds it.
+        "explorer": json.dumps(_explorer(labels, table)).replace("<", "\\u003c"),
+    }
+
+
+def _figures(labels: Labels, table: pa.Table, metrics: Mapping[str, Any]) -> dict[str, str]:
+    fake, found = labels.fake, {}
+    if fake.any() and not fake.all():
+        found["roc"] = plots.roc_figure(fake, labels.p_fake, labels.generator, labels.generators)
+        curves, decision = {"as trained": labels.p_fake}, decision_of(table)
+        if decision is not None:
+            curves["calibrated"] = decision.probability(labels.p_fake)
+        found["reliability"] = plots.reliability_figure(fake, curves)
+    confusion = metrics["confusion"]["generator"]
+    matrix, names = np.asarray(confusion["matrix"], float), np.asarray(confusion["labels"])
+    there, called = matrix.any(1), matrix.any(0)
+    shares = matrix[there][:, called] / matrix[there].sum(1, keepdims=True)
+    found["confusion"] = plots.matrix_figure(
+        shares.tolist(),
+        names[there].tolist(),
+        names[called].tolist(),
+        x="called",
+        y="true",
+        title="confusion of generators, share of each true generator",
+    )
+    return found
+
+
+def _explorer(labels: Labels, table: pa.Table) -> dict[str, Any]:
+    """How many images of each generator have P(fake) in each of `BINS` steps, for the moving threshold."""
+    decision = decision_of(table)
+    p = labels.p_fake if decision is None else decision.probability(labels.p_fake)
+    bins = np.clip((p * BINS).astype(int), 0, BINS - 1)
+    return {
+        "bins": BINS,
+        "start": THRESHOLD if decision is None else decision.threshold,
+        "calibrated": decision is not None,
+        "generators": [
+            {"name": name, "counts": np.bincount(bins[labels.generator == index], minlength=BINS).tolist()}
+            for index, name in enumerate(labels.generators)
+            if (labels.generator == index).any()
+        ],
+    }
+
+
+def _protocol(protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """A protocol.json (see engines.experiments.protocol_result) as figures and a table."""
+    name, rows, figures = str(protocol["protocol"]), [], []
+    heads, caption = ["", "AUROC", "balanced accuracy"], "of the same images"
+    if protocol.get("matrix"):
+        matrix = protocol["matrix"]
+        figures.append(
+            {
+                "svg": plots.matrix_figure(
+                    matrix["auroc"],
+                    matrix["train"],
+                    matrix["test"],
+                    x="tested on",
+                    y="training",
+                    title=f"{name}: AUROC of each training on each generator",
+                    low=0.5,
+                    form="{:.2f}",
+                ),
+                "caption": "AUROC of each generator against the photographs; 0.5 is chance.",
+            }
+        )
+    if protocol.get("curves"):
+        for operation, points in protocol["curves"].items():
+            rows += [[f"{operation} {p['severity']:g}", *_two(p)] for p in points]
+            kept = [(p["severity"], p["auroc"]) for p in points if p["auroc"] is not None]
+            if len(kept) > 1:
+                x, y = zip(*kept, strict=True)
+                svg = plots.curves_figure({operation: (x, y)}, x=operation, y="AUROC")
+                figures.append({"svg": svg, "caption": f"AUROC by severity of {operation}."})
+        rows += [[f"GenImage: {key}", *_two(p)] for key, p in protocol.get("genimage", {}).items()]
+    if protocol.get("gaps"):
+        heads = [*heads, "below the originals (AUROC)"]
+        metrics = {cell["name"]: cell["metrics"] for cell in protocol["cells"]}
+        rows += [
+            [view, *_two(metrics[view]), figure_of(gap["auroc"], "auroc")]
+            for view, gap in protocol["gaps"].items()
+        ]
+        caption = "views of the same originals: what is left when files are alike"
+    if rows and protocol.get("raw"):
+        rows.insert(0, ["raw", *_two(protocol["raw"]), *["-"] * (len(heads) - 3)])
+    return {"name": name, "figures": figures, "heads": heads, "rows": rows, "caption": caption}
+
+
+def _two(metrics: Mapping[str, Any]) -> list[str]:
+    return [figure_of(metrics["auroc"], "auroc"), percent(metrics["balanced_accuracy"])]

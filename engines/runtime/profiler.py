@@ -1,0 +1,100 @@
+"""A trace of some steps of a run, for chrome://tracing or Perfetto."""
+
+import gzip
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dataio.core.atomic import write_with
+from dataio.core.errors import UserError
+from engines.runtime.distributed import World
+
+_REDUCES = re.compile(r"(gloo|nccl):all_?reduce")
+
+
+def parse_range(text: str) -> range:
+    """The steps that "START:STOP" means, from 0, STOP left out; no steps for "".
+
+    Raises:
+        ValueError: anything else.
+    """
+    if not text:
+        return range(0)
+    found = re.fullmatch(r"(\d+):(\d+)", text)
+    if found is None or int(found[1]) >= int(found[2]):
+        raise ValueError(
+            f"train.profile is {text!r:.40}, expected START:STOP with START below STOP, such as 20:24"
+        )
+    return range(int(found[1]), int(found[2]))
+
+
+class StepProfile:
+    """Traces the chosen steps of this process into RUN/profile/rankN.json.gz.
+
+    Ranges besides PyTorch's own operators: read (bytes of the batch to come), augment (its crops and
+    knobs; mixing), decode (waiting for DALI, whose threads decode, resize and normalise; `read` and
+    `augment` are called from within), forward, backward, all-reduce (on the communication's own
+    thread or stream: under backward it overlaps), optimiser.
+
+    Args:
+        text: "START:STOP", see `parse_range`. total: steps of the run.
+
+    Raises:
+        UserError: the run has no such steps.
+    """
+
+    def __init__(self, text: str, total: int, folder: Path, world: World) -> None:
+        self._steps, self._folder, self._world = parse_range(text), folder, world
+        if self._steps and self._steps.stop > total:
+            raise UserError(
+                f"train.profile is {text}, but the run has {total} steps, counted from 0; choose some of them"
+            )
+        self._profiler: torch.profiler.profile | None = None
+
+    def before(self, step: int) -> None:
+        """Start tracing if this step, the next to be done, is wanted."""
+        if self._profiler is None and step in self._steps:
+            activities = [torch.profiler.ProfilerActivity.CPU]
+            if self._world.device.type == "cuda":
+                activities.append(torch.profiler.ProfilerActivity.CUDA)
+            self._profiler = torch.profiler.profile(activities=activities)
+            self._profiler.start()
+
+    def after(self, step: int) -> Path | None:
+        """Write the trace if `step`, the next to be done, is behind the last that is wanted; its path."""
+        return self.close() if self._profiler is not None and step not in self._steps else None
+
+    def close(self) -> Path | None:
+        """Write what has been traced, if anything; a trace that cannot be written stops no run."""
+        if self._profiler is None:
+            return None
+        profiler, self._profiler = self._profiler, None
+        profiler.stop()
+        path = self._folder / "profile" / f"rank{self._world.rank}.json.gz"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_with(path, lambda temporary: _export(profiler, temporary))
+        except OSError as error:
+            print(f"WARNING: {path}: could not be written ({error.strerror})", file=sys.stderr, flush=True)
+            return None
+        return path
+
+
+def _export(profiler: torch.profiler.profile, path: Path) -> None:
+    plain = path.with_name(f"{path.name}.json")
+    try:
+        profiler.export_chrome_trace(str(plain))
+        trace: dict[str, Any] = json.loads(plain.read_text())
+    finally:
+        plain.unlink(missing_ok=True)
+    for event in trace["traceEvents"]:
+        # One name whatever the backend; its own stays beside it.
+        if _REDUCES.fullmatch(event.get("name", "")):
+            event.setdefault("args", {})["backend"] = event["name"]
+            event["name"] = "all-reduce"
+    with gzip.open(path, "wt", encoding="utf-8") as file:
+        json.dump(trace, file)

@@ -1,0 +1,167 @@
+"""The record of a run: metrics.jsonl first, Weights & Biases second, a line for the eye.
+
+metrics.jsonl holds what is reproducible at the top level of each line and timings under
+"perf". A checkpoint stores the file's length, and resuming truncates to it, so that the
+file of a run that was killed ten times equals that of one left alone (but for "perf").
+"""
+
+import contextlib
+import json
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from engines.config.detector import LogConfig
+from engines.runtime import fault_injection as faults
+
+
+class RunLog:
+    """Rank 0's log; other ranks make one with `enabled=False`, which does nothing.
+
+    Args:
+        folder: of the run.
+        config: the log's settings. settings: the whole configuration, for W&B.
+        offset: bytes of metrics.jsonl to keep (from the checkpoint), 0 for a new run.
+        wandb_id: the W&B run to continue, "" for a new one.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: LogConfig,
+        settings: dict[str, Any],
+        *,
+        offset: int = 0,
+        wandb_id: str = "",
+        enabled: bool = True,
+    ) -> None:
+        self._enabled = enabled
+        self._wandb: Any = None
+        self.wandb_id = wandb_id
+        if not enabled:
+            return
+        # Unbuffered, open for the whole run: what a full disk refuses stays in `_pending`.
+        self._file = open(folder / "metrics.jsonl", "ab", buffering=0)  # noqa: SIM115
+        self._pending, self._writing = b"", threading.Lock()
+        # Resuming another run's checkpoint in a new folder must not pad the file with zeros.
+        self._file.truncate(min(offset, self._file.seek(0, os.SEEK_END)))
+        self._length = self._file.seek(0, os.SEEK_END)
+        self._warned = False
+        self._start_wandb(folder, config, settings)
+
+    def _start_wandb(self, folder: Path, config: LogConfig, settings: dict[str, Any]) -> None:
+        if config.wandb == "off":
+            return
+        with self._never_stopping("starting Weights & Biases"):
+            import wandb
+
+            mode = config.wandb
+            if mode == "auto":
+                mode = "online" if os.environ.get("WANDB_API_KEY") or _has_netrc_key() else "offline"
+            self._wandb = wandb.init(
+                project=config.project,
+                name=folder.name,
+                dir=str(folder),
+                id=self.wandb_id or None,
+                resume="allow",
+                mode=mode,
+                config=settings,
+                settings=wandb.Settings(silent=True, console="off"),
+            )
+            self.wandb_id = self._wandb.id
+
+    @contextlib.contextmanager
+    def _never_stopping(self, what: str) -> Any:
+        """Weights & Biases is second: its failures are said once and never stop a run."""
+        try:
+            yield
+        except Exception as error:
+            print(f"warning: {what} failed ({error}); going on without it", file=sys.stderr)
+            self._wandb = None
+
+    def write(self, record: dict[str, Any], perf: dict[str, float] | None = None) -> None:
+        """Append one line; `record` needs "step", everything else is free."""
+        if not self._enabled:
+            return
+        line = {**record, "perf": perf} if perf else record
+        text = json.dumps(line).encode() + b"\n"
+        with self._writing:
+            self._pending += text
+        self._length += len(text)
+        try:
+            faults.at("metrics.write", record["step"])
+            self._flush()
+        except OSError as error:
+            if not self._warned:
+                print(
+                    f"WARNING: metrics.jsonl: could not be written ({error.strerror}); its lines are kept and "
+                    "written later",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            self._warned = True
+        if self._wandb is not None:
+            with self._never_stopping("logging to Weights & Biases"):
+                values = {f"{record['kind']}/{k}": v for k, v in record.items() if k not in ("kind", "step")}
+                values.update({f"perf/{k}": v for k, v in (perf or {}).items()})
+                self._wandb.log(values, step=record["step"])
+
+    def picture(self, name: str, path: Path, step: int) -> None:
+        """Send a picture that lies at `path` to Weights & Biases."""
+        if self._enabled and self._wandb is not None:
+            with self._never_stopping("sending a picture to Weights & Biases"):
+                import wandb
+
+                self._wandb.log({f"images/{name}": wandb.Image(str(path))}, step=step)
+
+    def _flush(self) -> None:
+        with self._writing:  # the training's thread and the one that saves
+            while self._pending:
+                self._pending = self._pending[self._file.write(self._pending) :]
+
+    @property
+    def length(self) -> int:
+        """Bytes of metrics.jsonl, of which some may not have been written yet."""
+        return self._length if self._enabled else 0
+
+    def sync(self) -> None:
+        """Put all lines safely on disk.
+
+        Raises:
+            OSError: the disk is full or fails.
+        """
+        if self._enabled:
+            self._flush()
+            os.fsync(self._file.fileno())
+
+    def committed_offset(self) -> int:
+        """Bytes of metrics.jsonl, all safely on disk."""
+        self.sync()
+        return self.length
+
+    def close(self, exit_code: int) -> None:
+        if not self._enabled:
+            return
+        with contextlib.suppress(OSError):  # said before
+            self._flush()
+        self._file.close()
+        if self._wandb is not None:
+            with self._never_stopping("closing Weights & Biases"):
+                self._wandb.finish(exit_code=exit_code)
+
+
+def _has_netrc_key() -> bool:
+    import netrc
+
+    with contextlib.suppress(OSError, netrc.NetrcParseError):
+        return netrc.netrc().authenticators("api.wandb.ai") is not None
+    return False
+
+
+def sweep_run_folder(folder: str) -> str:
+    """Where a run started by a W&B agent goes: one folder below the configuration's for each."""
+    if os.environ.get("WANDB_SWEEP_ID") and os.environ.get("WANDB_RUN_ID"):
+        return str(Path(folder) / os.environ["WANDB_RUN_ID"])
+    return folder

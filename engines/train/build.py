@@ -1,0 +1,128 @@
+"""Building what a training run needs: the model with its start, and its DDP wrapping."""
+
+import warnings
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dataio.core.errors import UserError
+from dataio.loading.balanced_order import class_counts
+from dataio.loading.in_memory import open_loader
+from dataio.loading.loader import TrainingOrder, training_work
+from dataio.shards.shard_set import ShardSet
+from engines.config.detector import Config
+from engines.runtime.distributed import World
+from engines.train.batchnorm import RunningStatistics
+from models.detector.dual_head import DualHead, WeightsError, probe_size, whiten_stem
+from models.detector.weights import WeightReport, load_weights
+
+
+def make_deterministic(config: Config) -> None:
+    """Threads and algorithms as the configuration has them, so that bits repeat."""
+    # torchrun sets OMP_NUM_THREADS only for several processes, and the number of
+    # threads changes the last bits: so it comes from the configuration, always.
+    torch.set_num_threads(config.train.threads)
+    if config.train.deterministic:
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+    else:
+        torch.backends.cudnn.benchmark = True
+
+
+def build_model(
+    config: Config, shards: ShardSet, order: TrainingOrder, device: torch.device
+) -> tuple[DualHead, WeightReport | None]:
+    """The network at its start, on the device, and what became of its initial weights' file.
+
+    Raises:
+        UserError: weights that cannot be read or do not fit.
+    """
+    report = None
+    torch.manual_seed(config.run.seed)
+    size = config.data.size
+    try:
+        model = DualHead(config.model, shards.labels.generators, shards.labels.objects, image_size=size)
+        probe_size(model, size)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if config.model.weights:
+        try:
+            report = load_weights(model, config.model.weights, config.model.backbone)
+        except WeightsError as error:
+            raise UserError(str(error)) from None
+    layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
+    if config.model.whiten:
+        try:
+            whiten_stem(model, _first_images(config, shards, order, device))
+        except ValueError as error:
+            raise UserError(str(error)) from None
+    return model.to(device, memory_format=layout), report  # type: ignore[call-overload]
+
+
+def _first_images(
+    config: Config, shards: ShardSet, order: TrainingOrder, device: torch.device, count: int = 2048
+) -> torch.Tensor:
+    """The run's first images, cropped as in training, float [N, 3, size, size]; the same on every rank."""
+    batch = config.train.micro_batch
+    steps = min(order.steps_per_epoch, -(-count // config.train.global_batch))
+    work = training_work(order, micro_batch=batch, rank=0, world=1, first_step=0, last_step=steps)
+    loader = open_loader(shards, config.data, work, batch=batch, device=device, train=True)
+    return torch.cat([loaded.image.cpu() for loaded in loader])
+
+
+def class_weights(config: Config, shards: ShardSet, device: torch.device) -> torch.Tensor | None:
+    """Weights of the generator head's classes, float32 [G]; their mean over the images is 1."""
+    rule = config.loss.class_weights
+    if rule == "none":
+        return None
+    counts = class_counts(shards).astype(np.float64)
+    weights = np.where(counts > 0, 1 / np.maximum(counts, 1) ** (1.0 if rule == "inverse" else 0.5), 0.0)
+    weights *= counts.sum() / (weights * counts).sum()
+    return torch.tensor(weights, dtype=torch.float32, device=device)
+
+
+def wrap(
+    model: DualHead, config: Config, world: World, statistics: RunningStatistics, image_size: int
+) -> nn.Module:
+    """The model as the ranks call it: under DDP where there are several, compiled where asked."""
+    wrapped: nn.Module = model
+    if world.distributed and world.size > 1:
+        with warnings.catch_warnings():
+            # Newer versions rename broadcast_buffers; the old name works on all we support.
+            warnings.simplefilter("ignore", FutureWarning)
+            wrapped = DistributedDataParallel(
+                model,
+                device_ids=[world.device.index] if world.device.type == "cuda" else None,
+                broadcast_buffers=False,  # the running statistics are averaged, once per step
+                gradient_as_bucket_view=True,
+                # Both heads are in every loss, and what is frozen is wrapped anew: one graph for all
+                # steps. Not of a compiled model: it was not tried.
+                static_graph=not config.train.compile,
+            )
+        shape = (config.train.micro_batch, 3, image_size, image_size)
+        image = torch.zeros(shape, device=world.device).contiguous(memory_format=torch.channels_last)
+        _settle_buckets(wrapped, model, statistics, image)
+    return torch.compile(wrapped) if config.train.compile else wrapped  # type: ignore[return-value]
+
+
+def _settle_buckets(
+    wrapped: nn.Module, model: DualHead, statistics: RunningStatistics, image: torch.Tensor
+) -> None:
+    """Let DDP rebuild its buckets before the first step instead of after it.
+
+    DDP regroups its buckets once it has seen one backward pass. A resumed run would
+    do so one step later than the undisturbed one, reduce in another order, and differ
+    in the last bits on 4 ranks. Two passes of zero loss settle it beforehand.
+    """
+    statistics.begin_step()
+    counters = {n: b.clone() for n, b in model.named_buffers() if n.endswith("num_batches_tracked")}
+    for _ in range(2):
+        generator_logits, object_logits = wrapped(image)
+        (generator_logits.sum() * 0 + object_logits.sum() * 0).backward()
+    model.zero_grad(set_to_none=True)
+    statistics.restore()
+    for name, buffer in model.named_buffers():
+        if name in counters:
+            buffer.copy_(counters[name])

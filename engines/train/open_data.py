@@ -1,0 +1,40 @@
+"""The data of a training run: made where that is asked for, opened, and prepared for damage."""
+
+from pathlib import Path
+
+from dataio.loading.quarantine import Quarantine
+from dataio.shards.shard_set import ShardSet
+from engines.config.detector import Config
+
+
+def ensure_shards(config: Config) -> None:
+    """Make the synthetic shards a configuration asks for, where there are none yet."""
+    wanted = config.data.synthetic
+    if wanted.images == 0 or (Path(config.data.shards) / "manifest.json").is_file():
+        return
+    from dataio.sharding.quickstart import make_synthetic_shards
+
+    print(
+        f"drawing {wanted.images} synthetic images of {wanted.size} px into {config.data.shards}", flush=True
+    )
+    make_synthetic_shards(config.data.shards, images=wanted.images, size=wanted.size, seed=wanted.seed)
+
+
+def open_sets(config: Config) -> tuple[ShardSet, ShardSet | None]:
+    """The training split and the validation split, None where that is empty, as `data` has them read.
+
+    Raises:
+        UserError: see `ShardSet`; a cache folder that cannot be written.
+    """
+    data = config.data
+    chosen = {"subsets": data.subsets, "generators": data.generators}
+    train_set = ShardSet(data.shards, "train", **chosen, verify=data.verify)
+    has_val = train_set.manifest["splits"].get("val", {}).get("samples", 0) > 0
+    val_set = ShardSet(data.shards, "val", **chosen, verify=data.verify) if has_val else None
+    for shards in filter(None, (train_set, val_set)):
+        if data.cache_dir:
+            shards.use_cache(data.cache_dir, data.cache_gib, strict=data.damaged == "stop")
+        if data.damaged == "skip":
+            path = Path(config.run.dir) / "quarantine.jsonl"
+            shards.quarantine = Quarantine(shards, path, data.damaged_cap)
+    return train_set, val_set

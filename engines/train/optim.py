@@ -1,0 +1,90 @@
+"""The optimiser, the learning rate of a step, and what waits for validation to improve."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from engines.config.detector import OptimConfig
+
+
+def parameter_groups(
+    model: nn.Module, weight_decay: float, *, norms: bool = False
+) -> list[dict[str, object]]:
+    """Two groups: weights with decay; norms and biases (at most 1-D) without, unless `norms`.
+
+    Decaying norms and biases only costs accuracy (He et al., "Bag of tricks for image
+    classification", section 3.1). Frozen parameters are included: they have no gradient,
+    and the optimiser leaves those alone until they have.
+    """
+    weights = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    return [
+        {"params": weights, "weight_decay": weight_decay},
+        {"params": others, "weight_decay": weight_decay if norms else 0.0},
+    ]
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """SGD with momentum, or AdamW; fused, which can mask a step on the device."""
+    groups = parameter_groups(model, config.weight_decay, norms=config.decay_norms)
+    if config.name == "sgd":
+        nesterov = config.nesterov and config.momentum > 0
+        sgd = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov, fused=True)
+        if config.momentum:
+            # A first step that is masked would leave the fused update with memory that no one filled.
+            for parameter in model.parameters():
+                sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return sgd
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+
+
+def learning_rate(
+    config: OptimConfig, step: int, total_steps: int, *, frozen_steps: int = 0, cuts: int = 0
+) -> float:
+    """The rate of step `step` (from 0) of `total_steps`: linear warm-up, then the schedule.
+
+    The cosine is Loshchilov & Hutter, "SGDR", equation 5, without restarts.
+
+    Args:
+        frozen_steps: at the start, in which only the heads learn; with `config.frozen_lr` they
+            have that rate, and warm-up and schedule follow in the steps after them.
+        cuts: how often the plateau schedule has cut the rate so far.
+    """
+    if config.frozen_lr:
+        if step < frozen_steps:
+            return config.frozen_lr
+        step, total_steps = step - frozen_steps, total_steps - frozen_steps
+    warmup = round(config.warmup * total_steps)
+    peak = config.lr * config.plateau_factor**cuts
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    if config.schedule in ("constant", "plateau"):
+        return peak
+    # The last step is not at the very end, or a run of one step would learn nothing.
+    done = (step - warmup) / (total_steps - warmup)
+    share = 1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    return peak * (config.final + (1 - config.final) * share)
+
+
+@dataclass
+class Patience:
+    """Counts validations in a row that did not improve (lower is better).
+
+    Counts as torch.optim.lr_scheduler.ReduceLROnPlateau does with threshold_mode "rel".
+
+    Attributes:
+        threshold: the least relative improvement that counts.
+        best: the best score so far. waited: validations since.
+    """
+
+    threshold: float
+    best: float = math.inf
+    waited: int = 0
+
+    def see(self, score: float) -> None:
+        if score < self.best * (1 - self.threshold):
+            self.best, self.waited = score, 0
+        else:
+            self.waited += 1

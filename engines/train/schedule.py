@@ -1,0 +1,75 @@
+"""A run in steps, and what of its surroundings decides its result."""
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+
+from dataio.core.errors import UserError
+from dataio.shards.shard_set import ShardSet
+from dataio.shards.shard_table import shard_digests
+from engines.config.detector import Config, TrainConfig
+from engines.runtime.distributed import World
+
+PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The run in steps: how many, per epoch, how many frozen, every how many to validate and save."""
+
+    total_steps: int
+    steps_per_epoch: int
+    frozen_steps: int
+    validate_every: int
+    save_every: int
+
+    @classmethod
+    def of(cls, config: Config, steps_per_epoch: int) -> "Plan":
+        frozen = config.train.frozen_epochs
+        total = config.train.steps or max(1, round(config.train.epochs * steps_per_epoch))
+        return cls(
+            total,
+            steps_per_epoch,
+            min(total, round(frozen * steps_per_epoch)) if frozen >= 0 else total,
+            config.train.validate_every or steps_per_epoch,
+            config.checkpoint.every or steps_per_epoch,
+        )
+
+    def validates_after(self, step: int) -> bool:
+        """Whether validation follows once `step` steps are done."""
+        return step % self.validate_every == 0 or step == self.total_steps
+
+    def saves_after(self, step: int) -> bool:
+        return step % self.save_every == 0 or step == self.total_steps
+
+
+def data_fingerprint(shards: ShardSet) -> str:
+    """SHA-256 over the digests of a split's tars: equal data, wherever it lies."""
+    digest = hashlib.sha256()
+    for digests in shard_digests(shards.shards):
+        digest.update(digests.encode())
+    return digest.hexdigest()
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    if precision != "auto":
+        return precision
+    return "bf16" if device.type == "cuda" else "fp32"
+
+
+def share_of_micro_batches(config: TrainConfig, world: World) -> int:
+    """How many micro-batches of a step each process runs.
+
+    Raises:
+        UserError: the processes cannot share them evenly; names the numbers that could.
+    """
+    total = config.global_batch // config.micro_batch
+    if total % world.size:
+        fitting = [n for n in range(1, total + 1) if total % n == 0]
+        raise UserError(
+            f"{world.size} processes cannot share train.global_batch {config.global_batch} in "
+            f"micro-batches of {config.micro_batch} evenly; use "
+            f"{', '.join(map(str, fitting))} processes, or change train.micro_batch"
+        )
+    return total // world.size

@@ -1,0 +1,225 @@
+"""A backbone with two heads: which generator made the image, and which object it shows.
+
+Real or fake has no head of its own: it is the marginal P(fake) = 1 - P(nature) of the
+generator head, so that the two answers can never contradict each other.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from models.detector.backbones import build_backbone, check_backbone
+
+
+class WeightsError(ValueError):
+    """Weights that cannot be found, read or fitted; the message is one line for the user."""
+
+
+@dataclass(kw_only=True)
+class ModelConfig:
+    """The network."""
+
+    backbone: str = "resnet50"
+    """torchvision's resnet*, convnext_*, swin_*; cifarnet or cifarnet_narrow for 32 px; or timm:NAME."""
+    stem: Literal["imagenet", "cifar", "pooled"] = "imagenet"
+    """imagenet: 7x7 stride 2, pooled by 2; cifar: 3x3, no pooling, 16 times the work; pooled: 3x3, pooled by 4."""
+    whiten: bool = False
+    """Start the first convolution from scratch as a whitening of the training images' patches."""
+    freeze_stem: bool = False
+    """Leave the first convolution at its start (whitened, or of the weights' file), which saves its backward pass."""
+    head_hidden: int = 0
+    """Width of each head's hidden layer; 0 makes the heads linear."""
+    object_hidden: int = 0
+    """Width of the object head's, where it differs; 0 takes head_hidden."""
+    head_dropout: float = 0.0
+    """Share of a hidden layer's outputs dropped in training."""
+    stochastic_depth: float = 0.0
+    """Share of the last residual branches dropped in training (ConvNeXt, Swin, timm's)."""
+    weights: str = ""
+    """Initial weights: a file, or a torchvision name such as IMAGENET1K_V2; empty starts from scratch."""
+
+    def __post_init__(self) -> None:
+        if min(self.head_hidden, self.object_hidden) < 0:
+            raise ValueError("model.head_hidden and model.object_hidden must be 0 or more")
+        if not 0 <= self.head_dropout < 1 or not 0 <= self.stochastic_depth < 1:
+            raise ValueError("model.head_dropout and model.stochastic_depth must be in [0, 1)")
+        if self.head_dropout and not self.head_hidden + self.object_hidden:
+            raise ValueError("model.head_dropout needs a hidden layer; set model.head_hidden")
+        check_backbone(self.backbone, self.stem)
+
+
+def _head(features: int, hidden: int, classes: int, dropout: float) -> nn.Module:
+    if hidden == 0:
+        return nn.Linear(features, classes)
+    layers: list[nn.Module] = [nn.Linear(features, hidden), nn.ReLU(inplace=True)]
+    if dropout:
+        layers.append(nn.Dropout(dropout))
+    return nn.Sequential(*layers, nn.Linear(hidden, classes))
+
+
+def stem_of(model: "DualHead", key: str) -> nn.Conv2d:
+    """The backbone's first convolution; a ValueError that names `key` where it has none."""
+    conv = getattr(model.backbone, "conv1", None)
+    if not isinstance(conv, nn.Conv2d) or conv.in_channels != 3 or conv.groups != 1:
+        raise ValueError(f"{key} needs a backbone whose first layer is one convolution, such as a ResNet")
+    return conv
+
+
+@torch.no_grad()
+def whiten_stem(model: "DualHead", images: torch.Tensor) -> None:
+    """Set the first convolution to a whitening of the images' patches.
+
+    Rows are the patches' principal directions divided by their standard deviations, then
+    their negatives (the ReLU behind cuts one sign), then random mixtures of them for the
+    filters left; where there are fewer filters than directions, the weakest directions
+    win. Traces of a generator live in the weak, high-frequency directions, which a random
+    start hides behind the picture's contrast. After Jordan, "94% on CIFAR-10 in 3.29
+    seconds on a single GPU", section 3.2.
+
+    Args:
+        model: its backbone's `conv1` is changed in place; a bias is set to zero. images: float [N, 3, H, W],
+            normalised as in training; a few thousand are plenty.
+
+    Raises:
+        ValueError: the backbone has no such convolution of RGB.
+    """
+    conv = getattr(model.backbone, "conv1", None)
+    if not isinstance(conv, nn.Conv2d) or conv.in_channels != 3 or conv.groups != 1:
+        raise ValueError(
+            "model.whiten needs a backbone whose first layer is one convolution, such as a ResNet"
+        )
+    weight = conv.weight
+    if conv.bias is not None:
+        conv.bias.zero_()
+    filters, side = weight.shape[0], weight.shape[-1]
+    patches = F.unfold(images.float().contiguous(), side, stride=side)
+    patches = patches.transpose(1, 2).reshape(-1, 3 * side * side).double()
+    patches -= patches.mean(0)
+    values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))  # ascending
+    # The floor keeps quantisation noise in all but constant directions from exploding.
+    rows = (vectors / (values + 5e-4).sqrt()).T
+    directions = rows[: min(len(rows), filters)]
+    mixtures = torch.Generator().manual_seed(0)
+    parts = [directions, -directions][: max(1, min(2, filters // len(directions)))]
+    left = filters - sum(map(len, parts))
+    parts.append(
+        torch.randn(left, len(rows), generator=mixtures, dtype=torch.float64) @ rows / len(rows) ** 0.5
+    )
+    weight.copy_(torch.cat(parts).reshape(weight.shape))
+
+
+class DualHead(nn.Module):
+    """Backbone, generator head and object head.
+
+    Args:
+        config: the architecture; `config.weights` is not loaded here (see `load_weights`).
+        generators, objects: label spaces; index 0 of `generators` is "nature".
+        image_size: side of the input, pixels; only some of timm's networks need it.
+
+    Raises:
+        ValueError: see `build_backbone`; one line for the user.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        generators: Sequence[str],
+        objects: Sequence[str],
+        *,
+        image_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.generators, self.objects = tuple(generators), tuple(objects)
+        self.backbone, features = build_backbone(
+            config.backbone, config.stem, stochastic_depth=config.stochastic_depth, image_size=image_size
+        )
+        hidden, dropout = config.head_hidden, config.head_dropout
+        self.generator_head = _head(features, hidden, len(self.generators), dropout)
+        # A head of no classes would have no gradient; one dummy class keeps the shapes.
+        self._freeze_stem = config.freeze_stem
+        self.freeze_backbone(False)
+        classes = max(1, len(self.objects))
+        self.object_head = _head(features, config.object_hidden or hidden, classes, dropout)
+
+    def freeze_backbone(self, frozen: bool) -> None:
+        """Take the backbone's gradients away, or give back those that `config.freeze_stem` leaves."""
+        self.backbone.requires_grad_(not frozen)
+        if self._freeze_stem:
+            stem_of(self, "model.freeze_stem").requires_grad_(False)
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits of both heads.
+
+        Args:
+            image: float [N, 3, H, W], normalised.
+
+        Returns:
+            generator logits float [N, generators], object logits float [N, max(1, objects)].
+        """
+        features = self.backbone(image)
+        return self.generator_head(features), self.object_head(features)
+
+
+@torch.no_grad()
+def probe_size(model: DualHead, size: int) -> None:
+    """Raise a ValueError if the backbone does not take images of `size` pixels.
+
+    Some of the libraries' networks are made for one size, or for multiples of a number.
+    """
+    training = model.training
+    try:
+        model.eval()(torch.zeros(1, 3, size, size))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"data.size {size}: the backbone takes no images of this size ({reason})") from None
+    finally:
+        model.train(training)
+
+
+def dual_head_loss(
+    generator_logits: torch.Tensor,
+    object_logits: torch.Tensor,
+    generator: torch.Tensor,
+    object: torch.Tensor,
+    *,
+    label_smoothing: float = 0.0,
+    generator_weights: torch.Tensor | None = None,
+    own_share: float = 1.0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Summed cross-entropies of both heads, to be divided by the global counts of labels.
+
+    Args:
+        generator_logits, object_logits: float [N, classes]; computed on in float32.
+        generator: int64 [N]. object: int64 [N], -1 where unknown (contributes nothing).
+        label_smoothing: in [0, 1); Szegedy et al., "Rethinking the inception architecture".
+        generator_weights: float32 [classes] of the generator head's classes; None for 1 each.
+        own_share: of each image's own label; the rest is the label of the image before it
+            (`roll(1)`), as `engines.train.mixup.mix` blends them. The sum of the shares of known
+            labels is their count all the same.
+
+    Returns:
+        two float32 scalars: the generator head's sum and the object head's sum.
+    """
+
+    def cross_entropies(generator: torch.Tensor, object: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        by_generator = F.cross_entropy(
+            generator_logits.float(),
+            generator,
+            weight=generator_weights,
+            reduction="sum",
+            label_smoothing=label_smoothing,
+        )
+        by_object = F.cross_entropy(
+            object_logits.float(), object, reduction="sum", ignore_index=-1, label_smoothing=label_smoothing
+        )
+        return by_generator, by_object
+
+    own = cross_entropies(generator, object)
+    if own_share == 1:
+        return own
+    others = cross_entropies(generator.roll(1), object.roll(1))
+    return torch.lerp(others[0], own[0], own_share), torch.lerp(others[1], own[1], own_share)

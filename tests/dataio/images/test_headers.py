@@ -1,0 +1,99 @@
+"""Headers that cannot be read are found before DALI, which would die of them in a large batch."""
+
+import io
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dataio.core.errors import UserError
+from dataio.images.headers import header_fault
+from dataio.loading.config import DataConfig
+from dataio.loading.loader import Loader, evaluation_work
+from dataio.loading.quarantine import Quarantine
+from dataio.shards.shard_set import ShardSet
+
+
+def encoded(kind, mode="RGB", **options):
+    out = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+    Image.fromarray(pixels).convert(mode).save(out, kind, **options)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("JPEG", {}),
+        ("JPEG", {"progressive": True}),
+        ("JPEG", {"mode": "L"}),
+        ("JPEG", {"mode": "CMYK"}),
+        ("JPEG", {"subsampling": 0, "quality": 97, "comment": "x" * 300, "restart_marker_blocks": 2}),
+        ("PNG", {}),
+        ("WEBP", {}),
+    ],
+)
+def test_good_headers_pass(kind, options):
+    assert header_fault(encoded(kind, **options)) == ""
+
+
+def segment(data, marker):
+    """Where the first segment of this kind begins."""
+    return data.index(bytes([0xFF, marker]))
+
+
+def changed(data, at, new):
+    return data[:at] + bytes(new) + data[at + len(new) :]
+
+
+def test_damage_is_found_and_said():
+    good = encoded("JPEG")
+    frame, tables, scan = (segment(good, marker) for marker in (0xC0, 0xDB, 0xDA))
+    for bad, told in (
+        (bytes(len(good)), "no image format"),
+        (b"", "no image format"),
+        (encoded("PNG")[:20], "no image format"),
+        (good[: scan + 5], "ends in its header"),
+        (good[:3], "ends in its header"),
+        (changed(good, tables, bytes(40)), f"no JPEG marker at byte {tables}"),
+        (changed(good, tables, [0xFF, 0xD9]), f"invalid JPEG marker at byte {tables}"),
+        (changed(good, tables + 2, [0, 1]), "invalid JPEG marker"),
+        (changed(good, frame + 4, [84]), "invalid frame's header"),
+        (changed(good, frame + 5, [0, 0]), "invalid frame's header"),
+        (changed(good, frame + 9, [7]), "invalid frame's header"),
+        (changed(good, frame + 1, [0xFE]), "without a frame's header"),
+    ):
+        assert told in header_fault(bad)
+
+
+@pytest.fixture
+def copy(tiny_shards, tmp_path):
+    """Of three images all, the tables or the frame's header is random bytes."""
+    shutil.copytree(tiny_shards, tmp_path / "shards")
+    shards = ShardSet(tmp_path / "shards", "train")
+    for place, cut in ((5, slice(0, None)), (9, slice(10, 80)), (40, slice(158, 170))):
+        row, data = shards.rows[place], bytearray(shards.read(place).tobytes())
+        data[cut] = np.random.default_rng(place).integers(0, 256, len(data[cut]), np.uint8).tobytes()
+        with open(tmp_path / "shards" / shards.shards[int(row["shard"])]["file"], "rb+") as file:
+            file.seek(int(row["offset"]))
+            file.write(data)
+    return tmp_path / "shards"
+
+
+def load(shards):
+    work = evaluation_work(shards, DataConfig(size=32), batch=64, rank=0, world=1)
+    loader = Loader(shards, DataConfig(size=32), work, batch=64, device=torch.device("cpu"), train=False)
+    return torch.cat([batch.sample_id for batch in loader]).tolist()
+
+
+def test_in_a_large_batch_damage_is_named_and_left_out(copy, tmp_path):
+    shards = ShardSet(copy, "train")
+    with pytest.raises(
+        UserError,
+        match=rf"key {int(shards.rows[5]['key']):09d} .*: not a decodable image, .* \(no image format",
+    ):
+        load(shards)
+    shards.quarantine = Quarantine(shards, tmp_path / "list.jsonl", 0.1)
+    assert load(shards) == [i for i in range(len(shards)) if i not in (5, 9, 40)]
