@@ -27,9 +27,8 @@ from scipy.optimize import minimize
 from scipy.special import expit, logit
 
 from dataio.core.atomic import write_text
-from dataio.core.errors import UserError
+from dataio.core.errors import UserError, reason_of
 from engines.checkpoint.files import locate
-from engines.evaluate.predictions import reason_of
 from engines.stats.scores import CLIP, calibrated_probability
 
 FORMAT, VERSION = "telltale-calibration", 1

@@ -16,11 +16,11 @@ import numpy as np
 import pyarrow as pa
 
 from dataio.core import atomic
-from dataio.core.errors import UserError
+from dataio.core.errors import UserError, reason_of
 from engines.evaluate.columns import Labels
 from engines.evaluate.evaluate import PREDICTIONS
 from engines.evaluate.intervals import Headline, sample_of
-from engines.evaluate.predictions import checkpoint_info, read_predictions, reason_of
+from engines.evaluate.predictions import checkpoint_info, read_predictions
 from engines.evaluate.sections import NO_CALIBRATION, NO_IMAGES, NO_OBJECTS
 from engines.stats.bootstrap import LEVEL, Figures, percentile_interval, resample
 from engines.stats.scores import Bools, Floats

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from dataio.core import atomic
-from dataio.core.errors import UserError
+from dataio.core.errors import UserError, reason_of
 from dataio.shards.groups import groups_of, read_groups
 from dataio.shards.shard_set import ShardSet, read_manifest
 from engines.evaluate.intervals import RESAMPLES
 from engines.evaluate.metrics import compute_metrics
 from engines.evaluate.open_set import check_held_out
-from engines.evaluate.predictions import build_table, reason_of, write_predictions
+from engines.evaluate.predictions import build_table, write_predictions
 from engines.runtime.command import is_main_process
 
 PREDICTIONS, METRICS = "predictions.parquet", "metrics.json"

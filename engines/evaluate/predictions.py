@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dataio.core import atomic
-from dataio.core.errors import UserError
+from dataio.core.errors import UserError, reason_of
 
 TOP = 5
 _SUM_TOLERANCE = 1e-3  # of a row's probabilities, which bf16 or float32 may have rounded
@@ -199,11 +199,6 @@ def read_predictions(path: str | Path) -> pa.Table:
         raise UserError(f"{path}: not a readable Parquet file ({why}); write it again") from None
     _check_table(str(path), table)
     return table
-
-
-def reason_of(error: OSError) -> str:
-    """What the system says of an error, in one line."""
-    return " ".join((error.strerror or str(error)).split())
 
 
 def _metadata(table: pa.Table, key: str, default: Any = None) -> Any:

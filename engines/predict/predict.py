@@ -19,12 +19,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from dataio.core.atomic import write_with
-from dataio.core.errors import UserError
+from dataio.core.errors import UserError, reason_of
 from dataio.images.codec import Encoded, Undecodable
 from dataio.sources.inputs import Input
 from dataio.sources.provenance import read_credentials
 from engines.attribution.gradcam import grad_cam, last_convolution, overlay
-from engines.evaluate.predictions import reason_of
 from engines.predict.detector import Detector, Seen, to_png
 
 FORMATS = (".csv", ".jsonl")

@@ -18,11 +18,10 @@ import pyarrow as pa
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from dataio.core import atomic
-from dataio.core.errors import UserError
+from dataio.core.errors import UserError, reason_of
 from engines.evaluate.columns import Labels
 from engines.evaluate.decision import decision_of
 from engines.evaluate.metrics import THRESHOLD
-from engines.evaluate.predictions import reason_of
 from engines.report import plots
 from engines.runtime.paths import ROOT
 

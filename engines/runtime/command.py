@@ -88,7 +88,7 @@ def run_command(main: Callable[[], int | None], *, at_once: bool = False) -> NoR
         sys.stdout.flush()
     except UserError as error:
         if is_main_process() or not isinstance(error, SharedError):
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            print(f"error: {error.for_command_line()}", file=sys.stderr, flush=True)
         code = EXIT_USER_ERROR
     except Stopped as signal:
         print(f"stopped by {signal}; run the same command to continue", flush=True)

@@ -7,7 +7,6 @@ skipped: 7 of 10 steps of a tiny network on the shards of the fixture `tiny_shar
 from pathlib import Path
 
 import pytest
-from tests.engines.train.test_nonfinite import ALONE
 
 from dataio.shards.shard_set import ShardSet
 from engines.checkpoint.files import load, save
@@ -17,6 +16,7 @@ from engines.train.resume import check_same_run
 from engines.train.schedule import data_fingerprint
 from engines.train.trainer import Trainer
 from models.detector.cifarnet import CIFARNETS
+from tests.engines.train.test_nonfinite import ALONE
 
 V1 = Path(__file__).parents[2] / "assets" / "checkpoint_v1.pt"
 # What the run that wrote it went on to see.
