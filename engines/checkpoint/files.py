@@ -7,12 +7,13 @@ SHA-256 beside it would find no more of that: it guards against people, and one 
 the file can change its digest.
 """
 
+import hashlib
 import io
 import json
 import os
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -192,3 +193,13 @@ class CheckpointFolder:
                 "start again with --resume none and another --run.dir"
             )
         return None
+
+
+def weights_sha256(weights: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 of named tensors: the same for a checkpoint and its export."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -6,7 +6,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from dataio.core.errors import UserError
-from engines.evaluate.calibration import Calibration, calibration_path, fit, save_calibration, weights_sha256
+from engines.checkpoint.files import weights_sha256
+from engines.evaluate.calibration import Calibration, calibration_path, fit, save_calibration
 from engines.evaluate.predictions import build_table, checkpoint_info, read_predictions
 from engines.stats.significance import wilson
 

@@ -11,7 +11,6 @@ logit, which is Platt's scaling (Platt, "Probabilistic outputs for support vecto
   below the first; then the first alone decides.
 """
 
-import hashlib
 import json
 import math
 import re
@@ -28,7 +27,7 @@ from scipy.special import expit, logit
 
 from dataio.core.atomic import write_text
 from dataio.core.errors import UserError, reason_of
-from engines.checkpoint.files import locate
+from engines.checkpoint.files import locate, weights_sha256
 from engines.stats.scores import CLIP, calibrated_probability
 
 FORMAT, VERSION = "telltale-calibration", 1
@@ -270,16 +269,6 @@ def _between(low: float, high: float) -> float:
     """The middle of (low, high]; just above `low` where that interval is empty."""
     middle = (low + high) / 2
     return middle if low < middle <= high else math.nextafter(low, 2.0)
-
-
-def weights_sha256(weights: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 of named tensors: the same for a checkpoint and its export."""
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        tensor = weights[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def calibration_path(checkpoint: str | Path) -> Path:

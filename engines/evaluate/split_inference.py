@@ -11,8 +11,9 @@ from dataio.core.errors import UserError
 from dataio.loading.loader import Loader, evaluation_work
 from dataio.shards.shard_set import ShardSet, label_mismatch
 from engines.checkpoint import files as checkpoints
+from engines.checkpoint.files import weights_sha256
 from engines.config.detector import Config, from_dict
-from engines.evaluate.calibration import load_calibration, weights_sha256
+from engines.evaluate.calibration import load_calibration
 from engines.evaluate.predictions import PredictionArrays
 from engines.export.to_safetensors import read_export
 from engines.runtime.distributed import World, join, leave, together

@@ -13,6 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
 from dataio.core.errors import UserError
+from engines.checkpoint.files import weights_sha256
 from engines.evaluate.calibrate import calibrate_checkpoint
 from engines.evaluate.calibration import (
     calibration_path,
@@ -21,7 +22,6 @@ from engines.evaluate.calibration import (
     load_calibration,
     miss_threshold,
     save_calibration,
-    weights_sha256,
 )
 from engines.evaluate.predictions import PredictionArrays, build_table, write_predictions
 from engines.evaluate.split_inference import load_model
