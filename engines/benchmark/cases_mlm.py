@@ -27,7 +27,7 @@ from dataio.vqa.conversations import read_conversations
 from engines.benchmark.harness import Group, Run, Settings, Unavailable
 from engines.config.detector import LogConfig
 from engines.config.mlm import AdamConfig, ConversationsConfig, FinetuneConfig, LoopConfig, TuneConfig
-from engines.mlm.dataset import Collator, ConversationDataset
+from engines.mlm.dataset import Collator, ConversationDataset, tokenize_conversations
 from engines.mlm.deepspeed_config import read_deepspeed
 from engines.mlm.finetune import start_deepspeed, training_arguments
 from engines.mlm.memory_estimate import check_memory
@@ -204,7 +204,8 @@ def _case(language: str, *, recompute: bool, plain: bool) -> Any:
                 config, Path(folder), zero, config.train.global_batch // 4, precision, world, len(samples)
             )
             model, processor, shape = _model(config, world, precision)
-            data = ConversationDataset(samples, processor, shape)
+            tokenized, _ = tokenize_conversations(samples, processor, shape, config.data.max_length)
+            data = ConversationDataset(tokenized, processor)
             try:
                 check_memory(config, shape, zero, world, precision, int(data.lengths.max()))
             except UserError as error:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,44 +13,66 @@ from transformers import LlavaConfig, LlavaProcessor
 from dataio.core.errors import UserError
 from dataio.vqa.conversations import Conversation, Rejected, open_image
 from models.tinyllava.model import image_tokens
-from models.tinyllava.text import IGNORE, Encoded, encode, pixels
+from models.tinyllava.text import IGNORE, TokenizedTurns, pixels, tokenize_turns
 
 _GROUPED_STEPS = 50  # steps whose conversations are sorted by length together
 
 
-class ConversationDataset(Dataset[dict[str, Any]]):
-    """Conversations as tokens and pixels.
+@dataclass(frozen=True)
+class TokenizedConversation:
+    """One sample with its tokens."""
 
-    Items: input_ids int64 [T], labels int64 [T] (-100 where not learnt), pixel_values
+    sample: Conversation
+    tokens: TokenizedTurns
+
+
+def tokenize_conversations(
+    samples: Sequence[Conversation], processor: LlavaProcessor, config: LlavaConfig, max_length: int
+) -> tuple[list[TokenizedConversation], list[Rejected]]:
+    """Tokenize each conversation, once for the whole run.
+
+    Args:
+        max_length: tokens, with the image's. Longer conversations are rejected, because a
+            truncated one would lose the end of its answer.
+
+    Returns:
+        the good samples, in order; the rejected ones.
+    """
+    good, rejected = [], []
+    for sample in samples:
+        tokens = tokenize_turns(processor.tokenizer, sample.turns, image_tokens(config))
+        if len(tokens) <= max_length:
+            good.append(TokenizedConversation(sample, tokens))
+        else:
+            reason = f"{len(tokens)} tokens, more than data.max_length {max_length}"
+            rejected.append(Rejected(sample.id, reason))
+    return good, rejected
+
+
+class ConversationDataset(Dataset[dict[str, Any]]):
+    """Tokenized conversations with their images.
+
+    Items: input_ids int64 [T], labels int64 [T] (-100 where not learned), pixel_values
     float32 [3, S, S] or None.
 
     Attributes:
-        lengths: int64 [N], tokens of each with its image's.
+        conversations: the N samples.
+        lengths: int64 [N], tokens of each conversation with its image's.
     """
 
-    def __init__(
-        self, samples: Sequence[Conversation], processor: LlavaProcessor, config: LlavaConfig
-    ) -> None:
-        self.samples, self._processor = list(samples), processor
-        self._image_tokens = image_tokens(config)
-        self.lengths = np.asarray([len(self._encode(sample).input_ids) for sample in self.samples], np.int64)
-
-    def _encode(self, sample: Conversation) -> Encoded:
-        return encode(self._processor.tokenizer, sample.turns, self._image_tokens)
+    def __init__(self, conversations: Sequence[TokenizedConversation], processor: LlavaProcessor) -> None:
+        self.conversations, self._processor = list(conversations), processor
+        self.lengths = np.asarray([len(one.tokens) for one in self.conversations], np.int64)
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self.conversations)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        sample = self.samples[index]
-        encoded = self._encode(sample)
-        image = None
-        if sample.image is not None:
-            image = pixels(self._processor, open_image(sample.image))
+        image, tokens = self.conversations[index].sample.image, self.conversations[index].tokens
         return {
-            "input_ids": torch.from_numpy(encoded.input_ids),
-            "labels": torch.from_numpy(encoded.labels),
-            "pixel_values": image,
+            "input_ids": torch.from_numpy(tokens.input_ids),
+            "labels": torch.from_numpy(tokens.labels),
+            "pixel_values": None if image is None else pixels(self._processor, open_image(image)),
         }
 
 
@@ -123,20 +146,6 @@ def split_off(
         return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little") < limit
 
     return [s for s in samples if not held(s)], [s for s in samples if held(s)]
-
-
-def drop_long(
-    samples: Sequence[Conversation], processor: LlavaProcessor, config: LlavaConfig, most: int
-) -> tuple[list[Conversation], list[Rejected]]:
-    """Leave out what is longer than `most` tokens: cut, it would lose its answer's end."""
-    good, rejected = [], []
-    for sample in samples:
-        length = len(encode(processor.tokenizer, sample.turns, image_tokens(config)).input_ids)
-        if length <= most:
-            good.append(sample)
-        else:
-            rejected.append(Rejected(sample.id, f"{length} tokens, more than data.max_length {most}"))
-    return good, rejected
 
 
 def need_steps(count: int, global_batch: int, what: str) -> None:

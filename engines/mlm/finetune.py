@@ -19,11 +19,11 @@ from dataio.core.errors import UserError
 from engines.config.mlm import FinetuneConfig
 from engines.config.values import to_dict, to_yaml
 from engines.mlm import deepspeed_config as zero
-from engines.mlm.dataset import Collator, ConversationDataset, drop_long, need_steps
+from engines.mlm.dataset import Collator
 from engines.mlm.memory_estimate import check_memory, flops_per_token
 from engines.mlm.model import load_model, resolve_precision
 from engines.mlm.output import answer_benchmarks, write_model
-from engines.mlm.prepare_data import ensure_conversations, fingerprint, read_samples, report_rejected
+from engines.mlm.prepare_data import ensure_conversations, fingerprint, open_datasets
 from engines.mlm.resume import (
     check_same_run,
     find_checkpoint,
@@ -140,18 +140,12 @@ def _finetune(config: FinetuneConfig, world: World, folder: Path) -> tuple[int, 
     from_main(world, lambda: _base_model(config, folder))
     config.model.weights = str(folder / "base") if config.model.weights == TINY else config.model.weights
     source = together(world, lambda: _open(config))
-    samples, held, rejected = from_main(world, lambda: read_samples(config))
     processor = make_processor(load_tokenizer(source.folder), source.config)
-    samples, long = drop_long(samples, processor, source.config, config.data.max_length)
-    held, long_held = drop_long(held, processor, source.config, config.data.max_length)
-    rejected = [*rejected, *long, *long_held]
-    from_main(world, lambda: report_rejected(rejected, config, folder))
-    together(world, lambda: need_steps(len(samples), config.train.global_batch, config.data.conversations))
-    train_set = ConversationDataset(samples, processor, source.config)
+    train_set, val_set = open_datasets(config, world, folder, processor, source.config)
     longest = int(train_set.lengths.max())
     together(world, lambda: check_memory(config, source.config, settings, world, precision, longest))
     arguments = training_arguments(
-        config, checkpoints, settings, accumulation, precision, world, len(samples)
+        config, checkpoints, settings, accumulation, precision, world, len(train_set)
     )
     # The arguments must live before the model is made: ZeRO-3 looks them up to partition it.
     model = together(world, lambda: load_model(config, precision, world.device))
@@ -159,7 +153,7 @@ def _finetune(config: FinetuneConfig, world: World, folder: Path) -> tuple[int, 
         "world": world.size,
         "stage": stage,
         "precision": precision,
-        "data": fingerprint(samples),
+        "data": fingerprint([one.sample for one in train_set.conversations]),
         "config": stored,
     }
     offset, wandb_id = 0, ""
@@ -171,7 +165,7 @@ def _finetune(config: FinetuneConfig, world: World, folder: Path) -> tuple[int, 
             from_main(world, lambda: make_universal(checkpoint))
             settings["checkpoint"] = {"load_universal": True}
             arguments = training_arguments(
-                config, checkpoints, settings, accumulation, precision, world, len(samples)
+                config, checkpoints, settings, accumulation, precision, world, len(train_set)
             )
     if world.is_main:
         write_text(folder / "config.yaml", to_yaml(config))
@@ -193,7 +187,7 @@ def _finetune(config: FinetuneConfig, world: World, folder: Path) -> tuple[int, 
         model=model,
         args=arguments,
         train_dataset=train_set,
-        eval_dataset=ConversationDataset(held, processor, source.config) if held else None,
+        eval_dataset=val_set,
         data_collator=Collator(source.config.pad_token_id, source.config.vision_config.image_size),
         processing_class=processor,
         callbacks=[callback],
@@ -201,7 +195,7 @@ def _finetune(config: FinetuneConfig, world: World, folder: Path) -> tuple[int, 
     callback.trainer = trainer
     trainer.remove_callback(transformers.PrinterCallback)
     kind = f"ZeRO-{stage}{' offloaded' if zero.offloads(settings) else ''}"
-    _say_start(config, world, trainer, len(samples), len(held), kind, precision, source)
+    _say_start(config, world, trainer, len(train_set), len(val_set or ()), kind, precision, source)
     code = 1
     try:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))

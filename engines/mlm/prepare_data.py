@@ -8,11 +8,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from transformers import LlavaConfig, LlavaProcessor
+
 from dataio.core.atomic import write_text
 from dataio.core.errors import UserError
 from dataio.vqa.conversations import Conversation, Rejected, check_images, read_conversations
 from engines.config.mlm import FinetuneConfig
-from engines.mlm.dataset import split_off
+from engines.mlm.dataset import ConversationDataset, need_steps, split_off, tokenize_conversations
+from engines.runtime.distributed import World, from_main, together
 from models.tinyllava.text import MARKERS
 
 _SHOWN = 5  # rejected samples that are named on the screen
@@ -57,6 +60,29 @@ def read_samples(config: FinetuneConfig) -> tuple[list[Conversation], list[Conve
         held, more = check_images(held)
         rejected += more
     return samples, held, rejected
+
+
+def open_datasets(
+    config: FinetuneConfig, world: World, folder: Path, processor: LlavaProcessor, shape: LlavaConfig
+) -> tuple[ConversationDataset, ConversationDataset | None]:
+    """The training set, and the validation set if the configuration asks for one.
+
+    Rank 0 reads and checks the files; every rank tokenizes each conversation once.
+
+    Args:
+        folder: of the run, for rejected.csv. shape: the model's configuration.
+
+    Raises:
+        UserError: on every rank: unreadable files, rejected samples, or fewer conversations
+            than one global batch.
+    """
+    samples, held_out, rejected = from_main(world, lambda: read_samples(config))
+    most = config.data.max_length
+    train, long_train = tokenize_conversations(samples, processor, shape, most)
+    val, long_val = tokenize_conversations(held_out, processor, shape, most)
+    from_main(world, lambda: report_rejected([*rejected, *long_train, *long_val], config, folder))
+    together(world, lambda: need_steps(len(train), config.train.global_batch, config.data.conversations))
+    return ConversationDataset(train, processor), ConversationDataset(val, processor) if val else None
 
 
 def report_rejected(rejected: Sequence[Rejected], config: FinetuneConfig, folder: Path) -> None:

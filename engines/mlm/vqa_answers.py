@@ -12,7 +12,7 @@ from dataio.core.errors import UserError
 from dataio.vqa.blind_baselines import MULTIPLE_CHOICE, kind_of, options_of, verdict_in
 from dataio.vqa.conversations import IMAGE, open_image, resolve_image
 from models.tinyllava.model import TinyLlavaForConditionalGeneration, image_tokens
-from models.tinyllava.text import END, encode, pixels
+from models.tinyllava.text import END, pixels, tokenize_turns
 
 NEW_TOKENS = {"true_false": 16, "multiple_choice": 16, "open": 128}
 VERDICT_START = " This is a"  # how open answers begin, up to the verdict
@@ -113,7 +113,7 @@ class Answerer:
         more = tokenizer(begun, add_special_tokens=False).input_ids if begun else []
         rows = []
         for question in questions:
-            prompt = encode(tokenizer, [(f"{IMAGE}\n{question}", "")], self._image_tokens)
+            prompt = tokenize_turns(tokenizer, [(f"{IMAGE}\n{question}", "")], self._image_tokens)
             rows.append(
                 torch.cat([torch.from_numpy(prompt.input_ids), torch.tensor(more, dtype=torch.int64)])
             )

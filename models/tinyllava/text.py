@@ -47,18 +47,47 @@ CHAT_TEMPLATE = (
 
 
 @dataclass(frozen=True)
-class Encoded:
+class TokenizedTurns:
     """One conversation as tokens.
 
+    Each image is a single token here, and becomes its N placeholders only in `input_ids` and
+    `labels`: a set of a million conversations is kept in memory, and placeholders would be
+    most of it.
+
     Attributes:
-        input_ids: int64 [T], each image as its N placeholders.
-        labels: int64 [T], the same where the model is to learn them, else -100.
-        images: how many images the text has room for, 0 or 1.
+        ids: int32 [t], token ids.
+        learned: bool [t], whether the model is to learn the token.
+        image_id: the id of the image token.
+        image_tokens: N, the placeholders of an image.
     """
 
-    input_ids: np.ndarray
-    labels: np.ndarray
-    images: int
+    ids: np.ndarray
+    learned: np.ndarray
+    image_id: int
+    image_tokens: int
+
+    def __len__(self) -> int:
+        """T, the number of tokens with each image as its placeholders."""
+        return len(self.ids) + self.images * (self.image_tokens - 1)
+
+    @property
+    def images(self) -> int:
+        """How many images the text has room for, 0 or 1."""
+        return int((self.ids == self.image_id).sum())
+
+    @property
+    def input_ids(self) -> np.ndarray:
+        """int64 [T], each image as its N placeholders."""
+        return self._expanded(self.ids)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int64 [T], the token ids where the model is to learn them, else -100."""
+        return self._expanded(np.where(self.learned & (self.ids != self.image_id), self.ids, IGNORE))
+
+    def _expanded(self, values: np.ndarray) -> np.ndarray:
+        repeats = np.where(self.ids == self.image_id, self.image_tokens, 1)
+        return np.repeat(values.astype(np.int64), repeats)
 
 
 def render(turns: Sequence[tuple[str, str]]) -> tuple[str, list[tuple[int, int]]]:
@@ -84,12 +113,12 @@ def render(turns: Sequence[tuple[str, str]]) -> tuple[str, list[tuple[int, int]]
     return text, spans
 
 
-def encode(
+def tokenize_turns(
     tokenizer: PreTrainedTokenizerBase, turns: Sequence[tuple[str, str]], image_tokens: int
-) -> Encoded:
+) -> TokenizedTurns:
     """Tokens and labels of a conversation; see `render` for `turns`.
 
-    A token is learnt where its characters lie in an answer's span: the space before an
+    A token is learned where its first character is in an answer's span. The space before an
     answer merges into its first token, so the span begins with it.
 
     Args:
@@ -97,16 +126,12 @@ def encode(
     """
     text, spans = render(turns)
     tokens = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    ids = np.asarray(tokens["input_ids"], np.int64)
     begins = np.asarray([begin for begin, _ in tokens["offset_mapping"]], np.int64)
-    learnt = np.zeros(len(ids), bool)
+    learned = np.zeros(len(begins), bool)
     for start, end in spans:
-        learnt |= (begins >= start) & (begins < end)
+        learned |= (begins >= start) & (begins < end)
     image_id = tokenizer.convert_tokens_to_ids(IMAGE)
-    is_image = ids == image_id
-    repeats = np.where(is_image, image_tokens, 1)
-    labels = np.where(learnt & ~is_image, ids, IGNORE)
-    return Encoded(np.repeat(ids, repeats), np.repeat(labels, repeats), int(is_image.sum()))
+    return TokenizedTurns(np.asarray(tokens["input_ids"], np.int32), learned, image_id, image_tokens)
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:

@@ -13,7 +13,14 @@ from dataio.vqa.conversations import Conversation
 from engines.config.detector import parse_as
 from engines.config.mlm import FinetuneConfig, TuneConfig
 from engines.mlm import deepspeed_config as zero
-from engines.mlm.dataset import Collator, ConversationDataset, GlobalOrder, drop_long, need_steps, split_off
+from engines.mlm.dataset import (
+    Collator,
+    ConversationDataset,
+    GlobalOrder,
+    need_steps,
+    split_off,
+    tokenize_conversations,
+)
 from engines.mlm.memory_estimate import (
     GIB,
     check_memory,
@@ -73,9 +80,31 @@ def samples(tmp_path_factory):
     ]
 
 
+def dataset(samples, processor, config):
+    good, rejected = tokenize_conversations(samples, processor, config, 3072)
+    assert rejected == []
+    return ConversationDataset(good, processor)
+
+
+def test_each_conversation_is_tokenized_once(samples, monkeypatch):
+    model, processor = load_tinyllava(TINY)
+    tokenizer, texts = type(processor.tokenizer), []
+    call = tokenizer.__call__
+
+    def counted(self, text, **options):
+        texts.append(text)
+        return call(self, text, **options)
+
+    monkeypatch.setattr(tokenizer, "__call__", counted)
+    data = dataset(samples, processor, model.config)
+    for _ in range(3):  # epochs
+        assert [len(data[0]["input_ids"]), len(data[1]["input_ids"])] == data.lengths.tolist()
+    assert len(texts) == len(set(texts)) == len(samples)
+
+
 def test_batches_are_padded_by_length_and_text_alone_gets_a_black_image(samples):
     model, processor = load_tinyllava(TINY)
-    data = ConversationDataset(samples, processor, model.config)
+    data = dataset(samples, processor, model.config)
     collate = Collator(model.config.pad_token_id, 56)
     both = collate([data[0], data[1]])
     assert both["pixel_values"].shape == (1, 3, 56, 56)
@@ -93,10 +122,10 @@ def test_batches_are_padded_by_length_and_text_alone_gets_a_black_image(samples)
 
 def test_long_conversations_are_rejected_by_name(samples):
     model, processor = load_tinyllava(TINY)
-    lengths = ConversationDataset(samples, processor, model.config).lengths.tolist()
-    good, rejected = drop_long(samples, processor, model.config, min(lengths))
+    lengths = dataset(samples, processor, model.config).lengths.tolist()
+    good, rejected = tokenize_conversations(samples, processor, model.config, min(lengths))
     longer = samples[lengths.index(max(lengths))].id
-    assert [one.id for one in good] == [one.id for one in samples if one.id != longer]
+    assert [one.sample.id for one in good] == [one.id for one in samples if one.id != longer]
     assert [one.id for one in rejected] == [longer]
     assert rejected[0].reason == f"{max(lengths)} tokens, more than data.max_length {min(lengths)}"
     with pytest.raises(UserError, match=r"train\.global_batch is 8, but set has 2 conversations"):
@@ -148,7 +177,7 @@ def test_what_learns_gets_a_gradient():
     model, processor = load_tinyllava(TINY)
     model = tune(model, TuneConfig(language="full", vision="full"))
     samples = [Conversation("a", None, (("Is it?", "Yes."),))]
-    batch = Collator(0, 56)([ConversationDataset(samples, processor, model.config)[0]])
+    batch = Collator(0, 56)([dataset(samples, processor, model.config)[0]])
     model(**batch).loss.backward()
     assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
 

@@ -13,7 +13,7 @@ from engines.mlm.vqa_benchmark import answer_benchmark, choose_device, load_for_
 from engines.mlm.vqa_metrics import compute_vqa_metrics
 from models.tinyllava.checkpoint import load_tinyllava
 from models.tinyllava.model import TINY
-from models.tinyllava.text import encode, pixels
+from models.tinyllava.text import pixels, tokenize_turns
 
 CHOICE = (
     "Which?\nA: A real photograph of a cat.\nB: A fake photograph of a cat.\nAnswer with just the letter."
@@ -65,7 +65,7 @@ def test_p_fake_is_the_share_of_the_verdicts_tokens(asked, answerer):
 
     def following(question, begun):
         ids = (
-            encode(tokenizer, [(f"<image>\n{question}", "")], 15).input_ids.tolist()
+            tokenize_turns(tokenizer, [(f"<image>\n{question}", "")], 15).input_ids.tolist()
             + tokenizer(begun).input_ids
         )
         from dataio.vqa.conversations import open_image

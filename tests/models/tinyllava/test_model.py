@@ -22,7 +22,7 @@ from models.tinyllava.checkpoint import (
     write_published,
 )
 from models.tinyllava.model import PHI2, SIGLIP, TINY, count_parameters, image_tokens, make_config
-from models.tinyllava.text import END, IGNORE, IMAGE, encode, pixels
+from models.tinyllava.text import END, IGNORE, IMAGE, pixels, tokenize_turns
 
 TURNS = [("<image>\nIs this image real or fake?", "This is a fake image.")]
 
@@ -90,7 +90,7 @@ def test_logits_loss_and_greedy_answer_equal_the_restatement(published):
     model, processor = load_tinyllava(published)
     restated = Restated(published)
     image = pixels(processor, Image.effect_noise((80, 60), 90).convert("RGB"))
-    encoded = encode(processor.tokenizer, TURNS, image_tokens(model.config))
+    encoded = tokenize_turns(processor.tokenizer, TURNS, image_tokens(model.config))
     ids, labels = torch.from_numpy(encoded.input_ids)[None], torch.from_numpy(encoded.labels)[None]
     found = model(input_ids=ids, labels=labels, pixel_values=image[None], attention_mask=torch.ones_like(ids))
 
@@ -107,7 +107,7 @@ def test_logits_loss_and_greedy_answer_equal_the_restatement(published):
     assert (found.logits - expected.logits).abs().max() == 0.0
     assert found.loss == expected.loss
 
-    prompt = encode(processor.tokenizer, [(TURNS[0][0], "")], 15)
+    prompt = tokenize_turns(processor.tokenizer, [(TURNS[0][0], "")], 15)
     inputs = torch.from_numpy(prompt.input_ids)[None]
     answer = model.generate(
         input_ids=inputs, pixel_values=image[None], attention_mask=torch.ones_like(inputs), max_new_tokens=12
@@ -124,7 +124,7 @@ def test_logits_loss_and_greedy_answer_equal_the_restatement(published):
 @torch.no_grad()
 def test_the_output_bias_counts(published):
     model, processor = load_tinyllava(published)
-    ids = torch.from_numpy(encode(processor.tokenizer, [("Hello", "")], 15).input_ids)[None]
+    ids = torch.from_numpy(tokenize_turns(processor.tokenizer, [("Hello", "")], 15).input_ids)[None]
     image = torch.zeros(1, 3, 56, 56)
     with_bias = model(input_ids=ids, pixel_values=image).logits
     bias = model.lm_head.bias.clone()
@@ -137,7 +137,7 @@ def test_the_output_bias_counts(published):
 def test_padding_changes_no_answer(published):
     model, processor = load_tinyllava(published)
     image = torch.randn(1, 3, 56, 56)
-    ids = torch.from_numpy(encode(processor.tokenizer, TURNS, 15).input_ids)[None]
+    ids = torch.from_numpy(tokenize_turns(processor.tokenizer, TURNS, 15).input_ids)[None]
     alone = model(input_ids=ids, pixel_values=image, attention_mask=torch.ones_like(ids)).logits
     end = processor.tokenizer.convert_tokens_to_ids(END)
     padded = torch.cat([ids, torch.full((1, 9), end)], 1)
@@ -148,7 +148,7 @@ def test_padding_changes_no_answer(published):
 
 def test_a_batch_of_text_alone_gives_the_connector_zero_gradients_not_none():
     model, processor = load_tinyllava(TINY)
-    encoded = encode(processor.tokenizer, [("What is a camera?", "A camera.")], 15)
+    encoded = tokenize_turns(processor.tokenizer, [("What is a camera?", "A camera.")], 15)
     ids, labels = torch.from_numpy(encoded.input_ids)[None], torch.from_numpy(encoded.labels)[None]
     model(input_ids=ids, labels=labels, pixel_values=torch.zeros(1, 3, 56, 56)).loss.backward()
     gradient = model.model.multi_modal_projector.linear_1.weight.grad
@@ -255,6 +255,6 @@ def test_damaged_and_missing_files_are_named(published, tmp_path):
 
 def test_labels_are_ignored_where_the_image_stands(published):
     _, processor = load_tinyllava(published)
-    encoded = encode(processor.tokenizer, TURNS, 15)
+    encoded = tokenize_turns(processor.tokenizer, TURNS, 15)
     image_id = processor.tokenizer.convert_tokens_to_ids(IMAGE)
     assert (encoded.labels[encoded.input_ids == image_id] == IGNORE).all()

@@ -10,12 +10,12 @@ from models.tinyllava.text import (
     IGNORE,
     IMAGE,
     SYSTEM,
-    encode,
     load_tokenizer,
     make_processor,
     pixels,
     render,
     tiny_tokenizer,
+    tokenize_turns,
 )
 
 # What the published tokenizer gives for "What are these?" about an image (-200), by a third party.
@@ -70,7 +70,7 @@ def phi2(shared_data):
 
 
 def test_the_golden_ids(phi2):
-    encoded = encode(phi2, [("<image>\nWhat are these?", "")], 728)
+    encoded = tokenize_turns(phi2, [("<image>\nWhat are these?", "")], 728)
     ids = encoded.input_ids.tolist()
     place = ids.index(50295)
     assert len(ids) == 769
@@ -103,7 +103,7 @@ CASES = {
 
 @pytest.mark.parametrize("turns", CASES.values(), ids=CASES.keys())
 def test_exactly_the_answers_and_their_ends_are_learnt(tokenizer, turns):
-    encoded = encode(tokenizer, turns, 4)
+    encoded = tokenize_turns(tokenizer, turns, 4)
     learnt = encoded.labels != IGNORE
     assert (encoded.labels[learnt] == encoded.input_ids[learnt]).all()
     # Read back run by run: each is " " + answer + end.
@@ -130,8 +130,8 @@ def test_the_saved_template_gives_the_same_text(turns):
 
 
 def test_an_image_anywhere_in_the_question_moves_to_its_front(tokenizer):
-    front = encode(tokenizer, [("<image>\nWhat is this?", "A picture.")], 4)
-    back = encode(tokenizer, [("What is this?\n<image>", "A picture.")], 4)
+    front = tokenize_turns(tokenizer, [("<image>\nWhat is this?", "A picture.")], 4)
+    back = tokenize_turns(tokenizer, [("What is this?\n<image>", "A picture.")], 4)
     assert front.input_ids.tolist() == back.input_ids.tolist()
     assert (front.images, back.images) == (1, 1)
 
@@ -142,7 +142,7 @@ def test_the_processor_expands_images_as_we_do():
     processor = make_processor(tokenizer, config)
     text = render([("<image>\nReal?", "")])[0]
     theirs = processor(text=text, images=Image.new("RGB", (30, 20)))["input_ids"][0]
-    assert list(theirs) == encode(tokenizer, [("<image>\nReal?", "")], 15).input_ids.tolist()
+    assert list(theirs) == tokenize_turns(tokenizer, [("<image>\nReal?", "")], 15).input_ids.tolist()
 
 
 def test_images_are_squashed_bicubic_and_scaled_to_one():
