@@ -10,19 +10,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[0] = str(ROOT)
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from dataio.core.errors import UserError
 from engines.config.detector import parse_as
 from engines.config.mlm import FinetuneConfig
 from engines.runtime.command import Parser, counts_of, run_command
+from engines.runtime.paths import CONFIGS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(description="Estimate the memory that finetuning needs on each GPU.")
     parser.add_argument(
-        "--config", default=str(ROOT / "configs" / "tinyllava_lora_zero2.yaml"), help="YAML of the run"
+        "--config", default=str(CONFIGS / "tinyllava_lora_zero2.yaml"), help="YAML of the run"
     )
     parser.add_argument("--gpus", default="1,4,8", help="numbers of GPUs, separated by commas")
     parser.add_argument("--length", type=int, default=1024, help="tokens of the longest conversation")

@@ -10,14 +10,14 @@ same command continues a run that was stopped or killed, exactly.
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[0] = str(ROOT)
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from dataio.core.errors import UserError
 from engines.runtime.command import EXIT_USER_ERROR, SharedError, is_main_process, run_command
 from engines.runtime.exit_file import guess_run_folder, settled, write_exit
+from engines.runtime.paths import CONFIGS
 
-DEFAULT_CONFIG = ROOT / "configs" / "quickstart.yaml"
+DEFAULT_CONFIG = CONFIGS / "quickstart.yaml"
 
 
 def main() -> int:

@@ -13,9 +13,9 @@ from typing import Any
 
 from dataio.core.errors import UserError
 from engines.benchmark.harness import Result, Settings, run_group
-from engines.runtime.paths import ROOT
+from engines.runtime.paths import CONFIGS, ROOT
 
-CIFAKE_CONFIG = ROOT / "configs" / "cifake_speedrun.yaml"
+CIFAKE_CONFIG = CONFIGS / "cifake_speedrun.yaml"
 CIFAKE_ERROR = 0.0306
 _UPSTREAM = "Hugging Face Trainer, upstream's recipe"
 # What of which group the goals need.

@@ -16,6 +16,7 @@ from pathlib import Path
 import yaml
 
 from dataio.core.errors import UserError
+from engines.runtime.paths import find_config
 
 SITE = "slurm/site.env"
 DETECTOR, FINETUNE = "slurm/train_resnet50.sh", "slurm/finetune_tinyllava.sh"
@@ -72,7 +73,7 @@ def script_of(experiment: str) -> str:
         UserError: no such file, or not a configuration.
     """
     try:
-        loaded = yaml.safe_load(Path(experiment).read_text())
+        loaded = yaml.safe_load(find_config(experiment).read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(
             f"{experiment}: cannot be read as YAML ({' '.join(str(error).split())[:200]}); give a file such as "
@@ -114,6 +115,11 @@ def command_of(request: Request, root: Path) -> list[str]:
                 f"--{name}: has no meaning where the whole node is taken; add --gpus, or remove it"
             )
     check_flags(request)
+    script = root / script_of(request.experiment)
+    if not script.is_file():
+        raise UserError(
+            f"{script}: not found; submit from a checkout of telltale, which has the batch scripts"
+        )
     words = ["sbatch", f"--nodes={request.nodes}"]
     for name in _NAMES:
         if (value := getattr(request, name)) is not None:
@@ -123,9 +129,9 @@ def command_of(request: Request, root: Path) -> list[str]:
         words += ["--oversubscribe", f"--gpus-per-node={request.gpus}"]
         words += [f"--cpus-per-task={request.cpus or 8 * request.gpus}", f"--mem={request.mem or '64G'}"]
     words += shlex.split(request.sbatch)
-    file = Path(request.experiment).resolve()
+    file = find_config(request.experiment).resolve()
     config = str(file.relative_to(root)) if file.is_relative_to(root) else str(file)
-    return [*words, str(root / script_of(request.experiment)), "--config", config, *request.flags]
+    return [*words, str(script), "--config", config, *request.flags]
 
 
 def explain(command: Sequence[str], site: Mapping[str, str]) -> str:

@@ -16,6 +16,7 @@ from dataio.loading.config import DataConfig
 from engines.config.values import flatten, plain
 from engines.config.yaml_file import check_config_file
 from engines.runtime.command import Parser
+from engines.runtime.paths import find_config
 from engines.runtime.profiler import parse_range
 from engines.train.mixup import MixConfig
 from models.detector.dual_head import ModelConfig
@@ -285,7 +286,7 @@ def parse_as(kind: type[C], argv: Sequence[str], default_file: str | Path) -> C:
     flags, file = _split_config_flag(list(argv))
     if "--help" in flags or "-h" in flags:
         make_parser(kind).parse_args(["--help"])
-    path = Path(file if file is not None else default_file)
+    path = find_config(file if file is not None else default_file)
     if not path.is_file():
         raise UserError(f"--config {path}: no such file; see the configs/ folder")
     check_config_file(path, kind)

@@ -10,6 +10,7 @@ from dataio.core.errors import UserError
 from dataio.perturb.aligned_views import VIEWS
 from dataio.perturb.degradations import GENIMAGE, MAX_CHAIN, Operation, check_operation
 from engines.runtime.command import Parser
+from engines.runtime.paths import find_config
 
 # A string first: with any other order "off" would become a boolean.
 Flag = str | bool | int | float | list[Any]
@@ -232,7 +233,7 @@ def parse_command(words: Sequence[str]) -> Command:
         parser.parse_args(["--help"])
     if not own or own[0].startswith("-"):
         raise UserError("expected a YAML file first, such as configs/protocols/robustness.yaml (see --help)")
-    path = Path(own[0])
+    path = find_config(own[0])
     if not path.is_file():
         raise UserError(f"{path}: no such file; see the configs/protocols folder")
     try:

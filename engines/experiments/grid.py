@@ -25,7 +25,7 @@ from dataio.core.atomic import write_text
 from dataio.core.errors import UserError
 from engines.checkpoint.files import CheckpointFolder
 from engines.runtime.command import Stopped
-from engines.runtime.paths import ROOT
+from engines.runtime.paths import ROOT, find_config
 
 ERRORS = ("generator_error", "real_fake_error", "object_error", "joint_error")
 
@@ -55,6 +55,7 @@ def read_grid(path: str | Path) -> list[Combination]:
     Raises:
         UserError: unreadable, another method, no parameters, or a parameter of another form.
     """
+    path = find_config(path)
     try:
         sweep = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
@@ -138,10 +139,9 @@ def run_combination(
         its row of the table, see `run_grid`.
     """
     row: dict[str, Any] = {"name": combination.name, "failure": ""}
-    # Relative paths in the file are the repository's, so that the grid runs from anywhere.
     settings = dict(combination.settings)
-    if "config" in settings and not Path(settings["config"]).exists():
-        settings["config"] = str(ROOT / settings["config"])
+    if "config" in settings:
+        settings["config"] = str(find_config(settings["config"]))
     own = Combination(combination.name, settings).flags()
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     train = [str(ROOT / "launch" / "train.py"), *own, *flags, f"--run.dir={folder}"]

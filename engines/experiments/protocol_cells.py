@@ -213,13 +213,13 @@ class TrainedWork(Work):
     def _check_flags(self) -> None:
         """Let a mistake in the trainings' configuration be found before the first of them."""
         from engines.config.detector import parse_config
-        from engines.experiments.grid import ROOT, Combination
+        from engines.experiments.grid import Combination
+        from engines.runtime.paths import find_config
 
-        file = Path(self.config.config)
         flags = Combination("", self._settings(self.cells[0])).flags()
         parse_config(
             [flag for flag in flags if not flag.startswith("--config=")],
-            file if file.exists() else ROOT / file,
+            find_config(self.config.config),
         )
 
     def _settings(self, cell: Cell) -> dict[str, Any]:

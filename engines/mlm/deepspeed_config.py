@@ -2,11 +2,10 @@
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from dataio.core.errors import UserError
-from engines.runtime.paths import ROOT
+from engines.runtime.paths import find_config
 
 # The Trainer owns these: it fills "auto" and builds AdamW with a rate for each part.
 _OURS = (
@@ -19,16 +18,14 @@ _OURS = (
 
 
 def read_deepspeed(path: str) -> dict[str, Any]:
-    """The file's settings; a relative path is looked for from here, then in the repository.
+    """The file's settings; a relative path is looked for from here, then among telltale's own.
 
     Raises:
         UserError: no such file, not JSON, a stage other than 1 to 3, a key of ZeRO-3 at
             another stage (DeepSpeed would ignore or trip over it), a setting that the
             experiment's own file decides.
     """
-    file = Path(path)
-    if not file.is_file() and not file.is_absolute():
-        file = ROOT / path
+    file = find_config(path)
     if not file.is_file():
         raise UserError(f"deepspeed {path}: no such file; see configs/deepspeed/")
     try:

@@ -13,6 +13,7 @@ import yaml
 
 from dataio.core.atomic import write_text
 from engines.runtime.command import EXIT_RUN_AGAIN, EXIT_USER_ERROR
+from engines.runtime.paths import find_config
 
 EXIT = "exit.json"
 
@@ -65,6 +66,6 @@ def guess_run_folder(argv: Sequence[str], default_config: Path) -> Path | None:
     if found is not None:
         return Path(found) if found else None
     try:
-        return Path(yaml.safe_load(Path(file).read_text())["run"]["dir"])
+        return Path(yaml.safe_load(find_config(file).read_text())["run"]["dir"])
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
         return None
