@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.detector.backbones import build_backbone, check_backbone
+from models.detector.backbones.registry import build_backbone, check_backbone
 
 
 class WeightsError(ValueError):

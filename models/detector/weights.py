@@ -10,7 +10,7 @@ import torch
 import torchvision
 from safetensors import safe_open
 
-from models.detector.backbones import TIMM
+from models.detector.backbones.timm_nets import TIMM
 from models.detector.dual_head import DualHead, WeightsError
 
 _HEADS = ("generator_head.", "object_head.")

@@ -15,7 +15,8 @@ from engines.runtime.distributed import World
 from engines.train.resume import check_same_run
 from engines.train.schedule import data_fingerprint
 from engines.train.trainer import Trainer
-from models.detector.cifarnet import CIFARNETS
+from models.detector.backbones.cifarnet import CIFARNETS, build_cifarnet
+from models.detector.backbones.registry import BACKBONES, Backbone
 from tests.engines.train.test_nonfinite import ALONE
 
 V1 = Path(__file__).parents[2] / "assets" / "checkpoint_v1.pt"
@@ -27,6 +28,7 @@ VALIDATION = 4.053827
 @pytest.fixture
 def tiny_network(monkeypatch):
     monkeypatch.setitem(CIFARNETS, "cifarnet_tiny", ((8, 8, 8), True))
+    monkeypatch.setitem(BACKBONES, "cifarnet_tiny", Backbone(build_cifarnet))
 
 
 def test_it_is_small_and_of_version_1():

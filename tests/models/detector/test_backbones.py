@@ -7,7 +7,8 @@ import timm
 import torch
 import torchvision
 
-from models.detector.backbones import build_backbone, torchvision_names
+from models.detector.backbones.registry import build_backbone
+from models.detector.backbones.torchvision_nets import torchvision_names
 from models.detector.dual_head import DualHead, ModelConfig, probe_size, whiten_stem
 from models.detector.flops import peak_flops, training_flops
 
@@ -65,9 +66,9 @@ def test_timms_tensor_names_are_kept():
     [
         (
             {"backbone": "resnet19"},
-            "model.backbone is 'resnet19', expected one of torchvision's such as resnet18",
+            "model.backbone is 'resnet19', expected one such as resnet18",
         ),
-        ({"backbone": "alexnet"}, "model.backbone is 'alexnet', expected one of"),
+        ({"backbone": "alexnet"}, "model.backbone is 'alexnet', expected one such as resnet18, resnet50"),
         ({"backbone": "timm:resnet19"}, "which timm .* does not have; close are timm:resnet1"),
         ({"backbone": "swin_t", "stem": "cifar"}, "model.stem cifar is for torchvision's resnet backbones"),
         ({"head_dropout": 0.5}, "model.head_dropout needs a hidden layer"),

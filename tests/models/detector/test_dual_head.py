@@ -7,7 +7,7 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
-from models.detector.backbones import TrimmedConv2d
+from models.detector.backbones.torchvision_nets import TrimmedConv2d
 from models.detector.dual_head import DualHead, ModelConfig, WeightsError, dual_head_loss, whiten_stem
 from models.detector.weights import WeightReport, load_weights
 

@@ -9,6 +9,8 @@ pools first.
 
 from torch import Tensor, nn
 
+from models.detector.backbones.registry import BackboneOptions, register_backbone
+
 
 class _Block(nn.Module):
     """3x3 convolution, pooling by 2, 3x3 convolution, each with batch norm and GELU."""
@@ -53,3 +55,10 @@ class CifarNet(nn.Module):
 
 
 CIFARNETS = {"cifarnet": ((64, 256, 256), False), "cifarnet_narrow": ((64, 128, 128), True)}
+
+
+@register_backbone(*CIFARNETS)
+def build_cifarnet(options: BackboneOptions) -> tuple[nn.Module, int]:
+    """The network of `CIFARNETS`, and the number of its features."""
+    net = CifarNet(*CIFARNETS[options.name])
+    return net, net.features
