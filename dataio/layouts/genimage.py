@@ -14,9 +14,9 @@ from pathlib import Path
 
 from dataio.core.errors import UserError
 from dataio.layouts.base import Record
-from dataio.layouts.files import IMAGE_SUFFIXES, Misfits, is_litter
+from dataio.layouts.files import Misfits, is_litter
 from dataio.layouts.splits import split_of
-from dataio.sources.source import Source
+from dataio.sources.source import IMAGE_SUFFIXES, Source
 
 GENERATORS = (
     "nature",

@@ -21,14 +21,15 @@ from dataio.core.errors import UserError
 from dataio.loading.augment import ERASE
 from dataio.loading.config import DataConfig
 from dataio.loading.loader import Batch, Loader, Work, resamples
+from dataio.loading.quarantine import Quarantine
 from dataio.shards.shard_set import ShardSet
 
 # Images decoded together; with fewer than 32 DALI has no trouble with damage (see `dataio.images.headers`).
 _CHUNK = 31
 
 
-class Resident:
-    """The decoded images of a split, all of one size; `hold` makes them.
+class InMemorySplit:
+    """The decoded images of a split, all of one size; see `preload`.
 
     Attributes:
         pixels: uint8 [N, height + 2 pad, width + 2 pad, 3] on the device, RGB, in a border of the
@@ -37,7 +38,14 @@ class Resident:
         pad: pixels of the border. seconds: what decoding took.
     """
 
-    def __init__(self, shards: ShardSet, config: DataConfig, device: torch.device, pad: int) -> None:
+    def __init__(
+        self,
+        shards: ShardSet,
+        config: DataConfig,
+        device: torch.device,
+        pad: int,
+        quarantine: Quarantine | None = None,
+    ) -> None:
         begin = time.perf_counter()
         height, width = _size(shards)
         self.pad = pad
@@ -47,7 +55,17 @@ class Resident:
             self.pixels[:] = torch.from_numpy((255.0 * np.array(config.mean)).astype(np.uint8)).to(device)
         whole = _whole_images(len(shards), height, width)
         inner = self.pixels[:, pad : pad + height, pad : pad + width]
-        for loaded in Loader(shards, config, whole, batch=_CHUNK, device=device, train=False, raw=True):
+        loader = Loader(
+            shards,
+            config,
+            whole,
+            batch=_CHUNK,
+            device=device,
+            train=False,
+            raw=True,
+            quarantine=quarantine,
+        )
+        for loaded in loader:
             inner[loaded.sample_id.to(device)] = loaded.image.permute(0, 2, 3, 1)
         labels = np.stack([shards.rows["generator"], shards.rows["object"]]).astype(np.int64)
         self.generator, self.object = torch.from_numpy(labels).to(device)
@@ -80,8 +98,16 @@ def _whole_images(count: int, height: int, width: int) -> Iterator[Work]:
         yield Work(ids, boxes, np.zeros(len(ids), np.int32))
 
 
-def hold(config: DataConfig, device: torch.device, train: ShardSet | None, val: ShardSet | None) -> None:
-    """Decode the splits into memory, where they are not there yet: `ShardSet.resident`.
+def preload(
+    config: DataConfig,
+    device: torch.device,
+    train: ShardSet,
+    val: ShardSet | None = None,
+    *,
+    train_quarantine: Quarantine | None = None,
+    val_quarantine: Quarantine | None = None,
+) -> tuple[InMemorySplit, InMemorySplit | None]:
+    """Decode the splits into memory, after a check that both fit.
 
     Args:
         device: where the pixels are held. train: gets the border that `config.pad` asks for.
@@ -90,13 +116,10 @@ def hold(config: DataConfig, device: torch.device, train: ShardSet | None, val: 
         UserError: images of several sizes; more bytes than are free; a sample that cannot be
             decoded, where the split has no quarantine.
     """
-    wanted = [(s, pad) for s, pad in ((train, config.pad), (val, 0)) if s is not None]
-    wanted = [(s, pad) for s, pad in wanted if s.resident is None or s.resident.pad < pad]
-    if not wanted:
-        return
-    _check_room([(s, int(np.prod(_shape(s, pad)))) for s, pad in wanted], device)
-    for shards, pad in wanted:
-        shards.resident = Resident(shards, config, device, pad)
+    needed = [(train, config.pad), *([] if val is None else [(val, 0)])]
+    _check_room([(s, int(np.prod(_shape(s, pad)))) for s, pad in needed], device)
+    decoded = InMemorySplit(train, config, device, config.pad, train_quarantine)
+    return decoded, None if val is None else InMemorySplit(val, config, device, 0, val_quarantine)
 
 
 def _check_room(needed: Sequence[tuple[ShardSet, int]], device: torch.device) -> None:
@@ -142,34 +165,25 @@ def _text(path: Path) -> str:
         return ""
 
 
-def open_loader(
-    shards: ShardSet,
-    config: DataConfig,
-    work: Iterator[Work],
-    *,
-    batch: int,
-    device: torch.device,
-    train: bool,
-) -> "Loader | ResidentLoader":
-    """A `Loader`, or with `data.resident` its equal that decodes nothing; arguments as `Loader`'s."""
-    if not config.resident:
-        return Loader(shards, config, work, batch=batch, device=device, train=train)
-    hold(config, device, shards if train else None, None if train else shards)
-    return ResidentLoader(shards, config, work, device=device, train=train)
-
-
-class ResidentLoader:
-    """Iterates `Batch`es of the given work, in order, out of `ShardSet.resident`.
+class InMemoryLoader:
+    """Iterates `Batch`es of the given work, in order, out of an `InMemorySplit`.
 
     As `dataio.loading.loader.Loader` in all that is seen: substitutes for what is in the quarantine,
     smaller batches in evaluation. Nothing waits for the device.
     """
 
     def __init__(
-        self, shards: ShardSet, config: DataConfig, work: Iterator[Work], *, device: torch.device, train: bool
+        self,
+        shards: ShardSet,
+        split: InMemorySplit,
+        config: DataConfig,
+        work: Iterator[Work],
+        *,
+        device: torch.device,
+        train: bool,
+        quarantine: Quarantine | None = None,
     ) -> None:
-        assert shards.resident is not None
-        self.shards, self.resident, self.device = shards, shards.resident, device
+        self.shards, self._split, self.device, self._quarantine = shards, split, device, quarantine
         self._work, self._size = work, config.size
         self._erases = train and config.augment.erase > 0
         self._resample = resamples(shards, config, train)
@@ -185,12 +199,12 @@ class ResidentLoader:
         self._runs: NDArray[Any] | None = None
         if device.type == "cpu" and not self._resample:
             # From every pixel on, `size` of them as one value, which NumPy copies at once.
-            flat = self.resident.pixels.numpy()
+            flat = self._split.pixels.numpy()
             self._runs = np.ndarray(
                 (flat.size // 3 - self._size + 1,), f"V{3 * self._size}", flat.data, 0, (3,)
             )
 
-    def __iter__(self) -> "ResidentLoader":
+    def __iter__(self) -> "InMemoryLoader":
         return self
 
     def __next__(self) -> Batch:
@@ -201,7 +215,7 @@ class ResidentLoader:
         raise StopIteration
 
     def _undamaged(self, wanted: Work) -> Work:
-        quarantine = self.shards.quarantine
+        quarantine = self._quarantine
         if quarantine is None or quarantine.ids.isdisjoint(wanted.ids.tolist()):
             return wanted
         if wanted.again is not None:
@@ -232,15 +246,15 @@ class ResidentLoader:
         ids = columns[0]
         return Batch(
             image.permute(0, 3, 1, 2),
-            self.resident.generator[ids],
-            self.resident.object[ids],
+            self._split.generator[ids],
+            self._split.object[ids],
             torch.from_numpy(work.ids),
         )
 
     def _cut(self, work: Work) -> torch.Tensor:
         """The boxes' pixels by copies of whole rows, uint8 [N, size, size, 3]; on a CPU."""
-        size, pad = self._size, self.resident.pad
-        height, width = self.resident.pixels.shape[1:3]
+        size, pad = self._size, self._split.pad
+        height, width = self._split.pixels.shape[1:3]
         y, x = (work.boxes[:, axis].astype(np.int64) + pad for axis in (0, 1))
         first = (work.ids * height + y) * width + x
         assert self._runs is not None
@@ -253,7 +267,7 @@ class ResidentLoader:
 
     def _cut_by_index(self, columns: torch.Tensor) -> torch.Tensor:
         """The same by one gather of pixels, on any device; columns: int64 [>= 6, N]."""
-        stored, pad = self.resident.pixels, self.resident.pad
+        stored, pad = self._split.pixels, self._split.pad
         height, width = stored.shape[1:3]
         ids, y, x, _, _, flips = columns[:6, :, None, None]
         along = torch.arange(self._size, device=stored.device)
@@ -263,7 +277,7 @@ class ResidentLoader:
 
     def _resampled(self, columns: torch.Tensor, work: Work) -> torch.Tensor:
         """The boxes scaled to the network's input, uint8 [N, size, size, 3]."""
-        stored, size, pad = self.resident.pixels, self._size, self.resident.pad
+        stored, size, pad = self._split.pixels, self._size, self._split.pad
         ids, y, x, high, wide, flips = columns[:6]
         reach = int(np.ceil(max(1.0, work.boxes[:, 2:].max() / size))) + 1
         down = triangle_weights(y + pad, high, size, stored.shape[1], reach)

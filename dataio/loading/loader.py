@@ -25,6 +25,7 @@ from dataio.loading.balanced_order import BalancedOrder
 from dataio.loading.config import DataConfig
 from dataio.loading.dali_pipeline import build_pipeline
 from dataio.loading.order import EpochOrder, centre_boxes, train_boxes
+from dataio.loading.quarantine import Quarantine
 from dataio.loading.trace import named
 from dataio.shards.shard_set import ShardSet
 from dataio.shards.tar_reader import DamagedSample
@@ -108,7 +109,7 @@ class TrainingOrder:
         It is the windows of its part of the step's global batch, start..stop-1, and the next one.
         """
         cache = self.shards.tars.cache
-        if cache is None or self._balanced is not None or self.shards.resident is not None:
+        if cache is None or self._balanced is not None:
             return
         epoch, within = divmod(step, self.steps_per_epoch)
         self.step_ids(step, start, start)
@@ -179,13 +180,25 @@ class TrainingOrder:
 
 
 def training_work(
-    order: TrainingOrder, *, micro_batch: int, rank: int, world: int, first_step: int, last_step: int
+    order: TrainingOrder,
+    *,
+    micro_batch: int,
+    rank: int,
+    world: int,
+    first_step: int,
+    last_step: int,
+    announce: bool = True,
 ) -> Iterator[Work]:
-    """A rank's micro-batches of steps first_step..last_step-1, in order."""
+    """A rank's micro-batches of steps first_step..last_step-1, in order.
+
+    Args:
+        announce: tell the shards' cache what is read next; not needed where the split is in memory.
+    """
     per_rank = order.global_batch // world
     for step in range(first_step, last_step):
         begin = rank * per_rank
-        order.announce(step, begin, begin + per_rank)
+        if announce:
+            order.announce(step, begin, begin + per_rank)
         for start in range(begin, begin + per_rank, micro_batch):
             yield order.work(step, start, start + micro_batch)
 
@@ -223,14 +236,15 @@ def _largest(shards: ShardSet) -> tuple[int, int]:
 class Loader:
     """Iterates `Batch`es of the given work, in order; holds no randomness.
 
-    Where the shards have a quarantine, a damaged sample goes there and another takes its
-    place, or none in evaluation, whose batches are then smaller.
+    With a quarantine, a damaged sample is added to it and another takes its place, or none in
+    evaluation, whose batches are then smaller.
 
     Args:
         work: what to load, for instance from `training_work` or `evaluation_work`.
         batch: the most samples one batch of `work` has.
         train: whether the boxes are training crops (they may reach into the padding).
         raw: give the boxes' pixels as they are decoded, uint8, all of one size.
+        quarantine: of the split; None: a damaged sample is an error.
 
     Raises:
         UserError: an image cannot be read or decoded; the message names its shard and key.
@@ -246,8 +260,9 @@ class Loader:
         device: torch.device,
         train: bool,
         raw: bool = False,
+        quarantine: Quarantine | None = None,
     ) -> None:
-        self.shards, self.device = shards, device
+        self.shards, self.device, self._quarantine = shards, device, quarantine
         self._work, self._augment = work, config.augment
         # What was wanted, and what is loaded instead where samples are damaged.
         self._in_flight: deque[tuple[Work, Work]] = deque()
@@ -278,7 +293,7 @@ class Loader:
 
     def _readable(self, wanted: Work) -> tuple[Work, list[NDArray[np.uint8]]]:
         """The work without damaged samples, and its images' bytes."""
-        quarantine = self.shards.quarantine
+        quarantine = self._quarantine
         if quarantine is None:
             return wanted, self._read(wanted.ids)
         if quarantine.ids.isdisjoint(wanted.ids.tolist()):
@@ -305,7 +320,7 @@ class Loader:
 
     def _obtain(self, sample_id: int, replaceable: bool) -> tuple[int, NDArray[np.uint8] | None]:
         """A sample's bytes, or those of the one that takes its place."""
-        quarantine = self.shards.quarantine
+        quarantine = self._quarantine
         assert quarantine is not None
         for candidate in quarantine.candidates(sample_id):
             if candidate != sample_id and not replaceable:
@@ -358,9 +373,9 @@ class Loader:
                     raise
                 for sample_id in culprits:
                     damaged = self.shards.damaged(sample_id, _UNDECODABLE)
-                    if self.shards.quarantine is None:
+                    if self._quarantine is None:
                         raise damaged from error
-                    self.shards.quarantine.add(sample_id, damaged)
+                    self._quarantine.add(sample_id, damaged)
                 # A pipeline that failed stays dead: another one starts at the batch it owed.
                 again = [wanted for wanted, _ in self._in_flight]
                 self._in_flight.clear()

@@ -17,16 +17,14 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from dataio.core.errors import UserError
 from dataio.loading.order import PURPOSE_SUBSTITUTE, hash64
+from dataio.shards.shard_set import ShardSet
 from dataio.shards.tar_reader import DamagedSample
-
-if TYPE_CHECKING:
-    from dataio.shards.shard_set import ShardSet
 
 _BLOCK = 4096  # substitutes looked at together
 _BLOCKS = 16
@@ -40,7 +38,7 @@ class Quarantine:
             the split that may be left out; rounded up to whole samples.
     """
 
-    def __init__(self, shards: "ShardSet", path: str | Path, cap: float) -> None:
+    def __init__(self, shards: ShardSet, path: str | Path, cap: float) -> None:
         self._shards, self.path = shards, Path(path)
         self.allowed = math.ceil(cap * len(shards))
         self.ids = self._read()

@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,21 @@ _EXTRA = 32  # shards held beyond the plan, for orders that announce none
 _PAUSE = 0.05  # seconds between looks at what another process copies
 _PAUSE_FULL = 1.0  # and between looks whether there is room again
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@dataclass(frozen=True)
+class CacheOptions:
+    """Where a `ShardSet` keeps copies of its shards.
+
+    Attributes:
+        folder: of the copies; shared by the machine's processes and runs.
+        cap_gib: the most that all copies may take, GiB; 0 sets no limit.
+        strict: read nothing from a tar whose SHA-256 proves wrong while it is copied.
+    """
+
+    folder: str | Path
+    cap_gib: float = 0.0
+    strict: bool = True
 
 
 class ShardCache:

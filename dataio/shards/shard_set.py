@@ -8,22 +8,18 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tokenize import TokenError
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dataio.core.errors import UserError
-from dataio.loading.quarantine import Quarantine
-from dataio.shards.local_cache import ShardCache
+from dataio.shards.local_cache import CacheOptions, ShardCache
 from dataio.shards.manifest_schema import index_fault, manifest_fault
 from dataio.shards.paged_index import Rows
 from dataio.shards.shard_table import ShardTable, shard_counts
 from dataio.shards.tar_reader import BLOCK, DamagedSample, Tars, Unreadable, check_size
-
-if TYPE_CHECKING:
-    from dataio.loading.in_memory import Resident
 
 # One row per sample of a split, in shard order. `offset` and `size` are of the image's
 # bytes inside the tar; labels are -1 where unknown; `key` is the position in the plan.
@@ -146,11 +142,10 @@ class ShardSet:
         rows: structured array [N] of dtype SAMPLE.
         shard_sizes: int64 [shards], selected samples in each shard.
         labels: the label spaces.
-        resident: the decoded images, where `dataio.loading.in_memory.hold` has put them in memory.
-        quarantine: where loaders may leave out damaged samples; None: such a sample is an error.
 
     Raises:
-        UserError: missing, truncated or changed files; an unknown split, subset or generator.
+        UserError: missing, truncated or changed files; an unknown split, subset or generator; a
+            cache folder that cannot be written.
     """
 
     def __init__(
@@ -161,6 +156,7 @@ class ShardSet:
         subsets: Sequence[str] = (),
         generators: Sequence[str] = (),
         verify: bool = False,
+        cache: CacheOptions | None = None,
     ) -> None:
         self.folder, self.split = Path(folder), split
         self.manifest = read_manifest(folder)
@@ -190,21 +186,13 @@ class ShardSet:
             if self._whole
             else np.bincount(rows["shard"], minlength=len(self.shards)).astype(np.int64)
         )
-        self.tars = Tars(self.folder, self.shards, check=self._tabled)
-        self.quarantine: Quarantine | None = None
-        self.resident: Resident | None = None
-
-    def use_cache(self, folder: str | Path, cap_gib: float, *, strict: bool = True) -> None:
-        """Read by way of copies in a folder of this machine; see `dataio.shards.local_cache`.
-
-        Args:
-            strict: read nothing of a tar that is found to have another SHA-256 while it is copied.
-
-        Raises:
-            UserError: the folder cannot be written.
-        """
-        cache = ShardCache(folder, self.folder, self.shards, cap_gib)
-        self.tars = Tars(self.folder, self.shards, cache, strict=strict, check=self._tabled)
+        self.tars = Tars(
+            self.folder,
+            self.shards,
+            None if cache is None else ShardCache(cache.folder, self.folder, self.shards, cache.cap_gib),
+            strict=cache is None or cache.strict,
+            check=self._tabled,
+        )
 
     def _subset_numbers(self, subsets: Sequence[str]) -> list[int]:
         known = self.manifest["subsets"]
@@ -289,8 +277,10 @@ class ShardSet:
 
     def sizes(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Widths and heights of samples, int64 [len(ids)] each, pixels."""
-        if self.resident is not None:  # all of one size: no look into the index
-            height, width = (side - 2 * self.resident.pad for side in self.resident.pixels.shape[1:3])
+        entry = self.manifest["splits"][self.split]
+        low, high = entry.get("smallest", {}), entry["largest"]
+        width, height = high["width"], high["height"]
+        if (low.get("width"), low.get("height")) == (width, height):  # no need to read the index
             return np.full(len(ids), width, np.int64), np.full(len(ids), height, np.int64)
         rows = self.rows[ids]
         return rows["width"].astype(np.int64), rows["height"].astype(np.int64)

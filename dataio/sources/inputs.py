@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from dataio.core.errors import UserError
-from dataio.layouts.files import IMAGE_SUFFIXES
-from dataio.sources.source import Source, read_file
+from dataio.sources.source import IMAGE_SUFFIXES, Source, read_file
 
 SUFFIXES = (*IMAGE_SUFFIXES, ".gif")
 _ZIP = re.compile(r"\.zip(\.0*1)?$", re.IGNORECASE)

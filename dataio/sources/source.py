@@ -11,6 +11,7 @@ from pathlib import Path
 from dataio.core.errors import UserError
 from dataio.sources.split_zip import is_zip, open_zip
 
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 LARGEST = 512 * 2**20  # bytes of one file, unpacked; whatever is larger is no image
 
 

@@ -10,8 +10,9 @@ import torch
 
 from dataio.images.codec import preset_policy
 from dataio.layouts.genimage import GenImageLayout
-from dataio.loading.in_memory import open_loader
+from dataio.loading.in_memory import preload
 from dataio.loading.loader import DataConfig, TrainingOrder, training_work
+from dataio.loading.open_loader import open_loader
 from dataio.sharding.job import write_shards
 from dataio.shards.shard_set import ShardSet
 from engines.benchmark.harness import READY, Group, Run, Settings, timed
@@ -161,9 +162,11 @@ def _loading(settings: Settings, name: str, config: DataConfig) -> Iterator[Call
     order = _order(settings, name, config)
     device = torch.device(settings.device)
     work = training_work(order, micro_batch=settings.batch, rank=0, world=1, first_step=0, last_step=10**9)
-    loader = open_loader(order.shards, config, work, batch=settings.batch, device=device, train=True)
-    held = order.shards.resident
-    extra = {} if held is None else {"fill_seconds": held.seconds}
+    in_memory = preload(config, device, order.shards)[0] if config.resident else None
+    loader = open_loader(
+        order.shards, config, work, batch=settings.batch, device=device, train=True, in_memory=in_memory
+    )
+    extra = {} if in_memory is None else {"fill_seconds": in_memory.seconds}
 
     def once() -> Run:
         def work() -> int:

@@ -1,6 +1,7 @@
 """Building what a training run needs: the model with its start, and its DDP wrapping."""
 
 import warnings
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -9,8 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dataio.core.errors import UserError
 from dataio.loading.balanced_order import class_counts
-from dataio.loading.in_memory import open_loader
-from dataio.loading.loader import TrainingOrder, training_work
+from dataio.loading.loader import Batch, TrainingOrder, Work, training_work
 from dataio.shards.shard_set import ShardSet
 from engines.config.detector import Config
 from engines.runtime.distributed import World
@@ -32,9 +32,16 @@ def make_deterministic(config: Config) -> None:
 
 
 def build_model(
-    config: Config, shards: ShardSet, order: TrainingOrder, device: torch.device
+    config: Config,
+    shards: ShardSet,
+    open_loader: Callable[[Iterator[Work], int], Iterator[Batch]],
+    order: TrainingOrder,
+    device: torch.device,
 ) -> tuple[DualHead, WeightReport | None]:
     """The network at its start, on the device, and what became of its initial weights' file.
+
+    Args:
+        open_loader: gives the batches of the training split, see `dataio.loading.open_loader`.
 
     Raises:
         UserError: weights that cannot be read or do not fit.
@@ -55,21 +62,23 @@ def build_model(
     layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
     if config.model.whiten:
         try:
-            whiten_stem(model, _first_images(config, shards, order, device))
+            whiten_stem(model, _first_images(config, open_loader, order))
         except ValueError as error:
             raise UserError(str(error)) from None
     return model.to(device, memory_format=layout), report  # type: ignore[call-overload]
 
 
 def _first_images(
-    config: Config, shards: ShardSet, order: TrainingOrder, device: torch.device, count: int = 2048
+    config: Config,
+    open_loader: Callable[[Iterator[Work], int], Iterator[Batch]],
+    order: TrainingOrder,
+    count: int = 2048,
 ) -> torch.Tensor:
     """The run's first images, cropped as in training, float [N, 3, size, size]; the same on every rank."""
     batch = config.train.micro_batch
     steps = min(order.steps_per_epoch, -(-count // config.train.global_batch))
     work = training_work(order, micro_batch=batch, rank=0, world=1, first_step=0, last_step=steps)
-    loader = open_loader(shards, config.data, work, batch=batch, device=device, train=True)
-    return torch.cat([loaded.image.cpu() for loaded in loader])
+    return torch.cat([loaded.image.cpu() for loaded in open_loader(work, batch)])
 
 
 def class_weights(config: Config, shards: ShardSet, device: torch.device) -> torch.Tensor | None:

@@ -192,11 +192,12 @@ class _Run:
             self.say(f"{config.model.weights}: {trainer.weight_report}; all names are in weights.txt")
             if self.world.is_main:
                 write_text(self.folder / "weights.txt", trainer.weight_report.to_text())
-        held = [s.resident for s in (trainer.train_set, trainer.val_set) if s is not None and s.resident]
-        if held:
+        in_memory = [split for split in (trainer.train_in_memory, trainer.val_in_memory) if split is not None]
+        if in_memory:
+            mebibytes = sum(split.pixels.nbytes for split in in_memory) / 2**20
             self.say(
-                f"data.resident: {sum(h.pixels.nbytes for h in held) / 2**20:.0f} MiB on {self.world.device} in each "
-                f"process, decoded in {sum(h.seconds for h in held):.1f} s"
+                f"data.resident: {mebibytes:.0f} MiB on {self.world.device} in each process, decoded in "
+                f"{sum(split.seconds for split in in_memory):.1f} s"
             )
         if not trainer.val_set:
             self.say("no validation images: best.pt will be the last step's weights")

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from dataio.loading.quarantine import Quarantine
+from dataio.shards.local_cache import CacheOptions
 from dataio.shards.shard_set import ShardSet
 from engines.config.detector import Config
 
@@ -28,13 +29,20 @@ def open_sets(config: Config) -> tuple[ShardSet, ShardSet | None]:
     """
     data = config.data
     chosen = {"subsets": data.subsets, "generators": data.generators}
-    train_set = ShardSet(data.shards, "train", **chosen, verify=data.verify)
+    strict = data.damaged == "stop"
+    cache = CacheOptions(data.cache_dir, data.cache_gib, strict) if data.cache_dir else None
+    train_set = ShardSet(data.shards, "train", **chosen, verify=data.verify, cache=cache)
     has_val = train_set.manifest["splits"].get("val", {}).get("samples", 0) > 0
-    val_set = ShardSet(data.shards, "val", **chosen, verify=data.verify) if has_val else None
-    for shards in filter(None, (train_set, val_set)):
-        if data.cache_dir:
-            shards.use_cache(data.cache_dir, data.cache_gib, strict=data.damaged == "stop")
-        if data.damaged == "skip":
-            path = Path(config.run.dir) / "quarantine.jsonl"
-            shards.quarantine = Quarantine(shards, path, data.damaged_cap)
+    val_set = ShardSet(data.shards, "val", **chosen, verify=data.verify, cache=cache) if has_val else None
     return train_set, val_set
+
+
+def open_quarantine(config: Config, shards: ShardSet | None) -> Quarantine | None:
+    """Where a split's damaged samples are listed; None where such a sample stops the run.
+
+    Raises:
+        UserError: the run's list cannot be read.
+    """
+    if shards is None or config.data.damaged == "stop":
+        return None
+    return Quarantine(shards, Path(config.run.dir) / "quarantine.jsonl", config.data.damaged_cap)

@@ -12,8 +12,9 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from dataio.core.errors import UserError
-from dataio.loading.in_memory import hold, open_loader
-from dataio.loading.loader import Batch, TrainingOrder, training_work
+from dataio.loading.in_memory import InMemorySplit, preload
+from dataio.loading.loader import Batch, TrainingOrder, Work, training_work
+from dataio.loading.open_loader import open_loader
 from dataio.loading.order import PURPOSE_FORWARD, hash64
 from dataio.loading.trace import named
 from dataio.shards.shard_set import ShardSet
@@ -28,6 +29,7 @@ from engines.train.ema import WeightAverage
 from engines.train.meters import FIELDS, Tally
 from engines.train.mixup import mix
 from engines.train.nonfinite import NonFinite, is_bad, mask_update, write_dump
+from engines.train.open_data import open_quarantine
 from engines.train.optim import Patience, build_optimizer, learning_rate
 from engines.train.schedule import (
     PRECISIONS,
@@ -66,9 +68,22 @@ class Trainer:
         self.precision = resolve_precision(config.train.precision, world.device)
         make_deterministic(config)
         self._check_watched()
+        self.train_quarantine = open_quarantine(config, train_set)
+        self.val_quarantine = open_quarantine(config, val_set)
+        self.train_in_memory: InMemorySplit | None = None
+        self.val_in_memory: InMemorySplit | None = None
         if config.data.resident:
-            hold(config.data, world.device, train_set, val_set)
-        self.model, self.weight_report = build_model(config, train_set, self.order, world.device)
+            self.train_in_memory, self.val_in_memory = preload(
+                config.data,
+                world.device,
+                train_set,
+                val_set,
+                train_quarantine=self.train_quarantine,
+                val_quarantine=self.val_quarantine,
+            )
+        self.model, self.weight_report = build_model(
+            config, train_set, self._open_training_loader, self.order, world.device
+        )
         # Before DDP's hooks are on the parameters.
         self.flops_per_image = training_flops(self.model, config.data.size)
         self.statistics = RunningStatistics(self.model)
@@ -140,25 +155,28 @@ class Trainer:
                 world=self.world.size,
                 first_step=self.step,
                 last_step=self.plan.total_steps,
+                announce=self.train_in_memory is None,
             )
-            self._loader = open_loader(
-                self.train_set,
-                self.config.data,
-                work,
-                batch=self.config.train.micro_batch,
-                device=self.world.device,
-                train=True,
-            )
+            self._loader = self._open_training_loader(work, self.config.train.micro_batch)
         return self._loader
+
+    def _open_training_loader(self, work: Iterator[Work], batch: int) -> Iterator[Batch]:
+        return open_loader(
+            self.train_set,
+            self.config.data,
+            work,
+            batch=batch,
+            device=self.world.device,
+            train=True,
+            quarantine=self.train_quarantine,
+            in_memory=self.train_in_memory,
+        )
 
     def first_batch(self) -> Batch:
         """The first training images of the next step, as the network will see them (before mixing)."""
         size = min(self.config.train.micro_batch, max(1, self.config.log.images))
         work = iter([self.order.work(self.step, 0, size)])
-        loader = open_loader(
-            self.train_set, self.config.data, work, batch=size, device=self.world.device, train=True
-        )
-        return next(loader)
+        return next(self._open_training_loader(work, size))
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.precision == "fp32":
@@ -322,7 +340,15 @@ class Trainer:
         """Errors and loss of the judged weights on the validation split."""
         assert self.val_set is not None
         with self._autocast():
-            return validate(self.judged, self.val_set, self.config, self.world, self._each_validation_batch)
+            return validate(
+                self.judged,
+                self.val_set,
+                self.config,
+                self.world,
+                self._each_validation_batch,
+                quarantine=self.val_quarantine,
+                in_memory=self.val_in_memory,
+            )
 
     def _each_validation_batch(self) -> None:
         faults.at("validation.batch", self.step)

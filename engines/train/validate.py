@@ -9,8 +9,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from dataio.loading.in_memory import open_loader
+from dataio.loading.in_memory import InMemorySplit
 from dataio.loading.loader import Batch, evaluation_work
+from dataio.loading.open_loader import open_loader
+from dataio.loading.quarantine import Quarantine
 from dataio.shards.shard_set import ShardSet
 from engines.config.detector import Config
 from engines.runtime.distributed import World
@@ -65,12 +67,15 @@ def validate(
     config: Config,
     world: World,
     each_batch: Callable[[], None] = lambda: None,
+    *,
+    quarantine: Quarantine | None = None,
+    in_memory: InMemorySplit | None = None,
 ) -> Validation:
     """Judge `model` on every image of `shards` exactly once, over all ranks.
 
     Args:
         model: is left in evaluation mode. config: `log.images` says how many mistakes to keep.
-        each_batch: is called before each batch.
+        each_batch: is called before each batch. quarantine, in_memory: of `shards`, see `open_loader`.
     """
     model.eval()
     tally = Tally.empty(world.device)
@@ -79,7 +84,17 @@ def validate(
     mistakes: list[Mistake] = []
     size = config.train.micro_batch
     work = evaluation_work(shards, config.data, batch=size, rank=world.rank, world=world.size)
-    for batch in open_loader(shards, config.data, work, batch=size, device=world.device, train=False):
+    loader = open_loader(
+        shards,
+        config.data,
+        work,
+        batch=size,
+        device=world.device,
+        train=False,
+        quarantine=quarantine,
+        in_memory=in_memory,
+    )
+    for batch in loader:
         each_batch()
         generator_logits, object_logits = model(batch.image)
         tally.add(generator_logits, object_logits, batch.generator, batch.object)

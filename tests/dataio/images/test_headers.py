@@ -82,9 +82,17 @@ def copy(tiny_shards, tmp_path):
     return tmp_path / "shards"
 
 
-def load(shards):
+def load(shards, quarantine=None):
     work = evaluation_work(shards, DataConfig(size=32), batch=64, rank=0, world=1)
-    loader = Loader(shards, DataConfig(size=32), work, batch=64, device=torch.device("cpu"), train=False)
+    loader = Loader(
+        shards,
+        DataConfig(size=32),
+        work,
+        batch=64,
+        device=torch.device("cpu"),
+        train=False,
+        quarantine=quarantine,
+    )
     return torch.cat([batch.sample_id for batch in loader]).tolist()
 
 
@@ -95,5 +103,5 @@ def test_in_a_large_batch_damage_is_named_and_left_out(copy, tmp_path):
         match=rf"key {int(shards.rows[5]['key']):09d} .*: not a decodable image, .* \(no image format",
     ):
         load(shards)
-    shards.quarantine = Quarantine(shards, tmp_path / "list.jsonl", 0.1)
-    assert load(shards) == [i for i in range(len(shards)) if i not in (5, 9, 40)]
+    quarantine = Quarantine(shards, tmp_path / "list.jsonl", 0.1)
+    assert load(shards, quarantine) == [i for i in range(len(shards)) if i not in (5, 9, 40)]

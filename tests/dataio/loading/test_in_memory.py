@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from dataio.core.errors import UserError
-from dataio.loading import in_memory as resident
+from dataio.loading import in_memory
 from dataio.loading.augment import AugmentConfig
 from dataio.loading.config import DataConfig
-from dataio.loading.in_memory import ResidentLoader, free_memory, hold, open_loader
+from dataio.loading.in_memory import InMemoryLoader, InMemorySplit, free_memory, preload
 from dataio.loading.loader import Loader, TrainingOrder, evaluation_work, training_work
+from dataio.loading.open_loader import open_loader
 from dataio.loading.quarantine import Quarantine
 from dataio.shards.shard_set import ShardSet
 
@@ -20,18 +21,34 @@ CPU = torch.device("cpu")
 GREY = 1 / 255 / 0.224  # a grey level, of the channel where it is the largest
 
 
-def batches(shards, config, *, train=True, world=1, first=0, last=6, seed=7):
+def decoded(config, shards, train=True, quarantine=None):
+    if train:
+        return preload(config, CPU, shards, train_quarantine=quarantine)[0]
+    return InMemorySplit(shards, config, CPU, 0, quarantine)
+
+
+def batches(shards, config, *, train=True, world=1, first=0, last=6, seed=7, quarantine=None):
     """Copies of all ranks' batches, held or decoded as `config.resident` says."""
     found = []
     order = TrainingOrder(shards, config, seed, 16) if train else None
+    split = decoded(config, shards, train, quarantine) if config.resident else None
     for rank in range(world):
         work = (
             training_work(order, micro_batch=4, rank=rank, world=world, first_step=first, last_step=last)
             if order
             else evaluation_work(shards, config, batch=7, rank=rank, world=world)
         )
-        loader = open_loader(shards, config, work, batch=7, device=CPU, train=train)
-        assert isinstance(loader, ResidentLoader if config.resident else Loader)
+        loader = open_loader(
+            shards,
+            config,
+            work,
+            batch=7,
+            device=CPU,
+            train=train,
+            quarantine=quarantine,
+            in_memory=split,
+        )
+        assert isinstance(loader, InMemoryLoader if config.resident else Loader)
         for batch in loader:
             assert batch.image.is_contiguous(memory_format=torch.channels_last)
             assert batch.image.dtype == torch.float32 and batch.generator.dtype == torch.int64
@@ -80,8 +97,7 @@ def test_of_a_selection_only_the_selected_are_held(tiny_shards, options):
         options = {"generators": [known[1]]}
     assert compared(tiny_shards, size=28, crop="random", pad=1, options=options.items()) == 0
     shards = ShardSet(tiny_shards, "train", **options)
-    hold(DataConfig(size=28), CPU, shards, None)
-    assert shards.resident is not None and len(shards.resident.pixels) == len(shards)
+    assert len(decoded(DataConfig(size=28), shards).pixels) == len(shards)
 
 
 @pytest.mark.parametrize("world", [1, 3])
@@ -121,9 +137,8 @@ def test_resampling_is_the_same_under_autocast(tiny_shards):
 def test_a_gpus_gather_takes_the_pixels_that_the_cpus_rows_do(tiny_shards):
     config = DataConfig(size=28, crop="random", pad=3, resident=True)
     shards = ShardSet(tiny_shards, "train")
-    hold(config, CPU, shards, None)
     order = TrainingOrder(shards, config, 3, 16)
-    loader = ResidentLoader(shards, config, iter([]), device=CPU, train=True)
+    loader = InMemoryLoader(shards, decoded(config, shards), config, iter([]), device=CPU, train=True)
     for step in range(4):
         work = order.work(step, 0, 16)
         assert 0 < work.flips.sum() < 16
@@ -149,7 +164,8 @@ def test_batches_are_the_callers_own(tiny_shards):
     before = batches(shards, config)
     order = TrainingOrder(shards, config, 7, 16)
     work = training_work(order, micro_batch=4, rank=0, world=1, first_step=0, last_step=6)
-    for batch in open_loader(shards, config, work, batch=4, device=CPU, train=True):
+    split = decoded(config, shards)
+    for batch in open_loader(shards, config, work, batch=4, device=CPU, train=True, in_memory=split):
         batch.image.fill_(torch.nan)
     assert all(torch.equal(a[0], b[0]) for a, b in zip(before, batches(shards, config), strict=True))
 
@@ -183,8 +199,9 @@ def test_damaged_samples_are_replaced_or_left_out_as_without(tiny_shards, tmp_pa
         pair = []
         for held in (False, True):
             shards = ShardSet(folder, split)
-            shards.quarantine = Quarantine(shards, tmp_path / f"{held}.jsonl", 0.2)
-            pair.append(batches(shards, DataConfig(**settings, resident=held), train=train))
+            quarantine = Quarantine(shards, tmp_path / f"{held}.jsonl", 0.2)
+            config = DataConfig(**settings, resident=held)
+            pair.append(batches(shards, config, train=train, quarantine=quarantine))
         assert all(torch.equal(a, b) for x, y in zip(*pair, strict=True) for a, b in zip(x, y, strict=True))
     assert len((tmp_path / "True.jsonl").read_text().splitlines()) == 5
 
@@ -192,7 +209,7 @@ def test_damaged_samples_are_replaced_or_left_out_as_without(tiny_shards, tmp_pa
 def test_a_damaged_sample_is_named_before_the_first_step(tiny_shards, tmp_path):
     shards = ShardSet(damaged(tiny_shards, tmp_path, "train", 5), "train")
     with pytest.raises(UserError, match=rf"key {int(shards.rows[5]['key']):09d} .*not a decodable image"):
-        hold(DataConfig(size=28, resident=True), CPU, shards, None)
+        preload(DataConfig(size=28, resident=True), CPU, shards)
 
 
 def test_images_of_several_sizes_are_refused(tiny_shards):
@@ -201,7 +218,7 @@ def test_images_of_several_sizes_are_refused(tiny_shards):
     with pytest.raises(
         UserError, match=r"data\.resident: the train images of .* are 32 to 40 px wide and 32 to 32 px high"
     ):
-        hold(DataConfig(size=28, resident=True), CPU, shards, None)
+        preload(DataConfig(size=28, resident=True), CPU, shards)
 
 
 def test_what_does_not_fit_is_refused_with_both_numbers(tiny_shards, monkeypatch):
@@ -209,16 +226,15 @@ def test_what_does_not_fit_is_refused_with_both_numbers(tiny_shards, monkeypatch
     needed = 2 * 3 * (len(train) * 36**2 + len(val) * 32**2)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     config = DataConfig(size=32, crop="random", pad=2, resident=True)
-    monkeypatch.setattr(resident, "free_memory", lambda device: needed - 1)
+    monkeypatch.setattr(in_memory, "free_memory", lambda device: needed - 1)
     told = (
         rf"{len(train)} train and {len(val)} val images in each of 2 processes need 0\.00 GiB and 0\.00 GiB"
     )
     with pytest.raises(UserError, match=told):
-        hold(config, CPU, train, val)
-    assert [s.resident for s in (train, val)] == [None, None]
-    monkeypatch.setattr(resident, "free_memory", lambda device: needed)
-    hold(config, CPU, train, val)
-    assert sum(s.resident.pixels.nbytes for s in (train, val) if s.resident) == needed // 2
+        preload(config, CPU, train, val)
+    monkeypatch.setattr(in_memory, "free_memory", lambda device: needed)
+    splits = preload(config, CPU, train, val)
+    assert sum(split.pixels.nbytes for split in splits if split is not None) == needed // 2
 
 
 def test_the_free_memory_is_the_systems_or_the_control_groups(tmp_path):

@@ -29,8 +29,7 @@ def copy(tiny_shards, tmp_path):
 
 def opened(folder, quarantine, cap=0.2, split="train"):
     shards = ShardSet(folder, split)
-    shards.quarantine = Quarantine(shards, quarantine, cap)
-    return shards
+    return shards, Quarantine(shards, quarantine, cap)
 
 
 def overwrite(folder, sample_id, what, split="train"):
@@ -43,7 +42,7 @@ def overwrite(folder, sample_id, what, split="train"):
         file.write(b"\0" * (512 if what == "header" else size))
 
 
-def load(shards, world=1, first=0, last=STEPS, config=CONFIG, micro_batch=4):
+def load(shards, quarantine=None, *, world=1, first=0, last=STEPS, config=CONFIG, micro_batch=4):
     """What every step's global batch was: ids and pixels by step."""
     steps: dict[int, list[Any]] = {}
     order = TrainingOrder(shards, config, 7, GLOBAL_BATCH)
@@ -51,7 +50,15 @@ def load(shards, world=1, first=0, last=STEPS, config=CONFIG, micro_batch=4):
         work = training_work(
             order, micro_batch=micro_batch, rank=rank, world=world, first_step=first, last_step=last
         )
-        loader = Loader(shards, config, work, batch=micro_batch, device=torch.device("cpu"), train=True)
+        loader = Loader(
+            shards,
+            config,
+            work,
+            batch=micro_batch,
+            device=torch.device("cpu"),
+            train=True,
+            quarantine=quarantine,
+        )
         per_step = GLOBAL_BATCH // world // micro_batch
         for number, batch in enumerate(loader):
             steps.setdefault(first + number // per_step, []).append((batch.sample_id, batch.image.clone()))
@@ -97,14 +104,14 @@ def test_what_is_left_out_is_the_same_for_any_number_of_processes_and_after_a_re
     overwrite(copy, undecodable, "bytes")
     overwrite(copy, elsewhere, "header")
     overwrite(copy, last, "bytes")
-    one = load(opened(copy, tmp_path / "one.jsonl"))
-    assert same(one, load(opened(copy, tmp_path / "two.jsonl"), world=2))
-    assert same(one, load(opened(copy, tmp_path / "four.jsonl"), world=4))
+    one = load(*opened(copy, tmp_path / "one.jsonl"))
+    assert same(one, load(*opened(copy, tmp_path / "two.jsonl"), world=2))
+    assert same(one, load(*opened(copy, tmp_path / "four.jsonl"), world=4))
     other = DataConfig(size=24, crop="random_resized", window_shards=2, prefetch=4, threads=2)
-    assert same(one, load(opened(copy, tmp_path / "other.jsonl"), config=other, micro_batch=2))
-    resumed = load(opened(copy, tmp_path / "one.jsonl"), first=3)
+    assert same(one, load(*opened(copy, tmp_path / "other.jsonl"), config=other, micro_batch=2))
+    resumed = load(*opened(copy, tmp_path / "one.jsonl"), first=3)
     assert same({step: one[step] for step in resumed}, resumed)
-    anew = load(opened(copy, tmp_path / "nothing.jsonl"), first=3)
+    anew = load(*opened(copy, tmp_path / "nothing.jsonl"), first=3)
     assert same(anew, resumed)
     # Everything else is as it was, to the pixel; what stands in has the same labels.
     rows, replaced = ShardSet(copy, "train").rows, 0
@@ -127,29 +134,29 @@ def test_what_is_left_out_is_the_same_for_any_number_of_processes_and_after_a_re
 def test_a_quarantine_is_respected_where_the_shard_was_mended(tiny_shards, copy, tmp_path):
     (sample_id,) = first_ids(copy, 3)
     overwrite(copy, sample_id, "bytes")
-    damaged = load(opened(copy, tmp_path / "list.jsonl"))
-    assert same(damaged, load(opened(tiny_shards, tmp_path / "list.jsonl")))
-    assert not same(damaged, load(opened(tiny_shards, tmp_path / "other.jsonl")))
+    damaged = load(*opened(copy, tmp_path / "list.jsonl"))
+    assert same(damaged, load(*opened(tiny_shards, tmp_path / "list.jsonl")))
+    assert not same(damaged, load(*opened(tiny_shards, tmp_path / "other.jsonl")))
 
 
 def test_half_a_line_of_a_killed_process_is_no_harm(copy, tmp_path):
     (sample_id,) = first_ids(copy, 3)
     overwrite(copy, sample_id, "header")
-    expected = load(opened(copy, tmp_path / "list.jsonl"))
+    expected = load(*opened(copy, tmp_path / "list.jsonl"))
     text = (tmp_path / "list.jsonl").read_text()
     (tmp_path / "list.jsonl").write_text(text[: len(text) // 2])
-    assert same(expected, load(opened(copy, tmp_path / "list.jsonl")))
+    assert same(expected, load(*opened(copy, tmp_path / "list.jsonl")))
 
 
 def test_more_damage_than_the_cap_stops(copy, tmp_path):
     for sample_id in first_ids(copy, 1, 2, 3):
         overwrite(copy, sample_id, "header")
-    shards = opened(copy, tmp_path / "list.jsonl", cap=2 / len(ShardSet(copy, "train")))
-    assert shards.quarantine.allowed == 2
+    shards, quarantine = opened(copy, tmp_path / "list.jsonl", cap=2 / len(ShardSet(copy, "train")))
+    assert quarantine.allowed == 2
     with pytest.raises(
         UserError, match=r"3 samples of the train split are damaged by now, and data\.damaged_cap allows 2"
     ):
-        load(shards)
+        load(shards, quarantine)
 
 
 def test_validation_leaves_damaged_samples_out(copy, tmp_path):
@@ -157,11 +164,19 @@ def test_validation_leaves_damaged_samples_out(copy, tmp_path):
     overwrite(copy, 2, "bytes", "test")
     overwrite(copy, 9, "header", "test")
     for world in (1, 3):
-        shards = opened(copy, tmp_path / f"{world}.jsonl", split="test")
+        shards, quarantine = opened(copy, tmp_path / f"{world}.jsonl", split="test")
         found = []
         for rank in range(world):
             work = evaluation_work(shards, CONFIG, batch=1 if world == 3 else 5, rank=rank, world=world)
-            loader = Loader(shards, CONFIG, work, batch=5, device=torch.device("cpu"), train=False)
+            loader = Loader(
+                shards,
+                CONFIG,
+                work,
+                batch=5,
+                device=torch.device("cpu"),
+                train=False,
+                quarantine=quarantine,
+            )
             for batch in loader:
                 assert torch.equal(
                     batch.generator,

@@ -14,7 +14,7 @@ import pytest
 from dataio.core.errors import UserError
 from dataio.loading.config import DataConfig
 from dataio.loading.loader import TrainingOrder, training_work
-from dataio.shards.local_cache import ShardCache
+from dataio.shards.local_cache import CacheOptions, ShardCache
 from dataio.shards.shard_set import ShardSet
 from tests.support import environment
 
@@ -22,9 +22,7 @@ PATIENCE = 120.0  # seconds until a test gives up on another process
 
 
 def opened(shards, cache, gib=0.0, split="train"):
-    found = ShardSet(shards, split)
-    found.use_cache(cache, gib)
-    return found
+    return ShardSet(shards, split, cache=CacheOptions(cache, gib))
 
 
 def contents(shards):
@@ -53,9 +51,9 @@ def copy(tiny_shards, tmp_path):
 
 WORKER = """
 import sys
+from dataio.shards.local_cache import CacheOptions
 from dataio.shards.shard_set import ShardSet
-shards = ShardSet(sys.argv[1], "train")
-shards.use_cache(sys.argv[2], float(sys.argv[3]))
+shards = ShardSet(sys.argv[1], "train", cache=CacheOptions(sys.argv[2], float(sys.argv[3])))
 cache = shards.tars.cache
 cache.plan(range(len(shards.shards)))
 whole = sys.argv[4] == "all"

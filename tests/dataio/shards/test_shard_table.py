@@ -14,6 +14,7 @@ from dataio.loading.quarantine import Quarantine
 from dataio.sharding.merge import summary
 from dataio.sharding.verify import verify_shards
 from dataio.shards import shard_table
+from dataio.shards.local_cache import CacheOptions
 from dataio.shards.shard_set import ShardSet, read_manifest, sha256_of
 from dataio.shards.shard_table import ENTRY, ShardTable, to_entries
 from engines.audit.sample import open_splits, picks_of_shards
@@ -69,7 +70,7 @@ def test_everything_reads_a_set_with_a_table(tabled, tiny_shards, tmp_path):
     assert [pick.name for pick in picks_of_shards(open_splits(tabled, splits))] == [
         pick.name for pick in picks_of_shards(open_splits(tiny_shards, splits))
     ]
-    ours.use_cache(tmp_path / "cache", 0)
+    ours = ShardSet(tabled, "train", cache=CacheOptions(tmp_path / "cache"))
     assert ours.tars.cache is not None
     ours.tars.cache.plan(range(len(ours.shards)))
     assert ours.tars.cache.wait(120)
@@ -144,7 +145,6 @@ def test_a_damaged_shard_is_named_as_ever_when_it_is_first_opened(copy, tmp_path
         ShardSet(copy, "train", verify=True)
     shards = ShardSet(copy, "train")
     shards.read(0)
-    shards.quarantine = Quarantine(shards, tmp_path / "damaged.jsonl", 1.0)
     config = DataConfig(size=24, crop="random", window_shards=2)
     loader = Loader(
         shards,
@@ -153,6 +153,7 @@ def test_a_damaged_shard_is_named_as_ever_when_it_is_first_opened(copy, tmp_path
         batch=first,
         device=torch.device("cpu"),
         train=False,
+        quarantine=Quarantine(shards, tmp_path / "damaged.jsonl", 1.0),
     )
     with pytest.raises(UserError) as caught:
         list(loader)

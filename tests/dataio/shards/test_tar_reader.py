@@ -10,6 +10,7 @@ import pytest
 
 from dataio.core.errors import UserError
 from dataio.shards import tar_reader as tars
+from dataio.shards.local_cache import CacheOptions
 from dataio.shards.shard_set import ShardSet
 from dataio.shards.tar_reader import DamagedSample
 
@@ -146,7 +147,7 @@ def test_a_tar_found_to_be_changed_is_not_read_from_memory_either(copy, tmp_path
     shards = ShardSet(copy, "train")
     path = copy / shards.shards[0]["file"]
     path.write_bytes(path.read_bytes()[:-1] + b"x")  # in the padding: no sample shows it
-    shards.use_cache(tmp_path / "cache", 0)
+    shards = ShardSet(copy, "train", cache=CacheOptions(tmp_path / "cache"))
     own, deadline = np.flatnonzero(shards.rows["shard"] == 0), time.monotonic() + 60
     # Read from memory, until the thread that makes the copy has seen it.
     with pytest.raises(UserError, match="the tar's SHA-256 is not the manifest's"):

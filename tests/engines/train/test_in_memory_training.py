@@ -56,7 +56,7 @@ def test_losses_errors_and_weights_are_those_without(build, changes):
     pair = []
     for held in (False, True):
         trainer = build(data__resident=held, **changes)
-        assert (trainer.train_set.resident is not None) == (trainer.val_set.resident is not None) == held
+        assert (trainer.train_in_memory is not None) == (trainer.val_in_memory is not None) == held
         pair.append((trained(trainer, 6), state(trainer)))
     (metrics, weights), (held_metrics, held_weights) = pair
     assert metrics == held_metrics
