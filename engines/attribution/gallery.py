@@ -20,7 +20,7 @@ from dataio.shards.shard_set import ShardSet, label_mismatch
 from engines.attribution.faithfulness import compare_with_random
 from engines.attribution.gradcam import grad_cams, overlay, verdict_score
 from engines.config.detector import Config
-from engines.evaluate.decision import decision_of
+from engines.evaluate.calibration import calibration_of
 from engines.evaluate.predictions import label_spaces, probability_column
 from engines.evaluate.split_inference import load_model
 from engines.train.validate import to_pixels
@@ -104,12 +104,12 @@ def _verdicts(
     table: pa.Table, p_fake: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_]]:
     """Calibrated P(fake) where there is a calibration, verdict "fake", undecided: each [N]."""
-    decision = decision_of(table)
-    if decision is None:
+    calibration = calibration_of(table)
+    if calibration is None:
         return p_fake, p_fake >= 0.5, np.zeros(len(p_fake), bool)
-    p = decision.probability(p_fake)
-    unsure = decision.abstains(p)
-    return p, np.where(unsure, p >= 0.5, decision.calls_fake(p)), unsure
+    p = calibration.probability(p_fake)
+    unsure = calibration.abstains(p)
+    return p, np.where(unsure, p >= 0.5, calibration.calls_fake(p)), unsure
 
 
 def build_gallery(

@@ -7,7 +7,8 @@ import pyarrow as pa
 
 from dataio.core.errors import UserError
 from engines.checkpoint.files import weights_sha256
-from engines.evaluate.calibration import Calibration, calibration_path, fit, save_calibration
+from engines.evaluate.calibration import Calibration, calibration_path, save_calibration
+from engines.evaluate.calibration_fit import fit_calibration
 from engines.evaluate.predictions import build_table, checkpoint_info, read_predictions
 from engines.stats.significance import wilson
 
@@ -35,7 +36,7 @@ def calibrate_checkpoint(
 
     Raises:
         UserError: neither or both of data and predictions; the test split; predictions of
-            other weights, of another split or of mirror images; what `fit` raises.
+            other weights, of another split or of mirror images; what `fit_calibration` raises.
     """
     if (data is None) == (predictions is None):
         raise UserError("give either --data SHARDS or --predictions FILE.parquet, to calibrate on")
@@ -58,7 +59,7 @@ def calibrate_checkpoint(
             return None
         table = build_table(arrays)
         weights = arrays.checkpoint["weights_sha256"]
-    found = fit(
+    calibration = fit_calibration(
         table["p_fake"].to_numpy(),
         [name != "nature" for name in table["generator"].to_pylist()],
         false_alarm_rate=false_alarm_rate,
@@ -66,7 +67,7 @@ def calibrate_checkpoint(
         split=split,
         weights_sha256=weights,
     )
-    return found, save_calibration(checkpoint, found)
+    return calibration, save_calibration(checkpoint, calibration)
 
 
 def _read(checkpoint: str, predictions: str, split: str) -> tuple[pa.Table, str]:

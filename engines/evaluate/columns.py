@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from engines.evaluate.decision import decision_of
+from engines.evaluate.calibration import calibration_of
 from engines.evaluate.predictions import clusters, label_indices, label_spaces, unseen_generators
 
 THRESHOLD = 0.5  # an image is called fake where P(fake) is at least this
@@ -40,14 +40,14 @@ class Labels:
         self.called_fake = self.p_fake >= THRESHOLD
         self.in_top5 = self._in_top5(table)
         self.cluster = clusters(table)
-        self.decision = decision_of(table)
+        self.calibration = calibration_of(table)
         self.calibrated: NDArray[np.float64] | None = None
         self.called_fake_calibrated: NDArray[np.bool_] | None = None
         self.unsure: NDArray[np.bool_] | None = None
-        if self.decision is not None:
-            self.calibrated = self.decision.probability(self.p_fake)
-            self.called_fake_calibrated = self.decision.calls_fake(self.calibrated)
-            self.unsure = self.decision.abstains(self.calibrated)
+        if self.calibration is not None:
+            self.calibrated = self.calibration.probability(self.p_fake)
+            self.called_fake_calibrated = self.calibration.calls_fake(self.calibrated)
+            self.unsure = self.calibration.abstains(self.calibrated)
 
     @property
     def can_merge(self) -> bool:

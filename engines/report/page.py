@@ -20,7 +20,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from dataio.core import atomic
 from dataio.core.errors import UserError, reason_of
 from engines.evaluate.columns import Labels
-from engines.evaluate.decision import decision_of
 from engines.evaluate.metrics import THRESHOLD
 from engines.report import plots
 from engines.runtime.paths import ROOT
@@ -161,20 +160,20 @@ def _values(table: pa.Table, metrics: Mapping[str, Any], context: Context) -> di
         ],
         "columns": COLUMNS,
         "rows": [(name, metrics["per_generator"][name]) for name in names],
-        "figures": _figures(labels, table, metrics),
+        "figures": _figures(labels, metrics),
         "protocols": [_protocol(protocol) for protocol in context.protocols],
         # "<" could end the script that holds it.
-        "explorer": json.dumps(_explorer(labels, table)).replace("<", "\\u003c"),
+        "explorer": json.dumps(_explorer(labels)).replace("<", "\\u003c"),
     }
 
 
-def _figures(labels: Labels, table: pa.Table, metrics: Mapping[str, Any]) -> dict[str, str]:
+def _figures(labels: Labels, metrics: Mapping[str, Any]) -> dict[str, str]:
     fake, found = labels.fake, {}
     if fake.any() and not fake.all():
         found["roc"] = plots.roc_figure(fake, labels.p_fake, labels.generator, labels.generators)
-        curves, decision = {"as trained": labels.p_fake}, decision_of(table)
-        if decision is not None:
-            curves["calibrated"] = decision.probability(labels.p_fake)
+        curves = {"as trained": labels.p_fake}
+        if labels.calibrated is not None:
+            curves["calibrated"] = labels.calibrated
         found["reliability"] = plots.reliability_figure(fake, curves)
     confusion = metrics["confusion"]["generator"]
     matrix, names = np.asarray(confusion["matrix"], float), np.asarray(confusion["labels"])
@@ -191,15 +190,15 @@ def _figures(labels: Labels, table: pa.Table, metrics: Mapping[str, Any]) -> dic
     return found
 
 
-def _explorer(labels: Labels, table: pa.Table) -> dict[str, Any]:
+def _explorer(labels: Labels) -> dict[str, Any]:
     """How many images of each generator have P(fake) in each of `BINS` steps, for the moving threshold."""
-    decision = decision_of(table)
-    p = labels.p_fake if decision is None else decision.probability(labels.p_fake)
+    calibration = labels.calibration
+    p = labels.p_fake if labels.calibrated is None else labels.calibrated
     bins = np.clip((p * BINS).astype(int), 0, BINS - 1)
     return {
         "bins": BINS,
-        "start": THRESHOLD if decision is None else decision.threshold,
-        "calibrated": decision is not None,
+        "start": THRESHOLD if calibration is None else calibration.threshold,
+        "calibrated": calibration is not None,
         "generators": [
             {"name": name, "counts": np.bincount(bins[labels.generator == index], minlength=BINS).tolist()}
             for index, name in enumerate(labels.generators)

@@ -29,7 +29,7 @@ from engines.evaluate.calibrate import calibrate_checkpoint
 from engines.evaluate.calibration import load_calibration
 from engines.evaluate.evaluate import evaluate_checkpoint
 from engines.evaluate.predictions import build_table, read_predictions
-from engines.evaluate.split_inference import predict_split
+from engines.evaluate.split_inference import load_model, predict_split
 from engines.runtime.command import run_command
 from tests.support import environment, write_detector
 
@@ -130,7 +130,7 @@ def test_predictions_are_evaluations_on_the_same_images_raw_and_calibrated(
     )
     assert done.returncode == 0, done.stderr
     assert "calibration: run/best.calibration.json" in done.stdout
-    found = load_calibration(work / "run" / "best.pt")
+    found = load_calibration(work / "run" / "best.pt", load_model(work / "run")[0].state_dict())
     assert (
         found is not None and found.split == "val" and found.counts["real"] + found.counts["fake"] == len(raw)
     )
@@ -342,7 +342,7 @@ def test_explain_uses_the_calibration(work: Path, call, tmp_path: Path) -> None:
     call(tmp_path, "explain", *flags, "--output", "raw.json")
     before = json.loads((tmp_path / "raw.json").read_text())[0]["p_fake"]
     calibrate_checkpoint(checkpoint=str(tmp_path / "run"), data=str(work / "data"))
-    found = load_calibration(tmp_path / "run")
+    found = load_calibration(tmp_path / "run", load_model(tmp_path / "run")[0].state_dict())
     assert found is not None
     for name in ("a.json", "a.html"):
         assert call(tmp_path, "explain", *flags, "--output", name).returncode == 0

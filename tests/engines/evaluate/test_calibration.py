@@ -16,13 +16,12 @@ from dataio.core.errors import UserError
 from engines.checkpoint.files import weights_sha256
 from engines.evaluate.calibrate import calibrate_checkpoint
 from engines.evaluate.calibration import (
+    Calibration,
     calibration_path,
-    false_alarm_threshold,
-    fit,
     load_calibration,
-    miss_threshold,
     save_calibration,
 )
+from engines.evaluate.calibration_fit import false_alarm_threshold, fit_calibration, miss_threshold
 from engines.evaluate.predictions import PredictionArrays, build_table, write_predictions
 from engines.evaluate.split_inference import load_model
 from engines.export.to_safetensors import export_checkpoint
@@ -38,7 +37,7 @@ def _draw(images: int, temperature: float, shift: float, seed: int = 0):
 
 
 def _fit(p, fake, **changes):
-    return fit(p, fake, **{"split": "val", "weights_sha256": "0" * 64, **changes})
+    return fit_calibration(p, fake, **{"split": "val", "weights_sha256": "0" * 64, **changes})
 
 
 @pytest.mark.parametrize(("temperature", "shift"), [(1.0, 0.0), (2.5, -1.0), (0.6, 0.8)])
@@ -68,7 +67,7 @@ def test_certain_probabilities_are_clipped_and_stay_in_order():
     assert np.isfinite(p).all() and (np.diff(p) >= 0).all() and p[0] == p[1] and 0 < p[0] < p[-1] < 1
 
 
-def test_splits_told_apart_without_error_do_not_make_it_certain():
+def test_splits_separated_without_error_do_not_make_it_certain():
     p = np.r_[np.full(20, 0.1), np.full(20, 0.9)]
     found = _fit(p, p > 0.5)
     # Platt: (N + 1) / (N + 2), the rule of succession.
@@ -165,14 +164,28 @@ def _calibrate(checkpoint):
     return _fit(*_draw(300, 1.5, 0.2), weights_sha256=weights)
 
 
+def _load(checkpoint):
+    return load_calibration(checkpoint, load_model(checkpoint)[0].state_dict())
+
+
+def test_a_predictions_table_keeps_what_decides():
+    calibration = _fit(*_draw(500, 2.0, 0.3))
+    kept = Calibration.from_summary(json.loads(json.dumps(calibration.summary())))
+    p = calibration.probability(np.linspace(0, 1, 101))
+    np.testing.assert_array_equal(kept.probability(np.linspace(0, 1, 101)), p)
+    verdicts = np.array([calibration.verdict(value) for value in p])
+    np.testing.assert_array_equal(kept.calls_fake(p), verdicts == "AI-generated")
+    np.testing.assert_array_equal(kept.abstains(p), verdicts == "unsure")
+
+
 def test_a_calibration_comes_back_from_its_file_and_out_of_an_export(checkpoint, tmp_path):
-    assert load_calibration(checkpoint) is None
+    assert _load(checkpoint) is None
     found = _calibrate(checkpoint)
     assert save_calibration(checkpoint, found) == tmp_path / "best.calibration.json"
-    assert load_calibration(checkpoint) == found
-    assert load_calibration(tmp_path) == found  # the run's folder
+    assert _load(checkpoint) == found
+    assert _load(tmp_path) == found  # the run's folder
     export_checkpoint(checkpoint, tmp_path / "out")
-    assert load_calibration(tmp_path / "out") == found
+    assert _load(tmp_path / "out") == found
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
         "config.json",
         "model.calibration.json",
@@ -180,7 +193,7 @@ def test_a_calibration_comes_back_from_its_file_and_out_of_an_export(checkpoint,
     ]
     calibration_path(checkpoint).unlink()
     export_checkpoint(checkpoint, tmp_path / "out")  # again, now without
-    assert load_calibration(tmp_path / "out") is None
+    assert _load(tmp_path / "out") is None
 
 
 def test_a_calibration_of_other_weights_is_refused(checkpoint):
@@ -189,7 +202,7 @@ def test_a_calibration_of_other_weights_is_refused(checkpoint):
     with pytest.raises(
         UserError, match=r"best.calibration.json: belongs to other weights .*calibrate.py"
     ) as caught:
-        load_calibration(checkpoint)
+        _load(checkpoint)
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="belongs to other weights"):
         export_checkpoint(checkpoint, checkpoint.parent / "out")
@@ -212,7 +225,7 @@ def test_damaged_calibrations_are_one_line(checkpoint, damage):
     }[damage]
     path.write_text(text)
     with pytest.raises(UserError, match=r"best.calibration.json: not a calibration") as caught:
-        load_calibration(checkpoint)
+        _load(checkpoint)
     assert "\n" not in str(caught.value)
 
 
@@ -252,7 +265,7 @@ def test_predictions_already_made_are_taken(checkpoint, tmp_path):
     path, p, fake = _predictions(tmp_path / "p.parquet", weights_sha256=weights, split="val")
     done = calibrate_checkpoint(checkpoint=str(checkpoint), predictions=path)
     assert done is not None
-    assert done[0] == replace(_fit(p, fake, weights_sha256=weights)) == load_calibration(checkpoint)
+    assert done[0] == replace(_fit(p, fake, weights_sha256=weights)) == _load(checkpoint)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,41 @@
+"""Reading JSON files that name their format and version."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dataio.core.errors import UserError, one_line
+
+
+def read_versioned_json(
+    path: str | Path, format: str, versions: Sequence[int], hint: str, *, what: str, key: str = "format"
+) -> dict[str, Any]:
+    """Read a JSON object and check its format and version.
+
+    Args:
+        format: the expected value of `key`. versions: those that this release reads; empty
+            where the file's version does not matter.
+        hint: what the user can do about any other file.
+        what: the kind of file, with its article: "a calibration".
+        key: the name of the format's key.
+
+    Raises:
+        FileNotFoundError: there is no such file; the caller knows how to make one.
+        UserError: the file cannot be read, is not a JSON object, or has another format or
+            version.
+    """
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError(f"it holds a {type(values).__name__}, expected an object")
+        if values.get(key) != format:
+            raise ValueError(f"{key} is {values.get(key)!r}, expected {format!r}")
+        if versions and values.get("version") not in versions:
+            readable = " or ".join(map(str, versions))
+            raise ValueError(f"version {values.get('version')}, this telltale reads {readable}")
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not {what} ({one_line(error)[:200]}); {hint}") from None
+    return values
