@@ -73,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from engines.benchmark import goals as benchmark_goals
     from engines.benchmark import harness as benchmark
     from engines.benchmark import roofline
+    from engines.benchmark.case import BenchmarkSettings
     from engines.benchmark.data import prepare
     from engines.benchmark.registry import GROUPS
 
@@ -90,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         say("measuring memory and arithmetic")
         precision = "bf16" if options.device == "cuda" else "fp32"
         limits = roofline.measure(options.device, precision, options.workers)
-    settings = benchmark.Settings(folder=str(folder), limits=limits, **given)
+    settings = BenchmarkSettings(folder=str(folder), limits=limits, **given)
     say(f"drawing and sharding {settings.images} and {settings.small} images in {folder}")
     prepare(settings)
     groups, results, repeats = [GROUPS[name] for name in names], [], 1 if options.tiny else options.repeats

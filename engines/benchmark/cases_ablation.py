@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from dataio.shards.shard_set import ShardSet
+from engines.benchmark.case import BenchmarkSettings, Case, Group, Run
 from engines.benchmark.cases_train import training_steps
 from engines.benchmark.detector import detector_config, world_of
-from engines.benchmark.harness import Case, Group, Run, Settings
 from engines.config.detector import Config
 from engines.train.trainer import Trainer
 
@@ -29,14 +29,14 @@ def _train(**changes: Any) -> Change:
     return lambda config: replace(config, train=replace(config.train, **changes))
 
 
-def _built(settings: Settings, change: Change) -> Trainer:
+def _built(settings: BenchmarkSettings, change: Change) -> Trainer:
     config = change(detector_config(settings))
     return Trainer(config, world_of(settings), ShardSet(config.data.shards, "train"), None)
 
 
 def _with(change: Change = lambda config: config) -> Case:
     @contextmanager
-    def case(settings: Settings) -> Iterator[Callable[[], Run]]:
+    def case(settings: BenchmarkSettings) -> Iterator[Callable[[], Run]]:
         # As a run does; see engines/train/loop.py.
         trainer = _built(settings, change)
         gc.collect()
@@ -47,12 +47,12 @@ def _with(change: Change = lambda config: config) -> Case:
 
 
 @contextmanager
-def _unfrozen(settings: Settings) -> Iterator[Callable[[], Run]]:
+def _unfrozen(settings: BenchmarkSettings) -> Iterator[Callable[[], Run]]:
     yield training_steps(_built(settings, lambda config: config), settings)
 
 
 @contextmanager
-def _whole_images(settings: Settings) -> Iterator[Callable[[], Run]]:
+def _whole_images(settings: BenchmarkSettings) -> Iterator[Callable[[], Run]]:
     """All of each image is decoded, then cropped, as with padding."""
     trainer = _built(settings, lambda config: config)
     loader: Any = trainer._batches()
@@ -62,7 +62,7 @@ def _whole_images(settings: Settings) -> Iterator[Callable[[], Run]]:
 
 
 @contextmanager
-def _waiting(settings: Settings) -> Iterator[Callable[[], Run]]:
+def _waiting(settings: BenchmarkSettings) -> Iterator[Callable[[], Run]]:
     """The host looks at a loss in every step."""
     trainer = _built(settings, lambda config: config)
     step = trainer.train_step

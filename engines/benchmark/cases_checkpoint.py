@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
+from engines.benchmark.case import BenchmarkSettings, Group, Run
 from engines.benchmark.detector import make_trainer, synchronize
-from engines.benchmark.harness import Group, Run, Settings
 from engines.checkpoint.async_saver import Saver
 from engines.checkpoint.files import CheckpointFolder
 from engines.train.loop import checkpoint_state
@@ -34,7 +34,7 @@ class _Timed(CheckpointFolder):
 
 def _measure(
     trainer: Trainer,
-    settings: Settings,
+    settings: BenchmarkSettings,
     save: Callable[[], None],
     durable: Callable[[], float],
     size: Callable[[], int],
@@ -75,7 +75,7 @@ def _measure(
     )
 
 
-def _step(trainer: Trainer, settings: Settings) -> float:
+def _step(trainer: Trainer, settings: BenchmarkSettings) -> float:
     """Seconds of a step, the device's part too: a save must not be charged for its queue."""
     begin = time.perf_counter()
     trainer.train_step()
@@ -85,7 +85,7 @@ def _step(trainer: Trainer, settings: Settings) -> float:
 
 def _ours(background: bool) -> Any:
     @contextmanager
-    def case(settings: Settings) -> Iterator[Callable[[], Run]]:
+    def case(settings: BenchmarkSettings) -> Iterator[Callable[[], Run]]:
         trainer = make_trainer(settings, _CPU_SIDE)
         with tempfile.TemporaryDirectory(dir=settings.folder) as folder:
             store = _Timed(Path(folder) / "checkpoints", keep=2)
@@ -108,7 +108,7 @@ def _ours(background: bool) -> Any:
 
 
 @contextmanager
-def _plain(settings: Settings) -> Iterator[Callable[[], Run]]:
+def _plain(settings: BenchmarkSettings) -> Iterator[Callable[[], Run]]:
     """What most loops do: torch.save of the live state to the final name, nothing synced.
 
     `durable_ms` is with an fsync of the file afterwards, which the loop does not wait for here.

@@ -15,7 +15,7 @@ from dataio.loading.loader import DataConfig, TrainingOrder, training_work
 from dataio.loading.open_loader import open_loader
 from dataio.sharding.job import write_shards
 from dataio.shards.shard_set import ShardSet
-from engines.benchmark.harness import READY, Group, Run, Settings, timed
+from engines.benchmark.case import READY, BenchmarkSettings, Group, Run, timed
 from engines.benchmark.peers_input import (
     by_pillow,
     by_torchvision,
@@ -32,7 +32,9 @@ from engines.benchmark.peers_input import (
 
 
 @contextmanager
-def _shard_ours(settings: Settings, workers: int = 0, preset: str = "default") -> Iterator[Callable[[], Run]]:
+def _shard_ours(
+    settings: BenchmarkSettings, workers: int = 0, preset: str = "default"
+) -> Iterator[Callable[[], Run]]:
     layout = GenImageLayout(Path(settings.folder) / "source", val_fraction=0.1)
 
     def once() -> Run:
@@ -57,13 +59,13 @@ def _shard_ours(settings: Settings, workers: int = 0, preset: str = "default") -
 
 
 @contextmanager
-def _shard_ours_plain(settings: Settings) -> Iterator[Callable[[], Run]]:
+def _shard_ours_plain(settings: BenchmarkSettings) -> Iterator[Callable[[], Run]]:
     with _shard_ours(settings, preset="reference") as once:
         yield once
 
 
 @contextmanager
-def _shard_ours_alone(settings: Settings) -> Iterator[Callable[[], Run]]:
+def _shard_ours_alone(settings: BenchmarkSettings) -> Iterator[Callable[[], Run]]:
     with _shard_ours(settings, workers=1) as once:
         yield once
 
@@ -75,12 +77,12 @@ def _count(manifest: dict[str, Any]) -> int:
 # ---- order, index and bytes, without decoding; small images, one process ----------------------
 
 
-def _order(settings: Settings, name: str, config: DataConfig) -> TrainingOrder:
+def _order(settings: BenchmarkSettings, name: str, config: DataConfig) -> TrainingOrder:
     return TrainingOrder(ShardSet(Path(settings.folder) / name, "train"), config, 0, settings.batch)
 
 
 @contextmanager
-def _read_ours(settings: Settings) -> Iterator[Callable[[], Run]]:
+def _read_ours(settings: BenchmarkSettings) -> Iterator[Callable[[], Run]]:
     order = _order(settings, "small", _small_config())
     step = 0
 
@@ -105,7 +107,7 @@ def _read_ours(settings: Settings) -> Iterator[Callable[[], Run]]:
 
 def _decoder(decode: Callable[[bytes], Any]) -> Any:
     @contextmanager
-    def case(settings: Settings) -> Iterator[Callable[[], Run]]:
+    def case(settings: BenchmarkSettings) -> Iterator[Callable[[], Run]]:
         shards = ShardSet(Path(settings.folder) / "large", "train")
         files = [shards.read(number).tobytes() for number in range(min(len(shards), 256))]
 
@@ -139,7 +141,7 @@ decode_torchvision = _decoder(by_torchvision)
 
 
 @contextmanager
-def decode_dali(settings: Settings) -> Iterator[Callable[[], Run]]:
+def decode_dali(settings: BenchmarkSettings) -> Iterator[Callable[[], Run]]:
     """The loader with a centre crop of the whole image: decoding, and what it costs to normalise."""
     config = DataConfig(size=256, crop="centre", eval_crop=1.0, threads=1)
     with _loading(settings, "large", config) as once:
@@ -158,7 +160,7 @@ def _small_config(threads: int = 0, *, resident: bool = False) -> DataConfig:
 
 
 @contextmanager
-def _loading(settings: Settings, name: str, config: DataConfig) -> Iterator[Callable[[], Run]]:
+def _loading(settings: BenchmarkSettings, name: str, config: DataConfig) -> Iterator[Callable[[], Run]]:
     order = _order(settings, name, config)
     device = torch.device(settings.device)
     work = training_work(order, micro_batch=settings.batch, rank=0, world=1, first_step=0, last_step=10**9)
@@ -181,19 +183,19 @@ def _loading(settings: Settings, name: str, config: DataConfig) -> Iterator[Call
 
 
 @contextmanager
-def _load_ours(settings: Settings) -> Iterator[Callable[[], Run]]:
+def _load_ours(settings: BenchmarkSettings) -> Iterator[Callable[[], Run]]:
     with _loading(settings, "large", _large_config(settings.workers + 1)) as once:  # as data.threads 0
         yield once
 
 
 @contextmanager
-def _load_small_ours(settings: Settings) -> Iterator[Callable[[], Run]]:
+def _load_small_ours(settings: BenchmarkSettings) -> Iterator[Callable[[], Run]]:
     with _loading(settings, "small", _small_config(settings.workers + 1)) as once:
         yield once
 
 
 @contextmanager
-def _load_small_resident(settings: Settings) -> Iterator[Callable[[], Run]]:
+def _load_small_resident(settings: BenchmarkSettings) -> Iterator[Callable[[], Run]]:
     """Decoded once beforehand (`fill_seconds`), which is not in the rates; one thread."""
     with _loading(settings, "small", _small_config(settings.workers, resident=True)) as once:
         yield once

@@ -24,7 +24,7 @@ from transformers import Trainer, TrainerCallback
 from dataio.core.atomic import write_text
 from dataio.core.errors import UserError
 from dataio.vqa.conversations import read_conversations
-from engines.benchmark.harness import Group, Run, Settings, Unavailable
+from engines.benchmark.case import BenchmarkSettings, Group, Run, Unavailable
 from engines.config.detector import LogConfig
 from engines.config.mlm import AdamConfig, ConversationsConfig, FinetuneConfig, LoopConfig, TuneConfig
 from engines.mlm.dataset import Collator, ConversationDataset, tokenize_conversations
@@ -43,7 +43,7 @@ _WORDS = (5, 250)  # of an answer, drawn evenly on a logarithmic scale: padding 
 _NEVER = 10**9
 
 
-def _config(settings: Settings, language: str, *, recompute: bool) -> FinetuneConfig:
+def _config(settings: BenchmarkSettings, language: str, *, recompute: bool) -> FinetuneConfig:
     gpu = settings.device == "cuda"
     # 4 conversations at a time and 8 times over, as upstream's custom_finetune.sh on one GPU.
     return FinetuneConfig(
@@ -118,7 +118,7 @@ class _Counting:
 class _Pace(TrainerCallback):
     """Lets a trainer run for one window after the other, and counts what it trains on meanwhile."""
 
-    def __init__(self, counting: _Counting, settings: Settings) -> None:
+    def __init__(self, counting: _Counting, settings: BenchmarkSettings) -> None:
         self._counting, self._settings = counting, settings
         self.go: queue.Queue[bool] = queue.Queue()
         self.reached: queue.Queue[Run | BaseException | None] = queue.Queue()
@@ -154,7 +154,7 @@ class _Pace(TrainerCallback):
 
 
 @contextmanager
-def _windows(trainer: Any, pace: _Pace, settings: Settings) -> Iterator[Callable[[], Run]]:
+def _windows(trainer: Any, pace: _Pace, settings: BenchmarkSettings) -> Iterator[Callable[[], Run]]:
     """The trainer's own loop, in a thread that stands still between runs."""
 
     def train() -> None:
@@ -190,7 +190,7 @@ def _windows(trainer: Any, pace: _Pace, settings: Settings) -> Iterator[Callable
 
 def _case(language: str, *, recompute: bool, plain: bool) -> Any:
     @contextmanager
-    def case(settings: Settings) -> Iterator[Callable[[], Run]]:
+    def case(settings: BenchmarkSettings) -> Iterator[Callable[[], Run]]:
         config = _config(settings, language, recompute=recompute)
         if settings.device == "cpu" and shutil.which("g++") is None:
             raise Unavailable("DeepSpeed compiles its operators for the CPU, and there is no g++")

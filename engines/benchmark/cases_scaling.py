@@ -13,15 +13,15 @@ from typing import Any
 import torch
 
 from dataio.shards.shard_set import ShardSet
+from engines.benchmark.case import BenchmarkSettings, Group, Run, Unavailable
 from engines.benchmark.detector import detector_config, synchronize
-from engines.benchmark.harness import Group, Run, Settings, Unavailable
 from engines.runtime.distributed import join, leave
 from engines.train.trainer import Trainer
 
 _COLD_STEPS = 2
 
 
-def _rank(connection: Connection, settings: Settings, environment: dict[str, str]) -> None:
+def _rank(connection: Connection, settings: BenchmarkSettings, environment: dict[str, str]) -> None:
     """One process of a run as torchrun would start it: so many steps whenever it is told."""
     os.environ.update(environment)
     world = join()
@@ -44,7 +44,7 @@ def _rank(connection: Connection, settings: Settings, environment: dict[str, str
     leave(world)
 
 
-def _processes(settings: Settings, wanted: int) -> int:
+def _processes(settings: BenchmarkSettings, wanted: int) -> int:
     """`wanted` processes, 0 for as many as there is room for: GPUs, or the two of a small CPU."""
     room = torch.cuda.device_count() if settings.device == "cuda" else 2
     if wanted == 0 and room < 2:
@@ -54,7 +54,7 @@ def _processes(settings: Settings, wanted: int) -> int:
 
 def _case(wanted: int) -> Any:
     @contextmanager
-    def case(settings: Settings) -> Iterator[Callable[[], Run]]:
+    def case(settings: BenchmarkSettings) -> Iterator[Callable[[], Run]]:
         count = _processes(settings, wanted)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))

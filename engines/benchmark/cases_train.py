@@ -9,8 +9,8 @@ import torch
 
 from dataio.loading.loader import Loader, evaluation_work
 from dataio.shards.shard_set import ShardSet
+from engines.benchmark.case import READY, BenchmarkSettings, Group, Run, timed
 from engines.benchmark.detector import detector_config, make_trainer, synchronize, world_of
-from engines.benchmark.harness import READY, Group, Run, Settings, timed
 from engines.benchmark.peers_train import step_timm, step_torchvision, train_timm, train_torchvision
 from engines.benchmark.roofline import step_traffic
 from engines.evaluate.split_inference import forward
@@ -19,7 +19,7 @@ from models.detector.dual_head import DualHead
 from models.detector.flops import peak_flops
 
 
-def training_steps(trainer: Trainer, settings: Settings) -> Callable[[], Run]:
+def training_steps(trainer: Trainer, settings: BenchmarkSettings) -> Callable[[], Run]:
     """What runs a trainer for a while; its arithmetic as shares of what the device could do at best."""
     data, batch, limits = trainer.config.data, trainer.config.train.micro_batch, settings.limits
     traffic = step_traffic(trainer.model, batch, data.size, trainer.precision)
@@ -51,12 +51,12 @@ def training_steps(trainer: Trainer, settings: Settings) -> Callable[[], Run]:
 
 
 @contextmanager
-def _train_ours(settings: Settings) -> Iterator[Callable[[], Run]]:
+def _train_ours(settings: BenchmarkSettings) -> Iterator[Callable[[], Run]]:
     yield training_steps(make_trainer(settings), settings)
 
 
 @contextmanager
-def _step_ours(settings: Settings) -> Iterator[Callable[[], Run]]:
+def _step_ours(settings: BenchmarkSettings) -> Iterator[Callable[[], Run]]:
     trainer = make_trainer(settings)
     batch = next(trainer._batches())
     trainer._loader = itertools.repeat(batch)
@@ -67,7 +67,7 @@ def _step_ours(settings: Settings) -> Iterator[Callable[[], Run]]:
 
 
 @torch.inference_mode()
-def _predicting(settings: Settings, *, load: bool, predict: bool) -> Callable[[], Run]:
+def _predicting(settings: BenchmarkSettings, *, load: bool, predict: bool) -> Callable[[], Run]:
     config, world = detector_config(settings), world_of(settings)
     torch.set_num_threads(config.train.threads)
     shards = ShardSet(config.data.shards, "train")
@@ -104,7 +104,7 @@ def _predicting(settings: Settings, *, load: bool, predict: bool) -> Callable[[]
 
 def _evaluation(*, load: bool, predict: bool) -> Any:
     @contextmanager
-    def case(settings: Settings) -> Iterator[Callable[[], Run]]:
+    def case(settings: BenchmarkSettings) -> Iterator[Callable[[], Run]]:
         yield _predicting(settings, load=load, predict=predict)
 
     return case

@@ -11,12 +11,12 @@ from dataio.layouts.genimage import GenImageLayout
 from dataio.layouts.synthetic import write_synthetic
 from dataio.sharding.job import write_shards
 from dataio.shards.shard_set import ShardSet
-from engines.benchmark.harness import Settings
+from engines.benchmark.case import BenchmarkSettings
 
 SIDES = {"large": 256, "small": 32}
 
 
-def prepare(settings: Settings) -> None:
+def prepare(settings: BenchmarkSettings) -> None:
     """Draw and shard what is not there yet: `source`, `large` and `small` in the settings' folder.
 
     source: originals of 320 px in GenImage's layout. large, small: shards of 256 and 32 px, and

@@ -6,7 +6,7 @@ import torch
 
 from dataio.loading.loader import DataConfig
 from dataio.shards.shard_set import ShardSet
-from engines.benchmark.harness import Settings
+from engines.benchmark.case import BenchmarkSettings
 from engines.config.detector import Config, OptimConfig, RunConfig, TrainConfig
 from engines.runtime.distributed import World
 from engines.train.trainer import Trainer
@@ -16,7 +16,7 @@ from models.detector.dual_head import ModelConfig
 CPU_SIDE, CPU_BATCH = 96, 32
 
 
-def detector_config(settings: Settings, cpu_side: int = CPU_SIDE) -> Config:
+def detector_config(settings: BenchmarkSettings, cpu_side: int = CPU_SIDE) -> Config:
     """What the cases train: ResNet-50 at 224 px on a GPU, ResNet-18 at `cpu_side` px on a CPU."""
     gpu = settings.device == "cuda"
     data = DataConfig(
@@ -39,16 +39,16 @@ def detector_config(settings: Settings, cpu_side: int = CPU_SIDE) -> Config:
     )
 
 
-def world_of(settings: Settings) -> World:
+def world_of(settings: BenchmarkSettings) -> World:
     device = torch.device("cuda", 0) if settings.device == "cuda" else torch.device("cpu")
     return World(0, 1, 0, device, False)
 
 
-def synchronize(settings: Settings) -> None:
+def synchronize(settings: BenchmarkSettings) -> None:
     if settings.device == "cuda":
         torch.cuda.synchronize()
 
 
-def make_trainer(settings: Settings, cpu_side: int = CPU_SIDE) -> Trainer:
+def make_trainer(settings: BenchmarkSettings, cpu_side: int = CPU_SIDE) -> Trainer:
     config = detector_config(settings, cpu_side)
     return Trainer(config, world_of(settings), ShardSet(config.data.shards, "train"), None)

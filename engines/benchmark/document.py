@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from dataio.core.errors import UserError
-from engines.benchmark.harness import Group, Result, Settings, lines_of
+from engines.benchmark.case import BenchmarkSettings, Group, Result
+from engines.benchmark.harness import lines_of
 from engines.report.page import commit_of
 
 SCHEMA, VERSION = "telltale-benchmark", 1
@@ -54,7 +55,7 @@ def machine() -> dict[str, Any]:
 
 
 def document(
-    results: Sequence[Result], groups: Sequence[Group], settings: Settings, facts: dict[str, Any]
+    results: Sequence[Result], groups: Sequence[Group], settings: BenchmarkSettings, facts: dict[str, Any]
 ) -> dict[str, Any]:
     """All of a run as JSON values; `facts` is `machine()` of before it."""
     if settings.limits is not None:

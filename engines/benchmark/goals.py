@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from dataio.core.errors import UserError
-from engines.benchmark.harness import Result, Settings, run_group
+from engines.benchmark.case import BenchmarkSettings, Result
+from engines.benchmark.harness import run_group
+from engines.benchmark.registry import GROUPS
 from engines.runtime.paths import CONFIGS, ROOT
 
 CIFAKE_CONFIG = CONFIGS / "cifake_speedrun.yaml"
@@ -119,10 +121,8 @@ def _row(
     return {key: None if value == math.inf else value for key, value in row.items()}
 
 
-def measure(settings: Settings, repeats: int, say: Callable[[str], None]) -> list[Result]:
+def measure(settings: BenchmarkSettings, repeats: int, say: Callable[[str], None]) -> list[Result]:
     """Run the cases that the goals need; a group that fails is said and left out."""
-    from engines.benchmark.registry import GROUPS
-
     results: list[Result] = []
     for name, cases in CASES.items():
         group = GROUPS[name]

@@ -8,11 +8,9 @@ has the case's memory and processor time to itself.
 import multiprocessing
 import os
 import statistics
-import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, field
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -20,121 +18,17 @@ from typing import Any
 import torch
 
 from dataio.core.errors import UserError
-from engines.benchmark.roofline import Limits
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What all cases of a run share.
-
-    Attributes:
-        folder: of the data, made by `benchmark_data.prepare`. device: "cpu" or "cuda".
-        images, small: how many images of 256 px and of 32 px. workers: processes or threads.
-        seconds: about how long one run of a case should take at least.
-        limits: what the device could do at best, where that was measured.
-    """
-
-    folder: str
-    device: str = "cpu"
-    images: int = 600
-    small: int = 4000
-    workers: int = 2
-    batch: int = 64
-    seconds: float = 1.5
-    limits: Limits | None = None
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run: images done, seconds of wall time, bytes read or written, and other figures.
-
-    `untimed` images were done before the clock started; their processor time counts.
-    """
-
-    images: int
-    seconds: float
-    bytes: int = 0
-    extra: dict[str, float] = field(default_factory=dict)
-    untimed: int = 0
-
-
-# A case: made from the settings, it yields what runs it once.
-Case = Callable[[Settings], AbstractContextManager[Callable[[], Run]]]
-
-
-class Unavailable(Exception):
-    """A case cannot run here (a package is missing, a GPU too small); the group goes on without it."""
-
-
-@dataclass(frozen=True)
-class Group:
-    """Cases that do the same work; the first is ours.
-
-    Attributes:
-        alone: on a GPU, a case's process ends before the next begins: its memory holds only one.
-    """
-
-    name: str
-    what: str
-    unit: str
-    cases: dict[str, Case]
-    alone: bool = False
-
-
-@dataclass
-class Result:
-    """What a case reached; rates in the group's unit per second, memory in MiB."""
-
-    group: str
-    case: str
-    unit: str
-    cold: float
-    rates: list[float]
-    megabytes_per_second: float
-    cpu_seconds_per_image: float
-    peak_mib: float
-    extra: dict[str, float]
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.rates)
-
-
-# Batches that a paused loader has ready (two workers, two each), and one in the making.
-READY = 5
-
-
-def timed(work: Callable[[], int], seconds: float, *, ready: int = 0) -> tuple[int, float]:
-    """Repeat `work`, which returns how many images it did, until this much time has passed.
-
-    Args:
-        ready: how often it is done before the clock starts, since that much was prepared in advance.
-
-    Returns:
-        images, seconds.
-    """
-    for _ in range(ready):
-        work()
-    if ready and torch.cuda.is_initialized():
-        torch.cuda.synchronize()
-    done, begin = 0, time.perf_counter()
-    while True:
-        done += work()
-        passed = time.perf_counter() - begin
-        if passed >= seconds:
-            return done, passed
-
+from engines.benchmark.case import BenchmarkSettings, Group, Result, Run, Unavailable
+from engines.benchmark.registry import GROUPS
 
 # ---- the child --------------------------------------------------------------------------
 
 
-def _serve(connection: Connection, group: str, case: str, settings: Settings) -> None:
-    # By name: cases are closures, which cannot be sent to another process.
-    from engines.benchmark.registry import GROUPS
-
+def _serve(connection: Connection, group: str, case: str, settings: BenchmarkSettings) -> None:
     torch.set_num_threads(1)
     os.dup2(2, 1)  # what libraries print is not part of the table
     try:
+        # By name: cases are closures, which cannot be sent to another process.
         with GROUPS[group].cases[case](settings) as once:
             connection.send("ready")
             while connection.recv() == "go":
@@ -203,7 +97,7 @@ def _peak_mib() -> float:
 
 
 class _Child:
-    def __init__(self, group: Group, name: str, settings: Settings) -> None:
+    def __init__(self, group: Group, name: str, settings: BenchmarkSettings) -> None:
         self.name = name
         spawning = multiprocessing.get_context("spawn")
         self._connection, theirs = spawning.Pipe()
@@ -247,7 +141,9 @@ class _Child:
 # ---- the parent -------------------------------------------------------------------------
 
 
-def run_group(group: Group, settings: Settings, repeats: int, say: Callable[[str], None]) -> list[Result]:
+def run_group(
+    group: Group, settings: BenchmarkSettings, repeats: int, say: Callable[[str], None]
+) -> list[Result]:
     """Run a group's cases turn about.
 
     Args:
@@ -267,7 +163,7 @@ def run_group(group: Group, settings: Settings, repeats: int, say: Callable[[str
 
 
 def _turn_about(
-    group: Group, names: Sequence[str], settings: Settings, repeats: int, say: Callable[[str], None]
+    group: Group, names: Sequence[str], settings: BenchmarkSettings, repeats: int, say: Callable[[str], None]
 ) -> list[Result]:
     children: list[_Child] = []
     runs: dict[str, list[tuple[Run, float, float]]] = {name: [] for name in names}

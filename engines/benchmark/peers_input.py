@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from dataio.shards.shard_set import ShardSet
-from engines.benchmark.harness import READY, Run, Settings, timed
+from engines.benchmark.case import READY, BenchmarkSettings, Run, timed
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -27,7 +27,7 @@ def bytes_in(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _sources(settings: Settings) -> list[Path]:
+def _sources(settings: BenchmarkSettings) -> list[Path]:
     return [
         p
         for p in sorted((Path(settings.folder) / "source").rglob("*"))
@@ -36,7 +36,7 @@ def _sources(settings: Settings) -> list[Path]:
 
 
 @contextmanager
-def shard_reference(settings: Settings) -> Iterator[Callable[[], Run]]:
+def shard_reference(settings: BenchmarkSettings) -> Iterator[Callable[[], Run]]:
     """The reference project's way: one process, Pillow, squashed to 256 x 256, JPEG files."""
     paths = _sources(settings)
 
@@ -65,7 +65,7 @@ def _encoded(path: Path) -> bytes:
 
 
 @contextmanager
-def shard_webdataset(settings: Settings) -> Iterator[Callable[[], Run]]:
+def shard_webdataset(settings: BenchmarkSettings) -> Iterator[Callable[[], Run]]:
     """Webdataset's ShardWriter, with Pillow in a pool of processes."""
     import webdataset
 
@@ -89,12 +89,12 @@ def shard_webdataset(settings: Settings) -> Iterator[Callable[[], Run]]:
     yield once
 
 
-def _tars(settings: Settings, name: str) -> list[str]:
+def _tars(settings: BenchmarkSettings, name: str) -> list[str]:
     return sorted(map(str, (Path(settings.folder) / name / "train").glob("*.tar")))
 
 
 @contextmanager
-def read_webdataset(settings: Settings) -> Iterator[Callable[[], Run]]:
+def read_webdataset(settings: BenchmarkSettings) -> Iterator[Callable[[], Run]]:
     import webdataset
 
     def once() -> Run:
@@ -161,7 +161,7 @@ def transform_of(name: str, *, tensors: bool = False) -> Any:
 
 def torch_loading(name: str) -> Any:
     @contextmanager
-    def case(settings: Settings) -> Iterator[Callable[[], Run]]:
+    def case(settings: BenchmarkSettings) -> Iterator[Callable[[], Run]]:
         files = Files(Path(settings.folder) / f"{name}-files", transform_of(name))
         loader = torch.utils.data.DataLoader(
             files,
@@ -177,7 +177,7 @@ def torch_loading(name: str) -> Any:
     return case
 
 
-def _epochs(start: Callable[[], Iterator[Any]], settings: Settings) -> Callable[[], Run]:
+def _epochs(start: Callable[[], Iterator[Any]], settings: BenchmarkSettings) -> Callable[[], Run]:
     """Batches of as many epochs as it takes; an iterator goes on from run to run."""
     batches = start()
 
@@ -197,7 +197,7 @@ def _epochs(start: Callable[[], Iterator[Any]], settings: Settings) -> Callable[
 
 def webdataset_loading(name: str, decode: str) -> Any:
     @contextmanager
-    def case(settings: Settings) -> Iterator[Callable[[], Run]]:
+    def case(settings: BenchmarkSettings) -> Iterator[Callable[[], Run]]:
         import webdataset
 
         transform = transform_of(name, tensors=decode == "torchvision")
@@ -223,7 +223,7 @@ def webdataset_loading(name: str, decode: str) -> Any:
 
 
 @contextmanager
-def dali_reader(settings: Settings) -> Iterator[Callable[[], Run]]:
+def dali_reader(settings: BenchmarkSettings) -> Iterator[Callable[[], Run]]:
     """DALI's own WebDataset reader: the order is a local shuffle, the crops are drawn by DALI."""
     from nvidia.dali import fn, pipeline_def
     from nvidia.dali import types as dali_types

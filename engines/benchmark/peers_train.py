@@ -16,8 +16,8 @@ from torch import nn
 
 from dataio.loading.config import DataConfig
 from dataio.shards.shard_set import ShardSet
+from engines.benchmark.case import READY, BenchmarkSettings, Run, Unavailable, timed
 from engines.benchmark.detector import detector_config, synchronize
-from engines.benchmark.harness import READY, Run, Settings, Unavailable, timed
 from engines.benchmark.peers_input import MEAN, STD, Files, transform_of
 from models.detector.dual_head import DualHead
 
@@ -32,7 +32,7 @@ def _random_crop(data: DataConfig) -> Any:
     return t.RandomCrop(data.size)
 
 
-def _on_memory(step: Step, settings: Settings) -> Callable[[], Run]:
+def _on_memory(step: Step, settings: BenchmarkSettings) -> Callable[[], Run]:
     """Steps on one batch that is on the device."""
     config = detector_config(settings)
     batch, side = config.train.global_batch, config.data.size
@@ -47,7 +47,7 @@ def _on_memory(step: Step, settings: Settings) -> Callable[[], Run]:
     return once
 
 
-def _on_loader(step: Step, loader: Any, settings: Settings) -> Callable[[], Run]:
+def _on_loader(step: Step, loader: Any, settings: BenchmarkSettings) -> Callable[[], Run]:
     """Steps on a loader's batches, over its epochs."""
     batches = (batch for _ in itertools.count() for batch in loader)
 
@@ -66,7 +66,7 @@ def _on_loader(step: Step, loader: Any, settings: Settings) -> Callable[[], Run]
 # ---- torchvision ------------------------------------------------------------------------------
 
 
-def _torchvision_step(settings: Settings) -> Step:
+def _torchvision_step(settings: BenchmarkSettings) -> Step:
     """Torchvision's recipe: autocast on a GPU, cross-entropy, SGD, the loss looked at in every step."""
     config = detector_config(settings)
     torch.manual_seed(0)
@@ -92,12 +92,12 @@ def _torchvision_step(settings: Settings) -> Step:
 
 
 @contextmanager
-def step_torchvision(settings: Settings) -> Iterator[Callable[[], Run]]:
+def step_torchvision(settings: BenchmarkSettings) -> Iterator[Callable[[], Run]]:
     yield _on_memory(_torchvision_step(settings), settings)
 
 
 @contextmanager
-def train_torchvision(settings: Settings) -> Iterator[Callable[[], Run]]:
+def train_torchvision(settings: BenchmarkSettings) -> Iterator[Callable[[], Run]]:
     """Torchvision's training loop over loose files, with torch's DataLoader."""
     config = detector_config(settings)
     transform: Any = transform_of("large")
@@ -128,7 +128,7 @@ def _timm() -> Any:
     return timm
 
 
-def _timm_step(settings: Settings) -> Step:
+def _timm_step(settings: BenchmarkSettings) -> Step:
     """Timm's `train_one_epoch`, as with --amp --amp-dtype bfloat16 --channels-last on a GPU."""
     timm, config = _timm(), detector_config(settings)
     torch.manual_seed(0)
@@ -158,12 +158,12 @@ def _timm_step(settings: Settings) -> Step:
 
 
 @contextmanager
-def step_timm(settings: Settings) -> Iterator[Callable[[], Run]]:
+def step_timm(settings: BenchmarkSettings) -> Iterator[Callable[[], Run]]:
     yield _on_memory(_timm_step(settings), settings)
 
 
 @contextmanager
-def train_timm(settings: Settings) -> Iterator[Callable[[], Run]]:
+def train_timm(settings: BenchmarkSettings) -> Iterator[Callable[[], Run]]:
     """Timm's loop over loose files, with `timm.data.create_loader` (on a GPU: and its prefetcher)."""
     timm, config = _timm(), detector_config(settings)
     files = Files(Path(settings.folder) / "large-files", None)

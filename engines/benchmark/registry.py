@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 
-from engines.benchmark.harness import Group
+from engines.benchmark.case import Group
 
 _MODULES = {
     "cases_input": ("shard", "read", "decode", "load", "load-small"),
@@ -16,14 +16,14 @@ _MODULES = {
 
 
 class _Groups(Mapping[str, Group]):
-    """Imports a group's module when it is asked for: a case's memory is not to hold the others' libraries."""
+    """Imports a group's module on first use, so that a case's memory holds no other case's libraries."""
 
     def __init__(self) -> None:
         self._module = {name: module for module, names in _MODULES.items() for name in names}
 
     def __getitem__(self, name: str) -> Group:
-        found: Group = import_module(f"engines.benchmark.harness.{self._module[name]}").GROUPS[name]
-        return found
+        group: Group = import_module(f"engines.benchmark.{self._module[name]}").GROUPS[name]
+        return group
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._module)

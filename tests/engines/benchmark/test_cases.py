@@ -10,9 +10,9 @@ import torch
 from engines.benchmark import goals as benchmark_goals
 from engines.benchmark import memory as benchmark_memory
 from engines.benchmark import roofline
+from engines.benchmark.case import BenchmarkSettings, Result
 from engines.benchmark.cases_mlm import _Counting, write_conversations
 from engines.benchmark.document import document, table
-from engines.benchmark.harness import Result, Settings
 from engines.benchmark.registry import GROUPS
 from engines.mlm.dataset import Collator
 from models.detector.dual_head import DualHead, ModelConfig
@@ -51,7 +51,7 @@ def result(group, case, median=1.0, **extra):
 
 
 def test_the_machines_limits_are_in_the_document():
-    settings = Settings(folder="nowhere", limits=roofline.Limits(2.5e10, 8e10))
+    settings = BenchmarkSettings(folder="nowhere", limits=roofline.Limits(2.5e10, 8e10))
     facts = {"cores": 2, "processor": "", "memory_gib": 1, "gpu": None, "gpus": 0, "load_before": 0}
     written = json.loads(json.dumps(document([result("a", "b")], [], settings, facts)))
     assert (written["machine"]["bandwidth_gb_s"], written["machine"]["peak_tflops"]) == (25.0, 0.08)

@@ -8,9 +8,10 @@ from contextlib import contextmanager
 import pytest
 
 from dataio.core.errors import UserError
-from engines.benchmark import harness as benchmark
+from engines.benchmark import harness
+from engines.benchmark.case import BenchmarkSettings, Group, Result, Run, Unavailable, timed
 from engines.benchmark.document import document, machine, ratios, read_document, regressions, table
-from engines.benchmark.harness import Group, Result, Run, Unavailable, run_group, timed
+from engines.benchmark.harness import run_group
 from engines.benchmark.registry import GROUPS
 from launch.benchmark import APART, NAMES
 from tests.support import environment
@@ -22,7 +23,7 @@ def result(case, rates, group="load"):
     )
 
 
-SETTINGS = benchmark.Settings(folder="nowhere")
+SETTINGS = BenchmarkSettings(folder="nowhere")
 RESULTS = [result("telltale", (300, 100, 200)), result("other", (40, 50, 60))]
 
 
@@ -93,10 +94,8 @@ def test_a_case_that_cannot_run_is_said_and_left_out(monkeypatch):
 
 
 def serve_here(connection, group, case, settings):
-    from engines.benchmark import registry as benchmark_groups
-
-    benchmark_groups.GROUPS = GROUPS_HERE  # type: ignore[assignment]
-    benchmark._serve(connection, group, case, settings)
+    harness.GROUPS = GROUPS_HERE  # type: ignore[assignment]
+    harness._serve(connection, group, case, settings)
 
 
 def command(repo_root, tmp_path, *words):
