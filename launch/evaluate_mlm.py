@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         answer_benchmark,
         choose_device,
         load_for_answers,
-        score,
+        score_answers,
         write_results,
     )
     from engines.mlm.vqa_metrics import vqa_summary
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         answerer = load_for_answers(args.model, args.batch, choose_device(args.device), args.precision)
         items = answer_benchmark(answerer, args.benchmark, args.images)
-    metrics = score(items, args.compare, args.encoder)
+    metrics = score_answers(items, args.compare, args.encoder)
     print(vqa_summary(metrics))
     if args.output:
         print(f"results: {write_results(args.output, items, metrics)}")

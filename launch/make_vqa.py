@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from dataio.core.errors import UserError
-from dataio.vqa.questions import FORMATS, VqaPlan, images_of_manifest, images_of_shards, write_vqa
+from dataio.vqa.questions import QUESTION_FORMATS, VqaSizes, images_of_manifest, images_of_shards, write_vqa
 from engines.runtime.command import Parser, run_command
 
 
@@ -25,22 +25,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--manifest", help="CSV of path, generator, object[, split, group]")
     parser.add_argument("--root", help="folder the CSV's paths start in; the CSV's own by default")
     parser.add_argument("--output", required=True, help="folder of the JSON files")
-    parser.add_argument("--train", type=int, default=VqaPlan.train, help="finetuning conversations")
-    parser.add_argument("--val", type=int, default=VqaPlan.val, help="validation conversations")
-    parser.add_argument("--true-false", type=int, default=VqaPlan.true_false, help="true/false items")
+    parser.add_argument("--train", type=int, default=VqaSizes.train, help="finetuning conversations")
+    parser.add_argument("--val", type=int, default=VqaSizes.val, help="validation conversations")
+    parser.add_argument("--true-false", type=int, default=VqaSizes.true_false, help="true/false items")
     parser.add_argument(
-        "--multiple-choice", type=int, default=VqaPlan.multiple_choice, help="multiple-choice items"
+        "--multiple-choice", type=int, default=VqaSizes.multiple_choice, help="multiple-choice items"
     )
     parser.add_argument(
-        "--formats", default=",".join(FORMATS), help="of the conversations: explain, short, choice"
+        "--formats", default=",".join(QUESTION_FORMATS), help="of the conversations: explain, short, choice"
     )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     if (args.shards is None) == (args.manifest is None):
         raise UserError("give --shards DIR or --manifest FILE.csv, one of them")
     formats = tuple(args.formats.split(","))
-    if not formats or set(formats) - set(FORMATS):
-        raise UserError(f"--formats {args.formats}: expected some of {','.join(FORMATS)}")
+    if not formats or set(formats) - set(QUESTION_FORMATS):
+        raise UserError(f"--formats {args.formats}: expected some of {','.join(QUESTION_FORMATS)}")
     for name in ("train", "val", "true_false", "multiple_choice"):
         if getattr(args, name) < 0:
             raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected 0 or more")
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         images = {split: images_of_shards(args.shards, split) if on else [] for split, on in wanted.items()}
     else:
         images = images_of_manifest(args.manifest, args.root)
-    plan = VqaPlan(
+    plan = VqaSizes(
         train=args.train,
         val=args.val,
         true_false=args.true_false,

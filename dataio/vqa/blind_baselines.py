@@ -21,10 +21,10 @@ _REAL = r"real(?!-)|genuine|authentic|natural"
 _WORD = re.compile(rf"\b(?:(not|isn't|never)\b(?:\s+\w+){{0,2}}?\s+)?({_FAKE}|{_REAL})\b", re.IGNORECASE)
 _OPTION = re.compile(r"^[ \t]*([A-D])[:.)][ \t]*(.+?)[ \t]*$", re.MULTILINE)
 
-Item = Mapping[str, Any]
+VqaItem = Mapping[str, Any]
 
 
-def kind_of(item: Item) -> str:
+def kind_of(item: VqaItem) -> str:
     """The kind of question: by its answer, since the reference's items do not say."""
     truth = str(item["ground_truth"])
     if truth in ("Real", "Fake"):
@@ -32,12 +32,12 @@ def kind_of(item: Item) -> str:
     return MULTIPLE_CHOICE if truth in LETTERS and len(options_of(item)) >= 2 else OPEN
 
 
-def options_of(item: Item) -> dict[str, str]:
+def options_of(item: VqaItem) -> dict[str, str]:
     """The options in a question's text, by letter; empty where there are none."""
     return dict(_OPTION.findall(str(item["question"])))
 
 
-def verdict_in(text: str, *, first: bool = False) -> str:
+def label_in_text(text: str, *, first: bool = False) -> str:
     """Give "Fake" or "Real" where the first sentence with a verdict names exactly one, else "".
 
     Args:
@@ -54,12 +54,12 @@ def verdict_in(text: str, *, first: bool = False) -> str:
     return ""
 
 
-def expected_correct(item: Item, choices: Sequence[str]) -> float:
+def expected_correct(item: VqaItem, choices: Sequence[str]) -> float:
     """Chance of the right answer when one of `choices` is taken at random."""
     return choices.count(str(item["ground_truth"])) / len(choices) if choices else 0.0
 
 
-def blind_scores(items: Sequence[Item]) -> dict[str, float]:
+def blind_scores(items: Sequence[VqaItem]) -> dict[str, float]:
     """Accuracy of each blind rule over items of one kind, by name.
 
     true_false: always_fake, always_real, and by_wording (the answer most common among the
@@ -71,7 +71,7 @@ def blind_scores(items: Sequence[Item]) -> dict[str, float]:
         return {}
     kind = kind_of(items[0])
     if kind == TRUE_FALSE:
-        rules: dict[str, Callable[[Item], Sequence[str]]] = {
+        rules: dict[str, Callable[[VqaItem], Sequence[str]]] = {
             "always_fake": lambda item: ["Fake"],
             "always_real": lambda item: ["Real"],
             "by_wording": _by_wording(items),
@@ -95,14 +95,14 @@ def blind_scores(items: Sequence[Item]) -> dict[str, float]:
     }
 
 
-def chance_of(items: Sequence[Item]) -> float:
+def chance_of(items: Sequence[VqaItem]) -> float:
     """Accuracy of a guess among the options, over items of one kind."""
     if kind_of(items[0]) == TRUE_FALSE:
         return 0.5
     return sum(1 / len(options_of(item)) for item in items) / len(items)
 
 
-def broken_rules(items: Sequence[Item]) -> list[tuple[str, float, float]]:
+def baselines_above_chance(items: Sequence[VqaItem]) -> list[tuple[str, float, float]]:
     """(rule, its accuracy, chance) of the rules that beat chance significantly.
 
     One-sided exact binomial test at `SIGNIFICANCE`; empty for a benchmark that cannot be gamed so.
@@ -118,20 +118,20 @@ def broken_rules(items: Sequence[Item]) -> list[tuple[str, float, float]]:
     return found
 
 
-def _by_length(item: Item, extreme: Callable[..., int]) -> list[str]:
+def _by_length(item: VqaItem, extreme: Callable[..., int]) -> list[str]:
     options = options_of(item)
     length = extreme(len(text) for text in options.values())
     return [letter for letter, text in options.items() if len(text) == length]
 
 
-def _of_verdict(item: Item, verdict: str) -> list[str]:
-    return [letter for letter, text in options_of(item).items() if verdict_in(text, first=True) == verdict]
+def _of_verdict(item: VqaItem, verdict: str) -> list[str]:
+    return [letter for letter, text in options_of(item).items() if label_in_text(text, first=True) == verdict]
 
 
-def _by_wording(items: Sequence[Item]) -> Callable[[Item], Sequence[str]]:
+def _by_wording(items: Sequence[VqaItem]) -> Callable[[VqaItem], Sequence[str]]:
     counts = Counter((str(item["question"]), str(item["ground_truth"])) for item in items)
 
-    def rule(item: Item) -> Sequence[str]:
+    def rule(item: VqaItem) -> Sequence[str]:
         question, truth = str(item["question"]), str(item["ground_truth"])
         # Without the item itself, whose answer the rule must not have seen; that makes the
         # other answer one more common where both are as common, which is no reason to give it.

@@ -21,7 +21,7 @@ from PIL import Image
 from dataio.core.errors import UserError
 from dataio.shards.tar_reader import safe_members
 
-IMAGE = "<image>"
+IMAGE_PLACEHOLDER = "<image>"
 _ASKS, _ANSWERS = ("human", "user"), ("gpt", "assistant")
 _MEMBERS_KEPT = 64  # tars whose list of members is remembered, in each process
 
@@ -143,16 +143,18 @@ def _parse(name: str, record: Any, images: Path, markers: Sequence[str]) -> Conv
     if not isinstance(record, dict):
         raise ValueError(f"is a {type(record).__name__}, expected an object")
     turns = _turns(record.get("conversations"), markers)
-    with_image = [question for question, _ in turns if IMAGE in question]
+    with_image = [question for question, _ in turns if IMAGE_PLACEHOLDER in question]
     image = record.get("image")
     if image is not None and (not isinstance(image, str) or not image):
         raise ValueError(f"its image is {image!r}, expected a path (or no key, for text alone)")
     if image is not None and not with_image:
-        raise ValueError(f"has an image but no {IMAGE} in its questions")
+        raise ValueError(f"has an image but no {IMAGE_PLACEHOLDER} in its questions")
     if image is None and with_image:
-        raise ValueError(f"has {IMAGE} in its text but no image")
+        raise ValueError(f"has {IMAGE_PLACEHOLDER} in its text but no image")
     if len(with_image) > 1:
-        raise ValueError(f"has {IMAGE} in {len(with_image)} questions, expected one: a sample has one image")
+        raise ValueError(
+            f"has {IMAGE_PLACEHOLDER} in {len(with_image)} questions, expected one: a sample has one image"
+        )
     metadata = record.get("metadata")
     return Conversation(
         name,
@@ -181,10 +183,10 @@ def _turns(values: Any, markers: Sequence[str]) -> list[tuple[str, str]]:
     for question, answer in turns:
         if not answer.strip():
             raise ValueError("has an empty answer")
-        if not question.replace(IMAGE, "").strip():
+        if not question.replace(IMAGE_PLACEHOLDER, "").strip():
             raise ValueError("has an empty question")
         for marker in markers:
-            if marker in answer or (marker != IMAGE and marker in question):
+            if marker in answer or (marker != IMAGE_PLACEHOLDER and marker in question):
                 raise ValueError(f"holds the template's own marker {marker!r}")
     return turns
 
@@ -247,7 +249,7 @@ def read_image_bytes(image: str) -> bytes:
         raise UserError(f"{image}: cannot be read ({error.strerror})") from None
 
 
-def open_image(image: str) -> Image.Image:
+def load_rgb(image: str) -> Image.Image:
     """Decode an image: RGB, any size.
 
     Raises:
@@ -270,7 +272,7 @@ def check_images(
         if sample.image is None:
             return ""
         try:
-            open_image(sample.image)
+            load_rgb(sample.image)
         except UserError as error:
             return str(error)
         return ""

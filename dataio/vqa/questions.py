@@ -24,14 +24,14 @@ from dataio.vqa.blind_baselines import (
     LETTERS,
     MULTIPLE_CHOICE,
     TRUE_FALSE,
+    baselines_above_chance,
     blind_scores,
-    broken_rules,
     chance_of,
 )
-from dataio.vqa.conversations import IMAGE, read_image_bytes
+from dataio.vqa.conversations import IMAGE_PLACEHOLDER, read_image_bytes
 
 NATURE = "nature"
-FORMATS = ("explain", "short", "choice")
+QUESTION_FORMATS = ("explain", "short", "choice")
 EXPLAIN_QUESTIONS = (
     "Is this image real or fake?",
     "Is this image real or artificially generated? Please explain your answer.",
@@ -57,7 +57,7 @@ CHOICE_END = "Answer with just the letter."
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabeledImage:
     """An image and its labels.
 
     Attributes:
@@ -76,7 +76,7 @@ class Labelled:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VqaPlan:
+class VqaSizes:
     """How much to make.
 
     Attributes:
@@ -89,11 +89,11 @@ class VqaPlan:
     val: int = 100
     true_false: int = 200
     multiple_choice: int = 200
-    formats: tuple[str, ...] = FORMATS
+    formats: tuple[str, ...] = QUESTION_FORMATS
     seed: int = 0
 
 
-def images_of_shards(folder: str | Path, split: str) -> list[Labelled]:
+def images_of_shards(folder: str | Path, split: str) -> list[LabeledImage]:
     """The images of one split of a shard folder, as members of its tars."""
     shards = ShardSet(folder, split)
     generators, objects = shards.labels.generators, shards.labels.objects
@@ -101,26 +101,28 @@ def images_of_shards(folder: str | Path, split: str) -> list[Labelled]:
     for row in shards.rows:
         tar = shards.folder / shards.shards[int(row["shard"])]["file"]
         name = objects[int(row["object"])] if row["object"] >= 0 else ""
-        found.append(Labelled(f"{tar}/{int(row['key']):09d}.jpg", generators[int(row["generator"])], name))
+        found.append(
+            LabeledImage(f"{tar}/{int(row['key']):09d}.jpg", generators[int(row["generator"])], name)
+        )
     return found
 
 
-def images_of_manifest(file: str | Path, root: str | Path | None = None) -> dict[str, list[Labelled]]:
+def images_of_manifest(file: str | Path, root: str | Path | None = None) -> dict[str, list[LabeledImage]]:
     """The images of a CSV (path, generator, object[, split, group]), by split."""
     layout = ManifestLayout(file, root=root, flag="--manifest")
     if not Path(layout.root).is_dir():
         raise UserError(
             f"--root {layout.root}: expected a folder of images; shard an archive first (launch/shard.py)"
         )
-    found: dict[str, list[Labelled]] = {"train": [], "val": [], "test": []}
+    found: dict[str, list[LabeledImage]] = {"train": [], "val": [], "test": []}
     for record in layout.records():
         name = layout.objects[record.object] if record.object is not None else ""
         path = os.path.join(layout.root, record.path)
-        found[record.split].append(Labelled(path, record.generator, name, record.group))
+        found[record.split].append(LabeledImage(path, record.generator, name, record.group))
     return found
 
 
-def write_vqa(images: dict[str, list[Labelled]], output: str | Path, plan: VqaPlan) -> dict[str, Any]:
+def write_vqa(images: dict[str, list[LabeledImage]], output: str | Path, plan: VqaSizes) -> dict[str, Any]:
     """Write conversations.json, val.json, true_false.json, multiple_choice.json, summary.json.
 
     Args:
@@ -150,7 +152,7 @@ def write_vqa(images: dict[str, list[Labelled]], output: str | Path, plan: VqaPl
         **benchmarks,
     }
     for kind, items in benchmarks.items():
-        refuse_if_gameable(kind, items)
+        refuse_if_guessable(kind, items)
     summary = {
         "format": "telltale-vqa",
         "version": 1,
@@ -176,9 +178,9 @@ def write_vqa(images: dict[str, list[Labelled]], output: str | Path, plan: VqaPl
     return summary
 
 
-def refuse_if_gameable(name: str, items: Sequence[dict[str, Any]]) -> None:
+def refuse_if_guessable(name: str, items: Sequence[dict[str, Any]]) -> None:
     """Raise a UserError where a blind rule beats chance on a benchmark."""
-    broken = broken_rules(items)
+    broken = baselines_above_chance(items)
     if broken:
         told = ", ".join(f"{rule} {accuracy:.1%}" for rule, accuracy, _ in broken)
         raise UserError(
@@ -187,7 +189,9 @@ def refuse_if_gameable(name: str, items: Sequence[dict[str, Any]]) -> None:
         )
 
 
-def _without(test: Iterable[Labelled], used: Iterable[Labelled], plan: VqaPlan) -> list[Labelled]:
+def _without(
+    test: Iterable[LabeledImage], used: Iterable[LabeledImage], plan: VqaSizes
+) -> list[LabeledImage]:
     """The images that share neither their bytes nor their group with those trained on."""
     if plan.true_false == plan.multiple_choice == 0:
         return []
@@ -203,7 +207,9 @@ def _digest(image: str) -> bytes:
     return hashlib.sha256(read_image_bytes(image)).digest()
 
 
-def _balanced(images: Sequence[Labelled], count: int, rng: np.random.Generator, split: str) -> list[Labelled]:
+def _balanced(
+    images: Sequence[LabeledImage], count: int, rng: np.random.Generator, split: str
+) -> list[LabeledImage]:
     """Half photographs, half fakes evenly over their generators, in random order."""
     if count == 0:
         return []
@@ -211,7 +217,7 @@ def _balanced(images: Sequence[Labelled], count: int, rng: np.random.Generator, 
         raise UserError(
             f"{count} questions for {split}: expected an even number, half of them about real images"
         )
-    pools: dict[str, list[Labelled]] = defaultdict(list)
+    pools: dict[str, list[LabeledImage]] = defaultdict(list)
     for place in rng.permutation(len(images)):
         pools[images[place].generator].append(images[place])
     fakes = sorted(name for name in pools if name != NATURE)
@@ -229,7 +235,7 @@ def _balanced(images: Sequence[Labelled], count: int, rng: np.random.Generator, 
     return [chosen[place] for place in rng.permutation(count)]
 
 
-def _item(number: int, kind: str, image: Labelled, question: str, truth: str) -> dict[str, Any]:
+def _item(number: int, kind: str, image: LabeledImage, question: str, truth: str) -> dict[str, Any]:
     return {
         "id": f"{kind}-{number:06d}",
         "image": image.image,
@@ -240,12 +246,12 @@ def _item(number: int, kind: str, image: Labelled, question: str, truth: str) ->
     }
 
 
-def _metadata(image: Labelled) -> dict[str, str]:
+def _metadata(image: LabeledImage) -> dict[str, str]:
     shown = {"generator": "natural" if image.generator == NATURE else image.generator}
     return {**shown, "object_category": image.object} if image.object else shown
 
 
-def _true_false(images: Sequence[Labelled], rng: np.random.Generator) -> list[dict[str, Any]]:
+def _true_false(images: Sequence[LabeledImage], rng: np.random.Generator) -> list[dict[str, Any]]:
     """Every wording is asked as often about real as about fake images."""
     items, asked = [], Counter[bool]()
     first = int(rng.integers(len(SHORT_QUESTIONS)))
@@ -268,7 +274,7 @@ def _spoken(name: str) -> str:
 
 
 def choice_question(
-    image: Labelled, other: str, letter: str, wording: str, rng: np.random.Generator
+    image: LabeledImage, other: str, letter: str, wording: str, rng: np.random.Generator
 ) -> tuple[str, str]:
     """A question of four options (both verdicts of the image's object and of another), its answer.
 
@@ -288,7 +294,7 @@ def choice_question(
 
 
 def _multiple_choice(
-    images: Sequence[Labelled], count: int, rng: np.random.Generator
+    images: Sequence[LabeledImage], count: int, rng: np.random.Generator
 ) -> list[dict[str, Any]]:
     known = [image for image in images if image.object]
     names = [image.object for image in known]
@@ -327,7 +333,7 @@ def distractor(name: str, names: Sequence[str], *, longer: bool, rng: np.random.
 
 
 def _conversations(
-    images: Sequence[Labelled], names: Sequence[str], formats: Sequence[str], rng: np.random.Generator
+    images: Sequence[LabeledImage], names: Sequence[str], formats: Sequence[str], rng: np.random.Generator
 ) -> list[dict[str, Any]]:
     samples = []
     several = len({_spoken(name) for name in names}) > 1
@@ -346,7 +352,10 @@ def _conversations(
         else:
             question = EXPLAIN_QUESTIONS[int(rng.integers(len(EXPLAIN_QUESTIONS)))]
             answer = explanation(image)
-        turns = [{"from": "human", "value": f"{IMAGE}\n{question}"}, {"from": "gpt", "value": answer}]
+        turns = [
+            {"from": "human", "value": f"{IMAGE_PLACEHOLDER}\n{question}"},
+            {"from": "gpt", "value": answer},
+        ]
         samples.append(
             {
                 "id": f"{kind}-{number:06d}",
@@ -358,7 +367,7 @@ def _conversations(
     return samples
 
 
-def explanation(image: Labelled) -> str:
+def explanation(image: LabeledImage) -> str:
     """The verdict first, then what the labels know."""
     shown = f" of {_with_article(_spoken(image.object))}" if image.object else ""
     if not image.fake:

@@ -26,12 +26,12 @@ from dataio.core.errors import UserError
 from dataio.vqa.conversations import read_conversations
 from engines.benchmark.case import BenchmarkSettings, Group, Run, Unavailable
 from engines.config.detector import LogConfig
-from engines.config.mlm import AdamConfig, ConversationsConfig, FinetuneConfig, LoopConfig, TuneConfig
+from engines.config.mlm import ConversationsConfig, FinetuneConfig, MlmOptimConfig, MlmTrainConfig, TuneConfig
 from engines.mlm.dataset import Collator, ConversationDataset, tokenize_conversations
 from engines.mlm.deepspeed_config import read_deepspeed
 from engines.mlm.finetune import start_deepspeed, training_arguments
 from engines.mlm.memory_estimate import check_memory
-from engines.mlm.model import DTYPES, resolve_precision, tune
+from engines.mlm.model import TORCH_DTYPES, apply_tuning, resolve_mlm_precision
 from engines.mlm.trainer import FinetuneTrainer
 from engines.runtime.distributed import World
 from models.tinyllava.checkpoint import load_tinyllava
@@ -53,8 +53,8 @@ def _config(settings: BenchmarkSettings, language: str, *, recompute: bool) -> F
             lora_rank=128 if gpu else 8,
             lora_alpha=256 if gpu else 16,
         ),
-        optim=AdamConfig(lr=1e-5, schedule="constant", warmup=0.0),
-        train=LoopConfig(
+        optim=MlmOptimConfig(lr=1e-5, schedule="constant", warmup=0.0),
+        train=MlmTrainConfig(
             steps=_NEVER,
             global_batch=32 if gpu else 8,
             micro_batch=4,
@@ -85,20 +85,20 @@ def write_conversations(folder: Path, images: Sequence[Path]) -> Path:
 def _model(config: FinetuneConfig, world: World, precision: str) -> tuple[Any, Any, Any]:
     """(model to train, processor, the whole model's configuration)."""
     if world.device.type == "cpu":
-        model, processor = load_tinyllava(TINY, dtype=DTYPES[precision])
+        model, processor = load_tinyllava(TINY, dtype=TORCH_DTYPES[precision])
         shape = model.config
     else:
         tokenizer = tiny_tokenizer()  # its 350 ids are among the published model's 51,200
         shape = make_config(PHI2, SIGLIP, image_token_id=tokenizer.convert_tokens_to_ids(IMAGE))
         processor = make_processor(tokenizer, shape)
-        torch.set_default_dtype(DTYPES[precision])
+        torch.set_default_dtype(TORCH_DTYPES[precision])
         try:
             with world.device:
                 model = TinyLlavaForConditionalGeneration(shape)
         finally:
             torch.set_default_dtype(torch.float32)
     model.config.use_cache = False
-    return tune(model, config.tune), processor, shape
+    return apply_tuning(model, config.tune), processor, shape
 
 
 class _Counting:
@@ -195,7 +195,7 @@ def _case(language: str, *, recompute: bool, plain: bool) -> Any:
         if settings.device == "cpu" and shutil.which("g++") is None:
             raise Unavailable("DeepSpeed compiles its operators for the CPU, and there is no g++")
         world = start_deepspeed()
-        precision = resolve_precision("auto", world.device)
+        precision = resolve_mlm_precision("auto", world.device)
         zero = read_deepspeed("configs/deepspeed/zero2.json")
         with tempfile.TemporaryDirectory(dir=settings.folder) as folder:
             images = sorted((Path(settings.folder) / "large-files").resolve().glob("*.jpg"))

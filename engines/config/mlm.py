@@ -110,7 +110,7 @@ class TuneConfig:
 
 
 @dataclass(kw_only=True)
-class AdamConfig:
+class MlmOptimConfig:
     """AdamW and its schedule."""
 
     lr: float = 1e-4
@@ -140,7 +140,7 @@ class AdamConfig:
 
 
 @dataclass(kw_only=True)
-class LoopConfig:
+class MlmTrainConfig:
     """The loop."""
 
     epochs: float = 1.0
@@ -170,7 +170,7 @@ class LoopConfig:
 
 
 @dataclass(kw_only=True)
-class SavingConfig:
+class MlmCheckpointConfig:
     """What is kept."""
 
     every: int = 0
@@ -184,7 +184,7 @@ class SavingConfig:
 
 
 @dataclass(kw_only=True)
-class BenchmarkConfig:
+class MlmEvaluateConfig:
     """What is measured at the end."""
 
     benchmarks: list[str] = field(default_factory=list)
@@ -205,13 +205,13 @@ class FinetuneConfig:
     """The model to start from."""
     tune: TuneConfig = field(default_factory=TuneConfig)
     """Which parts learn."""
-    optim: AdamConfig = field(default_factory=AdamConfig)
+    optim: MlmOptimConfig = field(default_factory=MlmOptimConfig)
     """AdamW and its schedule."""
-    train: LoopConfig = field(default_factory=LoopConfig)
+    train: MlmTrainConfig = field(default_factory=MlmTrainConfig)
     """The loop."""
-    checkpoint: SavingConfig = field(default_factory=SavingConfig)
+    checkpoint: MlmCheckpointConfig = field(default_factory=MlmCheckpointConfig)
     """What is kept."""
-    evaluate: BenchmarkConfig = field(default_factory=BenchmarkConfig)
+    evaluate: MlmEvaluateConfig = field(default_factory=MlmEvaluateConfig)
     """What is measured at the end."""
     log: LogConfig = field(default_factory=LogConfig)
     """What is written while the run goes; log.images is the detector's."""
@@ -221,7 +221,7 @@ class FinetuneConfig:
     """auto continues the newest complete checkpoint; none starts anew in an empty folder; or a checkpoint's folder."""
 
 
-FREE_KEYS = frozenset(
+FINETUNE_FREE_KEYS = frozenset(
     [
         "resume",
         "run.dir",

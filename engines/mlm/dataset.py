@@ -11,9 +11,9 @@ from torch.utils.data import Dataset, Sampler
 from transformers import LlavaConfig, LlavaProcessor
 
 from dataio.core.errors import UserError
-from dataio.vqa.conversations import Conversation, Rejected, open_image
+from dataio.vqa.conversations import Conversation, Rejected, load_rgb
 from models.tinyllava.model import image_tokens
-from models.tinyllava.text import IGNORE, TokenizedTurns, pixels, tokenize_turns
+from models.tinyllava.text import IGNORE, TokenizedTurns, preprocess_image, tokenize_turns
 
 _GROUPED_STEPS = 50  # steps whose conversations are sorted by length together
 
@@ -72,7 +72,7 @@ class ConversationDataset(Dataset[dict[str, Any]]):
         return {
             "input_ids": torch.from_numpy(tokens.input_ids),
             "labels": torch.from_numpy(tokens.labels),
-            "pixel_values": None if image is None else pixels(self._processor, open_image(image)),
+            "pixel_values": None if image is None else preprocess_image(self._processor, load_rgb(image)),
         }
 
 
@@ -135,7 +135,7 @@ class GlobalOrder(Sampler[int]):
         yield from (int(index) for index in order)
 
 
-def split_off(
+def hold_out(
     samples: Sequence[Conversation], fraction: float, seed: int
 ) -> tuple[list[Conversation], list[Conversation]]:
     """(training, validation): by a hash of the image's name, so that one image is in one part."""
@@ -148,7 +148,7 @@ def split_off(
     return [s for s in samples if not held(s)], [s for s in samples if held(s)]
 
 
-def need_steps(count: int, global_batch: int, what: str) -> None:
+def require_one_step(count: int, global_batch: int, what: str) -> None:
     """Raise a UserError where there are fewer conversations than one step takes."""
     if count < global_batch:
         raise UserError(

@@ -21,11 +21,11 @@ from engines.config.values import to_dict, to_yaml
 from engines.mlm import deepspeed_config as zero
 from engines.mlm.dataset import Collator
 from engines.mlm.memory_estimate import check_memory, flops_per_token
-from engines.mlm.model import load_model, resolve_precision
+from engines.mlm.model import load_model_to_tune, resolve_mlm_precision
 from engines.mlm.output import answer_benchmarks, write_model
-from engines.mlm.prepare_data import ensure_conversations, fingerprint, open_datasets
+from engines.mlm.prepare_data import conversations_digest, ensure_conversations, open_datasets
 from engines.mlm.resume import (
-    check_same_run,
+    check_same_finetuning,
     find_checkpoint,
     make_universal,
     needs_universal,
@@ -38,7 +38,7 @@ from engines.runtime.distributed import FolderLock, StopRequest, World, from_mai
 from engines.runtime.exit_file import EXIT, write_exit
 from engines.runtime.run_log import RunLog
 from models.detector.flops import peak_flops
-from models.tinyllava.checkpoint import load_tinyllava, open_source, save_tinyllava
+from models.tinyllava.checkpoint import load_tinyllava, open_model_folder, save_tinyllava
 from models.tinyllava.model import TINY
 from models.tinyllava.text import load_tokenizer, make_processor
 
@@ -131,7 +131,7 @@ def _base_model(config: FinetuneConfig, folder: Path) -> None:
 def _finetune(config: FinetuneConfig, world: World, folder: Path) -> tuple[int, str, str]:
     settings = together(world, lambda: zero.read_deepspeed(config.deepspeed))
     stage = zero.stage_of(settings)
-    precision = together(world, lambda: resolve_precision(config.model.precision, world.device))
+    precision = together(world, lambda: resolve_mlm_precision(config.model.precision, world.device))
     accumulation = together(world, lambda: _accumulation(config, world.size))
     stored = to_dict(config)
     checkpoints = folder / "checkpoints"
@@ -148,18 +148,18 @@ def _finetune(config: FinetuneConfig, world: World, folder: Path) -> tuple[int, 
         config, checkpoints, settings, accumulation, precision, world, len(train_set)
     )
     # The arguments must live before the model is made: ZeRO-3 looks them up to partition it.
-    model = together(world, lambda: load_model(config, precision, world.device))
+    model = together(world, lambda: load_model_to_tune(config, precision, world.device))
     mark = {
         "world": world.size,
         "stage": stage,
         "precision": precision,
-        "data": fingerprint([one.sample for one in train_set.conversations]),
+        "data": conversations_digest([one.sample for one in train_set.conversations]),
         "config": stored,
     }
     offset, wandb_id = 0, ""
     if checkpoint is not None:
         found = together(world, lambda: read_mark(checkpoint))
-        together(world, lambda: check_same_run(config, found, mark))
+        together(world, lambda: check_same_finetuning(config, found, mark))
         offset, wandb_id = found["metrics_offset"], found["wandb_id"]
         if needs_universal(found, world.size):
             from_main(world, lambda: make_universal(checkpoint))
@@ -231,7 +231,7 @@ def _accumulation(config: FinetuneConfig, size: int) -> int:
 
 def _open(config: FinetuneConfig) -> Any:
     try:
-        return open_source(config.model.weights)
+        return open_model_folder(config.model.weights)
     except ValueError as error:
         raise UserError(f"model.weights {' '.join(str(error).split())}") from None
 

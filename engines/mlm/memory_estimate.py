@@ -27,7 +27,7 @@ _FOUR_BITS = 0.5 + 0.064  # bytes of a 4-bit weight with its doubly quantised sc
 
 
 @dataclasses.dataclass(frozen=True)
-class Memory:
+class MemoryEstimate:
     """Bytes on each GPU."""
 
     weights: float
@@ -49,7 +49,7 @@ def lora_parameters(config: LlavaConfig, rank: int) -> int:
     return text.num_hidden_layers * rank * (4 * 2 * hidden + 2 * (hidden + inner))
 
 
-def learnt_parameters(config: LlavaConfig, tune: TuneConfig) -> dict[str, int]:
+def learned_parameters(config: LlavaConfig, tune: TuneConfig) -> dict[str, int]:
     """Parameters that learn, by part."""
     counts = count_parameters(config)
     layers = config.vision_config.num_hidden_layers
@@ -64,7 +64,7 @@ def learnt_parameters(config: LlavaConfig, tune: TuneConfig) -> dict[str, int]:
     }
 
 
-def estimate(
+def estimate_memory(
     model: LlavaConfig,
     config: FinetuneConfig,
     settings: Mapping[str, Any],
@@ -72,14 +72,14 @@ def estimate(
     length: int,
     world: int,
     precision: str,
-) -> Memory:
+) -> MemoryEstimate:
     """Bytes on each of `world` GPUs.
 
     Args:
         settings: DeepSpeed's. length: tokens of the longest conversation, with the image's.
     """
     stage, tune = zero.stage_of(settings), config.tune
-    counts, learnt = count_parameters(model), sum(learnt_parameters(model, config.tune).values())
+    counts, learnt = count_parameters(model), sum(learned_parameters(model, config.tune).values())
     wide = 4 if precision == "fp32" else 2
     frozen_language = counts["language"] * (_FOUR_BITS if tune.language == "qlora" else wide)
     added = lora_parameters(model, tune.lora_rank) * wide if tune.adapters else 0
@@ -96,7 +96,7 @@ def estimate(
         optimizer, gradients = 0.0, gradients / 2
     if zero.offloads(settings, "offload_param"):
         weights = 2 * _layer_parameters(model) * wide
-    return Memory(weights, gradients, optimizer, buffers, _activations(model, config, length, wide))
+    return MemoryEstimate(weights, gradients, optimizer, buffers, _activations(model, config, length, wide))
 
 
 def _layer_parameters(model: LlavaConfig) -> int:
@@ -135,7 +135,7 @@ def flops_per_token(model: LlavaConfig, tune: TuneConfig) -> float:
     the backward pass), recomputation does not count. The tower's work is spread over the
     tokens of an image.
     """
-    counts, learnt = count_parameters(model), learnt_parameters(model, tune)
+    counts, learnt = count_parameters(model), learned_parameters(model, tune)
     embedding = model.text_config.vocab_size * model.text_config.hidden_size
     language = counts["language"] - embedding
     passes = 6 if tune.language == "full" else 4
@@ -171,13 +171,13 @@ def check_memory(
         if world.device.type != "cuda":
             return
         available = float(torch.cuda.mem_get_info(world.device)[0])
-    needed = estimate(model, config, settings, length=length, world=world.size, precision=precision)
+    needed = estimate_memory(model, config, settings, length=length, world=world.size, precision=precision)
     if needed.total + _RESERVE <= available:
         return
     fits = [
         name
         for name, other, zeroed in _alternatives(config, settings)
-        if estimate(model, other, zeroed, length=length, world=world.size, precision=precision).total
+        if estimate_memory(model, other, zeroed, length=length, world=world.size, precision=precision).total
         + _RESERVE
         <= available
     ]
@@ -235,7 +235,7 @@ def memory_table(config: FinetuneConfig, gpus: Sequence[int], length: int) -> st
         length: tokens of the longest conversation, with the image's.
     """
     model = make_config(PHI2, SIGLIP, image_token_id=IMAGE_TOKEN_ID)
-    learnt = sum(learnt_parameters(model, config.tune).values())
+    learnt = sum(learned_parameters(model, config.tune).values())
     precision = "bf16" if config.model.precision == "auto" else config.model.precision
     lines = [
         f"language {config.tune.language}, vision {config.tune.vision}: {learnt:,} parameters learn; {precision}, "
@@ -246,7 +246,7 @@ def memory_table(config: FinetuneConfig, gpus: Sequence[int], length: int) -> st
         settings = zero.read_deepspeed(f"configs/deepspeed/{name}.json")
         cells = []
         for world in gpus:
-            found = estimate(model, config, settings, length=length, world=world, precision=precision)
+            found = estimate_memory(model, config, settings, length=length, world=world, precision=precision)
             states = found.weights + found.gradients + found.optimizer
             cells.append(f"{(found.total + _RESERVE) / GIB:.1f} ({states / GIB:.1f})")
         lines.append(f"{name:15}" + "".join(f"{cell:>16}" for cell in cells))

@@ -7,16 +7,16 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from dataio.core.errors import UserError
-from engines.config.mlm import AdamConfig, FinetuneConfig, TuneConfig
+from engines.config.mlm import FinetuneConfig, MlmOptimConfig, TuneConfig
 from models.tinyllava.checkpoint import load_tinyllava
 from models.tinyllava.model import part_of
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Every linear layer of Phi-2 but the output, as the reference's recipe: 192 in the published model.
 LORA_TARGETS = r".*language_model\..*\.(q_proj|k_proj|v_proj|dense|fc1|fc2)"
 
 
-def resolve_precision(wanted: str, device: torch.device) -> str:
+def resolve_mlm_precision(wanted: str, device: torch.device) -> str:
     """fp32, bf16 or fp16.
 
     Raises:
@@ -29,7 +29,7 @@ def resolve_precision(wanted: str, device: torch.device) -> str:
     return wanted
 
 
-def load_model(config: FinetuneConfig, precision: str, device: torch.device) -> nn.Module:
+def load_model_to_tune(config: FinetuneConfig, precision: str, device: torch.device) -> nn.Module:
     """The model to train, its parts frozen or not.
 
     Raises:
@@ -37,19 +37,19 @@ def load_model(config: FinetuneConfig, precision: str, device: torch.device) -> 
     """
     options: dict[str, Any] = {"attn_implementation": config.model.attention}
     if config.tune.language == "qlora":
-        options["quantization_config"] = _four_bits(device, DTYPES[precision])
+        options["quantization_config"] = _four_bits(device, TORCH_DTYPES[precision])
         options["device_map"] = {"": device}
     try:
         # Adapters and frozen parts stay in the run's precision; DeepSpeed keeps fp32 masters.
         model, _ = load_tinyllava(
-            config.model.weights, dtype=DTYPES[precision], seed=config.run.seed, **options
+            config.model.weights, dtype=TORCH_DTYPES[precision], seed=config.run.seed, **options
         )
     except (ValueError, ImportError) as error:
         raise UserError(f"model.weights {' '.join(str(error).split())}") from None
     if config.model.dropout >= 0:
         set_dropout(model, config.model.dropout)
     model.config.use_cache = False
-    return tune(model, config.tune)
+    return apply_tuning(model, config.tune)
 
 
 def _four_bits(device: torch.device, dtype: torch.dtype) -> Any:
@@ -74,7 +74,7 @@ def set_dropout(model: Any, share: float) -> None:
             module.p = share
 
 
-def tune(model: Any, config: TuneConfig) -> Any:
+def apply_tuning(model: Any, config: TuneConfig) -> Any:
     """Freeze what does not learn; wrap in adapters where the language model learns by them.
 
     Raises:
@@ -120,12 +120,12 @@ def _thaw(model: nn.Module, modules: list[str]) -> None:
             parameter.requires_grad_(True)
 
 
-def merge(model: Any) -> Any:
+def merge_adapters(model: Any) -> Any:
     """Adapters folded into their weights; other models as they are."""
     return model.merge_and_unload() if isinstance(model, PeftModel) else model
 
 
-def parameter_groups(model: nn.Module, config: AdamConfig) -> list[dict[str, Any]]:
+def mlm_parameter_groups(model: nn.Module, config: MlmOptimConfig) -> list[dict[str, Any]]:
     """Groups for AdamW: a rate for each part, and no decay of norms and biases."""
     rates = {
         "language": config.lr,

@@ -11,12 +11,12 @@ from peft import PeftModel
 from transformers import LlavaProcessor
 
 from engines.config.mlm import FinetuneConfig
-from engines.mlm.model import DTYPES, merge
-from engines.mlm.trainer import load_thawed
-from engines.mlm.vqa_benchmark import answer_benchmark, load_for_answers, score, write_results
+from engines.mlm.model import TORCH_DTYPES, merge_adapters
+from engines.mlm.trainer import load_unfrozen
+from engines.mlm.vqa_benchmark import answer_benchmark, load_for_answers, score_answers, write_results
 from engines.mlm.vqa_metrics import vqa_summary
-from models.tinyllava.checkpoint import load_tinyllava, open_source, read_unused, save_tinyllava
-from models.tinyllava.model import whole
+from models.tinyllava.checkpoint import load_tinyllava, open_model_folder, read_unused_head, save_tinyllava
+from models.tinyllava.model import without_zero3_init
 
 
 def write_model(
@@ -26,14 +26,16 @@ def write_model(
 
     Written on the host from files, so that it is the same whatever the stage was.
     """
-    source = open_source(config.model.weights)
+    source = open_model_folder(config.model.weights)
     adapter = (checkpoint / "adapter_config.json").is_file()
-    with whole():  # rank 0 loads alone
+    with without_zero3_init():  # rank 0 loads alone
         if adapter:
             # Merged in fp32 and rounded once.
             base, _ = load_tinyllava(config.model.weights, dtype=torch.float32)
-            load_thawed(base, checkpoint)
-            model: Any = merge(PeftModel.from_pretrained(base, checkpoint)).to(DTYPES[precision])
+            load_unfrozen(base, checkpoint)
+            model: Any = merge_adapters(PeftModel.from_pretrained(base, checkpoint)).to(
+                TORCH_DTYPES[precision]
+            )
             shutil.copytree(
                 checkpoint,
                 folder / "adapter",
@@ -41,11 +43,11 @@ def write_model(
                 ignore=lambda where, names: [n for n in names if not n.startswith(("adapter_", "trained_"))],
             )
         else:
-            model, _ = load_tinyllava(checkpoint, dtype=DTYPES[precision])
+            model, _ = load_tinyllava(checkpoint, dtype=TORCH_DTYPES[precision])
     model.config.use_cache = True
     temporary = folder / ".model.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
-    save_tinyllava(model, processor, temporary, read_unused(source))
+    save_tinyllava(model, processor, temporary, read_unused_head(source))
     shutil.rmtree(folder / "model", ignore_errors=True)
     os.replace(temporary, folder / "model")
 
@@ -57,7 +59,7 @@ def answer_benchmarks(config: FinetuneConfig, folder: Path, device: torch.device
         config.evaluate.benchmarks, result_names(config.evaluate.benchmarks), strict=True
     ):
         items = answer_benchmark(answerer, benchmark)
-        metrics = score(items)
+        metrics = score_answers(items)
         print(f"\n{name}\n{vqa_summary(metrics)}")
         print(f"results: {write_results(folder / 'vqa' / name, items, metrics)}", flush=True)
 

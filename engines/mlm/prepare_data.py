@@ -14,7 +14,7 @@ from dataio.core.atomic import write_text
 from dataio.core.errors import UserError
 from dataio.vqa.conversations import Conversation, Rejected, check_images, read_conversations
 from engines.config.mlm import FinetuneConfig
-from engines.mlm.dataset import ConversationDataset, need_steps, split_off, tokenize_conversations
+from engines.mlm.dataset import ConversationDataset, hold_out, require_one_step, tokenize_conversations
 from engines.runtime.distributed import World, from_main, together
 from models.tinyllava.text import MARKERS
 
@@ -27,14 +27,14 @@ def ensure_conversations(config: FinetuneConfig) -> None:
     if wanted.images == 0 or target.exists():
         return
     from dataio.sharding.quickstart import make_synthetic_shards
-    from dataio.vqa.questions import VqaPlan, images_of_shards, write_vqa
+    from dataio.vqa.questions import VqaSizes, images_of_shards, write_vqa
 
     shards = target.parent / "shards"
     if not (shards / "manifest.json").is_file():
         print(f"drawing {wanted.images} synthetic images of {wanted.size} px into {shards}", flush=True)
         make_synthetic_shards(shards, images=wanted.images, size=wanted.size, seed=wanted.seed)
     images = {split: images_of_shards(shards, split) for split in ("train", "val", "test")}
-    plan = VqaPlan(
+    plan = VqaSizes(
         train=wanted.questions,
         val=wanted.val,
         true_false=wanted.benchmark,
@@ -53,7 +53,7 @@ def read_samples(config: FinetuneConfig) -> tuple[list[Conversation], list[Conve
         held, more = read_conversations(data.val, images, MARKERS)
         rejected += more
     else:
-        samples, held = split_off(samples, data.val_fraction, config.run.seed)
+        samples, held = hold_out(samples, data.val_fraction, config.run.seed)
     if data.check_images:
         samples, more = check_images(samples)
         rejected += more
@@ -81,7 +81,9 @@ def open_datasets(
     train, long_train = tokenize_conversations(samples, processor, shape, most)
     val, long_val = tokenize_conversations(held_out, processor, shape, most)
     from_main(world, lambda: report_rejected([*rejected, *long_train, *long_val], config, folder))
-    together(world, lambda: need_steps(len(train), config.train.global_batch, config.data.conversations))
+    together(
+        world, lambda: require_one_step(len(train), config.train.global_batch, config.data.conversations)
+    )
     return ConversationDataset(train, processor), ConversationDataset(val, processor) if val else None
 
 
@@ -104,7 +106,7 @@ def report_rejected(rejected: Sequence[Rejected], config: FinetuneConfig, folder
     print(f"warning: going on without {len(rejected)} unusable samples: {told}{more}", file=sys.stderr)
 
 
-def fingerprint(samples: Sequence[Conversation]) -> str:
+def conversations_digest(samples: Sequence[Conversation]) -> str:
     """SHA-256 of what is learnt; images by the end of their names, since folders may move."""
     digest = hashlib.sha256()
     for sample in samples:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from dataio.core.errors import UserError
-from engines.config.mlm import FREE_KEYS, FinetuneConfig
+from engines.config.mlm import FINETUNE_FREE_KEYS, FinetuneConfig
 from engines.config.values import changed_keys
-from engines.mlm.trainer import MARK
+from engines.mlm.trainer import COMPLETE_FILE
 
 PREFIX = "checkpoint-"
 
@@ -19,7 +19,7 @@ def steps_of(folder: Path) -> list[int]:
     found = []
     for path in folder.glob(f"{PREFIX}*"):
         number = path.name.removeprefix(PREFIX)
-        if number.isdigit() and (path / MARK).is_file():
+        if number.isdigit() and (path / COMPLETE_FILE).is_file():
             found.append(int(number))
     return sorted(found)
 
@@ -41,7 +41,7 @@ def find_checkpoint(config: FinetuneConfig, folder: Path) -> Path | None:
     if config.resume == "auto":
         return folder / f"{PREFIX}{steps[-1]}" if steps else None
     path = Path(config.resume)
-    if not (path / MARK).is_file():
+    if not (path / COMPLETE_FILE).is_file():
         raise UserError(f"--resume {path}: not a complete checkpoint; expected RUN/checkpoints/{PREFIX}N")
     return path
 
@@ -53,20 +53,20 @@ def read_mark(checkpoint: Path) -> dict[str, Any]:
         UserError: damaged.
     """
     try:
-        return json.loads((checkpoint / MARK).read_text())
+        return json.loads((checkpoint / COMPLETE_FILE).read_text())
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{checkpoint / MARK}: cannot be read ({error}); resume from another checkpoint"
+            f"{checkpoint / COMPLETE_FILE}: cannot be read ({error}); resume from another checkpoint"
         ) from None
 
 
-def check_same_run(config: FinetuneConfig, mark: dict[str, Any], now: dict[str, Any]) -> None:
+def check_same_finetuning(config: FinetuneConfig, mark: dict[str, Any], now: dict[str, Any]) -> None:
     """A continuation must not silently become another run.
 
     Args:
         now: stage, precision and data of this start, as in the mark.
     """
-    changes = changed_keys(mark["config"], config, FREE_KEYS | {"deepspeed"})
+    changes = changed_keys(mark["config"], config, FINETUNE_FREE_KEYS | {"deepspeed"})
     if changes:
         key, old, new = changes[0]
         more = f" (and {len(changes) - 1} more)" if len(changes) > 1 else ""

@@ -16,13 +16,13 @@ from dataio.core.atomic import write_text
 from dataio.core.errors import UserError
 from engines.config.mlm import FinetuneConfig
 from engines.mlm.dataset import ConversationDataset, GlobalOrder
-from engines.mlm.model import parameter_groups
+from engines.mlm.model import mlm_parameter_groups
 from engines.runtime.command import SharedError
 from engines.runtime.distributed import StopRequest, World
 from engines.runtime.run_log import RunLog
 from models.tinyllava.text import IGNORE
 
-MARK = "complete.json"  # written last into a checkpoint: without it, it is none
+COMPLETE_FILE = "complete.json"  # written last into a checkpoint: without it, it is none
 THAWED = "trained_in_full.safetensors"  # what learns beside adapters, which PEFT does not save
 
 
@@ -53,7 +53,7 @@ class FinetuneTrainer(Trainer):
     def create_optimizer(self, model: Any = None) -> Any:
         if self.optimizer is None:
             optim = self._settings.optim
-            groups = parameter_groups(self.model if model is None else model, optim)
+            groups = mlm_parameter_groups(self.model if model is None else model, optim)
             # Also where its state is offloaded: DeepSpeed's own AdamW for hosts (0.19.8) took other
             # steps than this one where groups have rates of their own.
             self.optimizer = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas)
@@ -71,7 +71,7 @@ class FinetuneTrainer(Trainer):
         shared `step` tensor, which AdamW then raises once for each group.
         """
         optimizer = self.model_wrapped.optimizer.optimizer
-        wanted = parameter_groups(self.model, self._settings.optim)
+        wanted = mlm_parameter_groups(self.model, self._settings.optim)
         for group, ours, rate in zip(
             optimizer.param_groups, wanted, self.lr_scheduler.get_last_lr(), strict=True
         ):
@@ -129,17 +129,17 @@ class FinetuneTrainer(Trainer):
             # Under ZeRO-3 the values are in `state_dict` alone; elsewhere, in the model.
             values = state_dict if state_dict is not None else self.model.state_dict()
             names = [n for n, p in self.model.named_parameters() if p.requires_grad and ".lora_" not in n]
-            thawed = {own_name(name): values[name].detach().cpu().contiguous() for name in names}
+            thawed = {name_without_peft(name): values[name].detach().cpu().contiguous() for name in names}
             if thawed:
                 save_file(thawed, Path(output_dir) / THAWED)
 
 
-def own_name(peft: str) -> str:
+def name_without_peft(peft: str) -> str:
     """A parameter's name without PEFT's wrapping."""
     return peft.removeprefix("base_model.model.").replace(".base_layer.", ".")
 
 
-def load_thawed(model: torch.nn.Module, folder: Path) -> None:
+def load_unfrozen(model: torch.nn.Module, folder: Path) -> None:
     """Put what learnt beside the adapters into a model without them."""
     if (folder / THAWED).is_file():
         tensors = load_file(folder / THAWED)
@@ -265,7 +265,7 @@ class RunCallback(TrainerCallback):
                 "metrics_offset": self.log.committed_offset(),
                 "wandb_id": self.log.wandb_id,
             }
-            write_text(path / MARK, json.dumps(mark, indent=2) + "\n")
+            write_text(path / COMPLETE_FILE, json.dumps(mark, indent=2) + "\n")
         self.world.barrier()
 
     def _say(self, text: str) -> None:

@@ -1,7 +1,7 @@
 """A language model's answers to a benchmark, and how sure it is of its verdict."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +9,14 @@ import torch
 from transformers import LlavaProcessor, PreTrainedTokenizerBase
 
 from dataio.core.errors import UserError
-from dataio.vqa.blind_baselines import MULTIPLE_CHOICE, kind_of, options_of, verdict_in
-from dataio.vqa.conversations import IMAGE, open_image, resolve_image
+from dataio.vqa.blind_baselines import MULTIPLE_CHOICE, VqaItem, kind_of, label_in_text, options_of
+from dataio.vqa.conversations import IMAGE_PLACEHOLDER, load_rgb, resolve_image
 from models.tinyllava.model import TinyLlavaForConditionalGeneration, image_tokens
-from models.tinyllava.text import END, pixels, tokenize_turns
+from models.tinyllava.text import END, preprocess_image, tokenize_turns
 
 NEW_TOKENS = {"true_false": 16, "multiple_choice": 16, "open": 128}
 VERDICT_START = " This is a"  # how open answers begin, up to the verdict
 _WORDS = {"Fake": (" fake", " Fake"), "Real": (" real", " Real")}
-
-Item = Mapping[str, Any]
 
 
 def read_items(path: str | Path) -> list[dict[str, Any]]:
@@ -52,7 +50,7 @@ def read_items(path: str | Path) -> list[dict[str, Any]]:
     return items
 
 
-def check_item_images(items: Sequence[Item], path: str | Path, images: str | Path | None) -> list[str]:
+def check_item_images(items: Sequence[VqaItem], path: str | Path, images: str | Path | None) -> list[str]:
     """Where each item's image lies, all of them readable.
 
     Raises:
@@ -64,7 +62,7 @@ def check_item_images(items: Sequence[Item], path: str | Path, images: str | Pat
             raise UserError(f"{path}: item {item['id']} has no image")
         place = resolve_image(item["image"], folder)
         try:
-            open_image(place)
+            load_rgb(place)
         except UserError as error:
             problems.append(f"{item['id']}: {error}")
         places.append(place)
@@ -113,7 +111,7 @@ class Answerer:
         more = tokenizer(begun, add_special_tokens=False).input_ids if begun else []
         rows = []
         for question in questions:
-            prompt = tokenize_turns(tokenizer, [(f"{IMAGE}\n{question}", "")], self._image_tokens)
+            prompt = tokenize_turns(tokenizer, [(f"{IMAGE_PLACEHOLDER}\n{question}", "")], self._image_tokens)
             rows.append(
                 torch.cat([torch.from_numpy(prompt.input_ids), torch.tensor(more, dtype=torch.int64)])
             )
@@ -123,7 +121,7 @@ class Answerer:
         for place, row in enumerate(rows):
             ids[place, longest - len(row) :] = row
             mask[place, longest - len(row) :] = 1
-        shown = torch.stack([pixels(self._processor, open_image(image)) for image in images])
+        shown = torch.stack([preprocess_image(self._processor, load_rgb(image)) for image in images])
         device = self._model.device
         return {
             "input_ids": ids.to(device),
@@ -147,7 +145,7 @@ class Answerer:
             text.strip() for text in self._processor.tokenizer.batch_decode(new, skip_special_tokens=True)
         ]
 
-    def p_fake(self, items: Sequence[Item], images: Sequence[str]) -> list[float | None]:
+    def p_fake(self, items: Sequence[VqaItem], images: Sequence[str]) -> list[float | None]:
         """P(fake) of each item of one kind, from the tokens that carry the verdict.
 
         True/false: the first token, " Fake" and " fake" against " Real" and " real".
@@ -162,7 +160,7 @@ class Answerer:
             if kind == MULTIPLE_CHOICE:
                 words: dict[str, list[str]] = {"Fake": [], "Real": []}
                 for letter, text in options_of(item).items():
-                    verdict = verdict_in(text, first=True)
+                    verdict = label_in_text(text, first=True)
                     if verdict:
                         words[verdict].append(f" {letter}")
             else:
@@ -171,7 +169,7 @@ class Answerer:
             scores.append(fake / (fake + real) if fake + real > 0 else None)
         return scores
 
-    def answer_all(self, items: Sequence[Item], images: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
+    def answer_all(self, items: Sequence[VqaItem], images: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
         """Yield the items with `answer` and `p_fake`, a batch at a time, in order."""
         for start in range(0, len(items), self._batch):
             some = items[start : start + self._batch]

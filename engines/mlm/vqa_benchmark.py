@@ -15,7 +15,7 @@ from dataio.core.atomic import write_text, write_with
 from dataio.core.errors import UserError
 from dataio.vqa.blind_baselines import kind_of
 from engines.mlm.vqa_answers import Answerer, check_item_images, read_items, sentence_similarity
-from engines.mlm.vqa_metrics import compute_vqa_metrics, is_right, said_verdict, true_verdict
+from engines.mlm.vqa_metrics import answer_label, compute_vqa_metrics, is_right, true_label
 from models.tinyllava.checkpoint import load_tinyllava
 
 
@@ -73,7 +73,7 @@ def answer_benchmark(
     return answered
 
 
-def score(
+def score_answers(
     items: Sequence[Mapping[str, Any]], compare: str | Path | None = None, encoder: str | Path | None = None
 ) -> dict[str, Any]:
     """Metrics of answered items; see `compute_vqa_metrics`."""
@@ -94,8 +94,8 @@ def write_results(output: str | Path, items: Sequence[Mapping[str, Any]], metric
             "sample_id": range(len(items)),
             "key": [item["id"] for item in items],
             "generator": [item.get("metadata", {}).get("generator") for item in items],
-            "verdict": [true_verdict(item) or None for item in items],
-            "verdict_pred": [said_verdict(item) for item in items],
+            "verdict": [true_label(item) or None for item in items],
+            "verdict_pred": [answer_label(item) for item in items],
             "right": [is_right(item) for item in items],
             "p_fake": [item.get("p_fake") for item in items],
         }

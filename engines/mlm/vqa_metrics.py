@@ -20,15 +20,16 @@ from dataio.vqa.blind_baselines import (
     MULTIPLE_CHOICE,
     OPEN,
     TRUE_FALSE,
+    VqaItem,
     blind_scores,
     chance_of,
     kind_of,
+    label_in_text,
     options_of,
-    verdict_in,
 )
 from engines.stats.significance import mcnemar_p, wilson
 
-SCHEMA, VERSION = "telltale-vqa-metrics", 1
+_SCHEMA, _VERSION = "telltale-vqa-metrics", 1
 UNPARSED = "unparsed"
 # Items of the reference's multiple-choice benchmark that show another picture than their text is about.
 WRONG_PICTURES = {
@@ -41,20 +42,18 @@ _LETTER = re.compile(
     re.IGNORECASE,
 )
 
-Item = Mapping[str, Any]
 
-
-def parse_answer(item: Item) -> str:
+def parse_answer(item: VqaItem) -> str:
     """What an answer says: Real or Fake, a letter, an open answer's verdict, or "unparsed"."""
     answer = str(item.get("answer", "")).strip()
     if kind_of(item) == MULTIPLE_CHOICE:
         found = _LETTER.match(answer)
         letter = found.group(1).upper() if found else ""
         return letter if letter in options_of(item) else UNPARSED
-    return verdict_in(answer) or UNPARSED
+    return label_in_text(answer) or UNPARSED
 
 
-def true_verdict(item: Item) -> str:
+def true_label(item: VqaItem) -> str:
     """Real or Fake where an item's truth or metadata say, else ""."""
     kind = kind_of(item)
     if kind == TRUE_FALSE:
@@ -63,34 +62,34 @@ def true_verdict(item: Item) -> str:
     if generator:
         return "Real" if generator in ("natural", "nature") else "Fake"
     if kind == MULTIPLE_CHOICE:
-        return verdict_in(options_of(item)[str(item["ground_truth"])], first=True)
-    return verdict_in(str(item["ground_truth"]))
+        return label_in_text(options_of(item)[str(item["ground_truth"])], first=True)
+    return label_in_text(str(item["ground_truth"]))
 
 
-def said_verdict(item: Item) -> str:
+def answer_label(item: VqaItem) -> str:
     """The verdict of an answer: of the option it chose, of its words, or "unparsed"."""
     said = parse_answer(item)
     if kind_of(item) == MULTIPLE_CHOICE and said != UNPARSED:
-        return verdict_in(options_of(item)[said], first=True) or UNPARSED
+        return label_in_text(options_of(item)[said], first=True) or UNPARSED
     return said
 
 
-def is_right(item: Item) -> bool:
+def is_right(item: VqaItem) -> bool:
     """Open answers are right where their verdict is; their words are measured apart."""
     if kind_of(item) == OPEN:
-        return said_verdict(item) == true_verdict(item)
+        return answer_label(item) == true_label(item)
     return parse_answer(item) == str(item["ground_truth"])
 
 
-def defect_of(item: Item) -> str:
+def defect_of(item: VqaItem) -> str:
     """Why an item should not count, or ""."""
     return str(item.get("metadata", {}).get("defect", "") or WRONG_PICTURES.get(str(item.get("id")), ""))
 
 
 def compute_vqa_metrics(
-    items: Sequence[Item],
+    items: Sequence[VqaItem],
     *,
-    other: Sequence[Item] | None = None,
+    other: Sequence[VqaItem] | None = None,
     similarity: Callable[[list[str], list[str]], list[float]] | None = None,
 ) -> dict[str, Any]:
     """metrics.json of answered items of one kind.
@@ -114,8 +113,8 @@ def compute_vqa_metrics(
     defects = {str(item["id"]): defect_of(item) for item in items if defect_of(item)}
     sound = np.asarray([not defect_of(item) for item in items])
     metrics: dict[str, Any] = {
-        "schema": SCHEMA,
-        "version": VERSION,
+        "schema": _SCHEMA,
+        "version": _VERSION,
         "kind": kind,
         "items": len(items),
         "error": float((~right).mean()),
@@ -138,7 +137,7 @@ def compute_vqa_metrics(
     return metrics
 
 
-def mcnemar(items: Sequence[Item], other: Sequence[Item]) -> dict[str, Any]:
+def mcnemar(items: Sequence[VqaItem], other: Sequence[VqaItem]) -> dict[str, Any]:
     """Exact McNemar test of `items` against `other`, the same questions answered before.
 
     Returns:
@@ -161,13 +160,13 @@ def mcnemar(items: Sequence[Item], other: Sequence[Item]) -> dict[str, Any]:
     return {"fixed": fixed, "broken": broken, "p": mcnemar_p(fixed, broken)}
 
 
-def _verdict(items: Sequence[Item]) -> dict[str, Any]:
+def _verdict(items: Sequence[VqaItem]) -> dict[str, Any]:
     """Real against fake, whatever else an item asks."""
-    known = [item for item in items if true_verdict(item)]
+    known = [item for item in items if true_label(item)]
     if not known:
         return {"error": None, "reason": "no item says whether its image is real"}
-    truth = [true_verdict(item) for item in known]
-    said = [said_verdict(item) for item in known]
+    truth = [true_label(item) for item in known]
+    said = [answer_label(item) for item in known]
     wrong = sum(a != b for a, b in zip(truth, said, strict=True))
     fake = np.asarray([t == "Fake" for t in truth])
     verdict: dict[str, Any] = {
@@ -191,7 +190,7 @@ def _verdict(items: Sequence[Item]) -> dict[str, Any]:
     return verdict
 
 
-def _per_generator(items: Sequence[Item], right: np.ndarray) -> dict[str, dict[str, Any]]:
+def _per_generator(items: Sequence[VqaItem], right: np.ndarray) -> dict[str, dict[str, Any]]:
     places: dict[str, list[int]] = defaultdict(list)
     for place, item in enumerate(items):
         # The reference writes one generator both ways.
@@ -208,7 +207,7 @@ def _per_generator(items: Sequence[Item], right: np.ndarray) -> dict[str, dict[s
 
 
 def _text(
-    items: Sequence[Item], similarity: Callable[[list[str], list[str]], list[float]] | None
+    items: Sequence[VqaItem], similarity: Callable[[list[str], list[str]], list[float]] | None
 ) -> dict[str, Any]:
     from torchmetrics.functional.text import rouge_score
 

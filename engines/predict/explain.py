@@ -10,7 +10,7 @@ from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
 from dataio.core.errors import UserError
-from dataio.vqa.blind_baselines import verdict_in
+from dataio.vqa.blind_baselines import label_in_text
 from engines.attribution.gradcam import grad_cam, overlay
 from engines.mlm.vqa_answers import NEW_TOKENS, Answerer
 from engines.predict.detector import Detector, look_at_file, to_png
@@ -93,7 +93,7 @@ def _explain(
             sure = 1 - result.p_fake if result.verdict == "Real" else result.p_fake
             question = told.format(verdict=result.verdict.lower(), p=sure, question=QUESTION)
         (result.explanation,) = answerer.answers([question], [path], NEW_TOKENS["open"])
-        result.explanation_verdict = verdict_in(result.explanation) or "unparsed"
+        result.explanation_verdict = label_in_text(result.explanation) or "unparsed"
         item = {"id": path, "question": question, "ground_truth": ""}
         (result.explanation_p_fake,) = answerer.p_fake([item], [path])
         if not result.picture:

@@ -45,7 +45,7 @@ SHARD_BYTES = "5GB"
 
 
 @dataclass(frozen=True)
-class Tensor:
+class StoredTensor:
     """Where a tensor lies: its name and file, its shape."""
 
     name: str
@@ -54,7 +54,7 @@ class Tensor:
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelFolder:
     """A folder that `load_tinyllava` can read.
 
     Attributes:
@@ -66,7 +66,7 @@ class Source:
     folder: Path
     published: bool
     config: LlavaConfig
-    unused: dict[str, Tensor]
+    unused: dict[str, StoredTensor]
 
 
 def hf_name(published: str) -> str:
@@ -86,7 +86,7 @@ def published_name(hf: str) -> str:
     return hf
 
 
-def open_source(folder: str | Path) -> Source:
+def open_model_folder(folder: str | Path) -> ModelFolder:
     """Read a model folder's configuration and check its tensors' names and shapes.
 
     Raises:
@@ -114,7 +114,7 @@ def open_source(folder: str | Path) -> Source:
     if not published and head.is_file():
         unused = {tensor.name: tensor for tensor in _tensors_of(head)}
     _check_tensors(folder, config, {n: t for n, t in named.items() if not n.startswith(HEAD)})
-    return Source(folder, published, config, unused)
+    return ModelFolder(folder, published, config, unused)
 
 
 def load_tinyllava(
@@ -129,7 +129,7 @@ def load_tinyllava(
         options: go to `from_pretrained` (attn_implementation, quantization_config).
 
     Raises:
-        ValueError: see `open_source`.
+        ValueError: see `open_model_folder`.
     """
     if str(source) == TINY:
         set_seed(seed)
@@ -139,7 +139,7 @@ def load_tinyllava(
         )
         model = TinyLlavaForConditionalGeneration(config).to(dtype).eval()
     else:
-        opened = open_source(source)
+        opened = open_model_folder(source)
         tokenizer, config = load_tokenizer(opened.folder), opened.config
         model = TinyLlavaForConditionalGeneration.from_pretrained(
             opened.folder,
@@ -168,7 +168,7 @@ def save_tinyllava(
     """Write a folder with Hugging Face's names: weights, configuration, tokenizer, processor.
 
     Args:
-        unused: tensors of SigLIP's pooling head to carry along (`read_unused`).
+        unused: tensors of SigLIP's pooling head to carry along (`read_unused_head`).
     """
     folder = Path(folder)
     model._weight_conversions = []
@@ -183,7 +183,7 @@ def save_tinyllava(
     path.write_text(json.dumps(values, indent=2) + "\n")
 
 
-def read_unused(source: Source) -> dict[str, torch.Tensor]:
+def read_unused_head(source: ModelFolder) -> dict[str, torch.Tensor]:
     """The tensors of SigLIP's pooling head that lie beside a model."""
     tensors = {}
     for name, tensor in source.unused.items():
@@ -200,15 +200,15 @@ def write_published(folder: str | Path, output: str | Path) -> list[Path]:
         the folder carries it.
 
     Raises:
-        ValueError: see `open_source`. OSError: cannot be written.
+        ValueError: see `open_model_folder`. OSError: cannot be written.
     """
-    source, output = open_source(folder), Path(output)
+    source, output = open_model_folder(folder), Path(output)
     tensors = {}
     for tensor in _list_tensors(source.folder):
         with safe_open(tensor.file, "pt") as file:
             name = tensor.name if source.published else published_name(tensor.name)
             tensors[name] = file.get_tensor(tensor.name)
-    tensors.update({published_name(name): tensor for name, tensor in read_unused(source).items()})
+    tensors.update({published_name(name): tensor for name, tensor in read_unused_head(source).items()})
     output.mkdir(parents=True, exist_ok=True)
     written = _write_shards(tensors, output)
     values = _published_values(source.config, next(iter(tensors.values())).dtype)
@@ -323,7 +323,7 @@ def _published_values(config: LlavaConfig, dtype: torch.dtype) -> dict[str, Any]
     }
 
 
-def _list_tensors(folder: Path) -> list[Tensor]:
+def _list_tensors(folder: Path) -> list[StoredTensor]:
     """Names and shapes of all tensors of a folder, from the files' headers alone."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
@@ -333,7 +333,7 @@ def _list_tensors(folder: Path) -> list[Tensor]:
             raise ValueError(f"{index}: not an index of weights ({error}); copy it again") from None
     else:
         names = ["model.safetensors"]
-    tensors: list[Tensor] = []
+    tensors: list[StoredTensor] = []
     for name in names:
         if not (folder / name).is_file():
             raise ValueError(
@@ -343,17 +343,17 @@ def _list_tensors(folder: Path) -> list[Tensor]:
     return tensors
 
 
-def _tensors_of(path: Path) -> list[Tensor]:
+def _tensors_of(path: Path) -> list[StoredTensor]:
     try:
         with safe_open(path, "pt") as file:
-            return [Tensor(key, path, tuple(file.get_slice(key).get_shape())) for key in file.keys()]  # noqa: SIM118
+            return [StoredTensor(key, path, tuple(file.get_slice(key).get_shape())) for key in file.keys()]  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         reason = " ".join(str(error).split())
         size = os.path.getsize(path)
         raise ValueError(f"{path}: damaged ({reason}; {size} bytes); copy it again") from None
 
 
-def _check_tensors(folder: Path, config: LlavaConfig, found: Mapping[str, Tensor]) -> None:
+def _check_tensors(folder: Path, config: LlavaConfig, found: Mapping[str, StoredTensor]) -> None:
     wanted = {name: tuple(tensor.shape) for name, tensor in meta_model(config).state_dict().items()}
     ways: list[tuple[str, list[str], Callable[[str], str]]] = [
         ("missing", sorted(wanted.keys() - found.keys()), str),
@@ -377,4 +377,11 @@ def _brief(names: list[str], most: int = 8) -> str:
     return ", ".join(names[:most]) + (f", and {len(names) - most} more" if len(names) > most else "")
 
 
-__all__ = ["IMAGE_TOKEN_ID", "Source", "load_tinyllava", "open_source", "save_tinyllava", "write_published"]
+__all__ = [
+    "IMAGE_TOKEN_ID",
+    "ModelFolder",
+    "load_tinyllava",
+    "open_model_folder",
+    "save_tinyllava",
+    "write_published",
+]

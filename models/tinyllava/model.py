@@ -142,7 +142,7 @@ def tiny_config(vocab_size: int, image_token_id: int, end_id: int) -> LlavaConfi
 
 
 @contextmanager
-def whole() -> Iterator[None]:
+def without_zero3_init() -> Iterator[None]:
     """Models made inside are whole, also where a run under ZeRO-3 partitions those it makes."""
     held = integration._hf_deepspeed_config_weak_ref
     integration.unset_hf_deepspeed_config()
@@ -154,7 +154,7 @@ def whole() -> Iterator[None]:
 
 def meta_model(config: LlavaConfig) -> TinyLlavaForConditionalGeneration:
     """The model without its numbers: names and shapes."""
-    with whole(), torch.device("meta"):
+    with without_zero3_init(), torch.device("meta"):
         return TinyLlavaForConditionalGeneration(config)
 
 

@@ -214,6 +214,6 @@ def make_processor(tokenizer: PreTrainedTokenizerBase, config: LlavaConfig) -> L
     )
 
 
-def pixels(processor: LlavaProcessor, image: Image.Image) -> Any:
+def preprocess_image(processor: LlavaProcessor, image: Image.Image) -> Any:
     """One image as the tower takes it: float32 tensor [3, S, S], about [-1, 1]."""
     return processor.image_processor(images=image, return_tensors="pt")["pixel_values"][0]

@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from engines.mlm.output import whole
-from engines.mlm.trainer import load_thawed
+from engines.mlm.trainer import load_unfrozen
 from models.tinyllava.checkpoint import load_tinyllava
+from models.tinyllava.model import without_zero3_init
 from tests.conversations import LORA, PARTIAL, finetuning_flags, write_conversations
 from tests.support import alive, descendants, environment, wait_until
 
@@ -179,9 +179,9 @@ def check_adapter(folder):
     """RUN/model is the base with what learnt beside the adapter, and the adapter merged."""
     from peft import PeftModel
 
-    with whole():
+    with without_zero3_init():
         base, _ = load_tinyllava(folder / "base")
-        load_thawed(base, folder / "adapter")
+        load_unfrozen(base, folder / "adapter")
         merged = PeftModel.from_pretrained(base, folder / "adapter").merge_and_unload().state_dict()
     saved = load_file(folder / "model" / "model.safetensors")
     assert merged.keys() == saved.keys()

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from dataio.core.errors import UserError
-from dataio.vqa.conversations import check_images, open_image, read_conversations, tar_members
+from dataio.vqa.conversations import check_images, load_rgb, read_conversations, tar_members
 
 MARKERS = (" ASSISTANT: ", "<|endoftext|>", "<image>")
 
@@ -137,12 +137,12 @@ def test_webdataset_tars_and_members_of_tars(tmp_path):
     assert [one.id for one in found] == ["000000/000000001", "000001/000000001"]
     assert check_images(found)[1] == []
     expected = np.asarray(Image.open(place).convert("RGB"))
-    assert (np.asarray(open_image(str(found[1].image))) == expected).all()
+    assert (np.asarray(load_rgb(str(found[1].image))) == expected).all()
     file = written(tmp_path / "sets", [sample(image="../000001.tar/000000001.jpg")])
     (member,), _ = read_conversations(file, markers=MARKERS)
-    assert (np.asarray(open_image(str(member.image))) == expected).all()
+    assert (np.asarray(load_rgb(str(member.image))) == expected).all()
     with pytest.raises(UserError, match="no such member"):
-        open_image(f"{tmp_path}/000001.tar/2.jpg")
+        load_rgb(f"{tmp_path}/000001.tar/2.jpg")
     (tmp_path / "bad.tar").write_bytes(b"no tar")
     with pytest.raises(UserError, match=r"bad\.tar: not a readable tar"):
         tar_members(str(tmp_path / "bad.tar"))

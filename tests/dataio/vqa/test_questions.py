@@ -9,12 +9,24 @@ import pytest
 from PIL import Image
 
 from dataio.core.errors import UserError
-from dataio.vqa.blind_baselines import blind_scores, broken_rules, kind_of, options_of, verdict_in
+from dataio.vqa.blind_baselines import (
+    baselines_above_chance,
+    blind_scores,
+    kind_of,
+    label_in_text,
+    options_of,
+)
 from dataio.vqa.conversations import check_images, read_conversations
-from dataio.vqa.questions import VqaPlan, images_of_manifest, images_of_shards, refuse_if_gameable, write_vqa
+from dataio.vqa.questions import (
+    VqaSizes,
+    images_of_manifest,
+    images_of_shards,
+    refuse_if_guessable,
+    write_vqa,
+)
 
 OBJECTS = ("cat", "goldfish", "electric guitar", "owl", "umbrella")
-PLAN = VqaPlan(train=40, val=8, true_false=24, multiple_choice=24, seed=1)
+PLAN = VqaSizes(train=40, val=8, true_false=24, multiple_choice=24, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +70,7 @@ def test_no_blind_rule_beats_chance(made):
     _, summary, files = made
     for kind in ("true_false", "multiple_choice"):
         assert kind_of(files[kind][0]) == kind
-        assert broken_rules(files[kind]) == []
+        assert baselines_above_chance(files[kind]) == []
         assert summary["blind"][kind] == blind_scores(files[kind])
     assert abs(summary["blind"]["multiple_choice"]["longest_option"] - 0.25) < 0.1
     assert summary["blind"]["true_false"] == {"always_fake": 0.5, "always_real": 0.5, "by_wording": 0.5}
@@ -67,10 +79,10 @@ def test_no_blind_rule_beats_chance(made):
 def test_options_are_both_verdicts_of_two_objects_and_one_is_right(made):
     for item in made[2]["multiple_choice"]:
         options = options_of(item)
-        assert sorted(verdict_in(text) for text in options.values()) == ["Fake", "Fake", "Real", "Real"]
+        assert sorted(label_in_text(text) for text in options.values()) == ["Fake", "Fake", "Real", "Real"]
         fake = item["metadata"]["generator"] != "natural"
         right = options[item["ground_truth"]]
-        assert verdict_in(right) == ("Fake" if fake else "Real")
+        assert label_in_text(right) == ("Fake" if fake else "Real")
         assert item["metadata"]["object_category"] in right
         assert len({text.partition(" photograph")[2] for text in options.values()}) == 2
 
@@ -95,7 +107,7 @@ def test_copies_under_another_name_are_left_out(labelled, tmp_path):
     whole = 2 * min(real, len(images["train"]) - real)
     copied = dict(images, test=[*images["test"], *images["train"][:50]])
     summary = write_vqa(
-        copied, tmp_path / "all", VqaPlan(train=whole, val=0, true_false=6, multiple_choice=0)
+        copied, tmp_path / "all", VqaSizes(train=whole, val=0, true_false=6, multiple_choice=0)
     )
     assert 40 <= summary["left_out_of_test"] <= 50
 
@@ -123,7 +135,7 @@ def test_the_seed_decides(labelled, tmp_path):
         write_vqa(
             images_of_manifest(labelled),
             tmp_path / name,
-            VqaPlan(train=20, val=4, true_false=8, multiple_choice=8, seed=seed),
+            VqaSizes(train=20, val=4, true_false=8, multiple_choice=8, seed=seed),
         )
     texts = [(tmp_path / name / "conversations.json").read_text() for name in "abc"]
     assert texts[0] == texts[1] != texts[2]
@@ -131,7 +143,7 @@ def test_the_seed_decides(labelled, tmp_path):
 
 def test_shards_serve_as_well(tiny_shards, tmp_path):
     images = {split: images_of_shards(tiny_shards, split) for split in ("train", "val", "test")}
-    write_vqa(images, tmp_path / "out", VqaPlan(train=20, val=0, true_false=6, multiple_choice=0))
+    write_vqa(images, tmp_path / "out", VqaSizes(train=20, val=0, true_false=6, multiple_choice=0))
     found, _ = read_conversations(tmp_path / "out" / "conversations.json")
     assert check_images(found)[1] == []
     assert found[0].image is not None and ".tar/" in found[0].image
@@ -140,12 +152,12 @@ def test_shards_serve_as_well(tiny_shards, tmp_path):
 def test_too_few_images_and_odd_numbers_are_refused_and_nothing_is_written(labelled, tmp_path):
     images = images_of_manifest(labelled)
     with pytest.raises(UserError, match="need 500 real and 500 fake images, it has"):
-        write_vqa(images, tmp_path / "out", VqaPlan(train=1000))
+        write_vqa(images, tmp_path / "out", VqaSizes(train=1000))
     with pytest.raises(UserError, match="expected an even number"):
-        write_vqa(images, tmp_path / "out", VqaPlan(train=21, val=0))
+        write_vqa(images, tmp_path / "out", VqaSizes(train=21, val=0))
     one = {split: [i for i in found if i.object == "cat"] for split, found in images.items()}
     with pytest.raises(UserError, match="at least two objects"):
-        write_vqa(one, tmp_path / "out", VqaPlan(train=2, val=0, true_false=0, multiple_choice=2))
+        write_vqa(one, tmp_path / "out", VqaSizes(train=2, val=0, true_false=0, multiple_choice=2))
     assert not (tmp_path / "out").exists()
 
 
@@ -182,9 +194,9 @@ def choice(number, truth, lengths):
     ids=["longest", "letter", "fake options", "fakes", "wording"],
 )
 def test_a_benchmark_that_a_rule_beats_is_refused(items, rule):
-    assert rule in [name for name, *_ in broken_rules(items)]
+    assert rule in [name for name, *_ in baselines_above_chance(items)]
     with pytest.raises(UserError, match=f"sees no image beats chance .*{rule}"):
-        refuse_if_gameable("benchmark", items)
+        refuse_if_guessable("benchmark", items)
 
 
 @pytest.mark.parametrize(
@@ -202,14 +214,14 @@ def test_a_benchmark_that_a_rule_beats_is_refused(items, rule):
     ],
 )
 def test_verdicts_in_words(text, verdict):
-    assert verdict_in(text) == verdict
+    assert label_in_text(text) == verdict
 
 
 def test_the_reference_benchmark_is_gameable(shared_data):
     items = json.loads((shared_data / "vqa" / "multiple_choice" / "questions.json").read_text())
     scores = blind_scores(items)
     assert scores["longest_option"] == 0.81
-    assert "longest_option" in [name for name, *_ in broken_rules(items)]
+    assert "longest_option" in [name for name, *_ in baselines_above_chance(items)]
 
 
 def test_a_manifest_s_faults_are_named_by_the_flag_that_gave_it(tmp_path):

@@ -17,19 +17,19 @@ from engines.mlm.dataset import (
     Collator,
     ConversationDataset,
     GlobalOrder,
-    need_steps,
-    split_off,
+    hold_out,
+    require_one_step,
     tokenize_conversations,
 )
 from engines.mlm.memory_estimate import (
     GIB,
     check_memory,
-    estimate,
+    estimate_memory,
     flops_per_token,
-    learnt_parameters,
+    learned_parameters,
     lora_parameters,
 )
-from engines.mlm.model import parameter_groups, resolve_precision, set_dropout, tune
+from engines.mlm.model import apply_tuning, mlm_parameter_groups, resolve_mlm_precision, set_dropout
 from engines.mlm.output import result_names
 from engines.runtime.distributed import World
 from launch.finetune_memory import main
@@ -129,16 +129,16 @@ def test_long_conversations_are_rejected_by_name(samples):
     assert [one.id for one in rejected] == [longer]
     assert rejected[0].reason == f"{max(lengths)} tokens, more than data.max_length {min(lengths)}"
     with pytest.raises(UserError, match=r"train\.global_batch is 8, but set has 2 conversations"):
-        need_steps(2, 8, "set")
+        require_one_step(2, 8, "set")
 
 
 def test_splitting_off_keeps_an_images_conversations_together():
     many = [Conversation(str(n), f"/a/{n // 3}.jpg", (("<image>\nx", "y"),)) for n in range(600)]
-    train, held = split_off(many, 0.2, seed=0)
+    train, held = hold_out(many, 0.2, seed=0)
     assert len(train) + len(held) == 600
     assert 60 < len(held) < 180
     assert not {one.image for one in train} & {one.image for one in held}
-    assert split_off(many, 0.0, seed=0)[1] == []
+    assert hold_out(many, 0.0, seed=0)[1] == []
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_splitting_off_keeps_an_images_conversations_together():
 def test_what_learns(changes, learns):
     settings = TuneConfig(**changes)
     model, _ = load_tinyllava(TINY)
-    names = [n for n, p in tune(model, settings).named_parameters() if p.requires_grad]
+    names = [n for n, p in apply_tuning(model, settings).named_parameters() if p.requires_grad]
     assert {part_of(name) for name in names} == learns
     if settings.adapters:
         of_language = [name for name in names if part_of(name) == "language"]
@@ -175,7 +175,7 @@ def test_what_learns(changes, learns):
 
 def test_what_learns_gets_a_gradient():
     model, processor = load_tinyllava(TINY)
-    model = tune(model, TuneConfig(language="full", vision="full"))
+    model = apply_tuning(model, TuneConfig(language="full", vision="full"))
     samples = [Conversation("a", None, (("Is it?", "Yes."),))]
     batch = Collator(0, 56)([dataset(samples, processor, model.config)[0]])
     model(**batch).loss.backward()
@@ -185,7 +185,7 @@ def test_what_learns_gets_a_gradient():
 def test_a_first_layer_behind_the_last_used_one_is_refused():
     model, _ = load_tinyllava(TINY)
     with pytest.raises(UserError, match=r"tune\.vision_from_layer is 3, .* use 2 or less"):
-        tune(model, TuneConfig(vision="partial", vision_from_layer=3))
+        apply_tuning(model, TuneConfig(vision="partial", vision_from_layer=3))
 
 
 def test_each_part_has_its_rate_and_norms_have_no_decay(repo_root):
@@ -194,8 +194,8 @@ def test_each_part_has_its_rate_and_norms_have_no_decay(repo_root):
     )
     optim = replace(settings.optim, weight_decay=0.1)
     model, _ = load_tinyllava(TINY)
-    model = tune(model, TuneConfig(language="full", vision="full"))
-    groups = parameter_groups(model, optim)
+    model = apply_tuning(model, TuneConfig(language="full", vision="full"))
+    groups = mlm_parameter_groups(model, optim)
     rates = {id(p): (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
     learnt = {n: p for n, p in model.named_parameters() if p.requires_grad}
     assert len(rates) == len(learnt)
@@ -216,9 +216,9 @@ def test_dropout_reaches_the_layers():
 
 
 def test_fp16_is_refused_on_a_cpu():
-    assert resolve_precision("auto", torch.device("cpu")) == "fp32"
+    assert resolve_mlm_precision("auto", torch.device("cpu")) == "fp32"
     with pytest.raises(UserError, match=r"model\.precision is fp16"):
-        resolve_precision("fp16", torch.device("cpu"))
+        resolve_mlm_precision("fp16", torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
@@ -261,14 +261,14 @@ def test_adapters_of_the_published_model():
     """The facts' 192 modules at rank 128: 188,743,680 parameters."""
     assert lora_parameters(PUBLISHED, 128) == 188_743_680
     model, _ = load_tinyllava(TINY)
-    wrapped = tune(model, TuneConfig(language="lora", lora_rank=4, connector=False))
+    wrapped = apply_tuning(model, TuneConfig(language="lora", lora_rank=4, connector=False))
     counted = sum(p.numel() for p in wrapped.parameters() if p.requires_grad)
     assert lora_parameters(wrapped.config, 4) == counted
-    full = tune(load_tinyllava(TINY)[0], TuneConfig(language="full", vision="full"))
+    full = apply_tuning(load_tinyllava(TINY)[0], TuneConfig(language="full", vision="full"))
     counted = sum(p.numel() for p in full.parameters() if p.requires_grad)
     # Embeddings are spread over the tower's layers in the estimate.
     assert sum(
-        learnt_parameters(full.config, TuneConfig(language="full", vision="full")).values()
+        learned_parameters(full.config, TuneConfig(language="full", vision="full")).values()
     ) == pytest.approx(counted, rel=0.1)
 
 
@@ -286,7 +286,7 @@ def test_adapters_of_the_published_model():
 def test_model_states_are_those_of_the_arithmetic(repo_root, stage, world, language, states):
     """2 bytes of weights and gradients, 12 of the optimiser: GB as in ZeRO's paper, without buffers."""
     settings = config(repo_root, "--tune.language", language, "--tune.vision", "frozen")
-    found = estimate(
+    found = estimate_memory(
         PUBLISHED,
         settings,
         {"zero_optimization": {"stage": stage}},
@@ -317,7 +317,9 @@ def test_estimates_grow_as_they_should(repo_root):
     two = {"zero_optimization": {"stage": 2}}
 
     def total(settings=base, zeroed=two, length=900, world=1):
-        return estimate(PUBLISHED, settings, zeroed, length=length, world=world, precision="bf16").total
+        return estimate_memory(
+            PUBLISHED, settings, zeroed, length=length, world=world, precision="bf16"
+        ).total
 
     assert total(length=1800) > total()
     assert total(world=4) < total()

@@ -13,7 +13,7 @@ from engines.mlm.vqa_benchmark import answer_benchmark, choose_device, load_for_
 from engines.mlm.vqa_metrics import compute_vqa_metrics
 from models.tinyllava.checkpoint import load_tinyllava
 from models.tinyllava.model import TINY
-from models.tinyllava.text import pixels, tokenize_turns
+from models.tinyllava.text import preprocess_image, tokenize_turns
 
 CHOICE = (
     "Which?\nA: A real photograph of a cat.\nB: A fake photograph of a cat.\nAnswer with just the letter."
@@ -68,9 +68,9 @@ def test_p_fake_is_the_share_of_the_verdicts_tokens(asked, answerer):
             tokenize_turns(tokenizer, [(f"<image>\n{question}", "")], 15).input_ids.tolist()
             + tokenizer(begun).input_ids
         )
-        from dataio.vqa.conversations import open_image
+        from dataio.vqa.conversations import load_rgb
 
-        image = pixels(processor, open_image(place))[None]
+        image = preprocess_image(processor, load_rgb(place))[None]
         return model(input_ids=torch.tensor([ids]), pixel_values=image).logits[0, -1].softmax(-1)
 
     def share(row, fakes, reals):

@@ -15,14 +15,14 @@ from models.tinyllava.checkpoint import (
     HEAD,
     hf_name,
     load_tinyllava,
-    open_source,
+    open_model_folder,
     published_name,
-    read_unused,
+    read_unused_head,
     save_tinyllava,
     write_published,
 )
 from models.tinyllava.model import PHI2, SIGLIP, TINY, count_parameters, image_tokens, make_config
-from models.tinyllava.text import END, IGNORE, IMAGE, pixels, tokenize_turns
+from models.tinyllava.text import END, IGNORE, IMAGE, preprocess_image, tokenize_turns
 
 TURNS = [("<image>\nIs this image real or fake?", "This is a fake image.")]
 
@@ -89,7 +89,7 @@ def marked(tokenizer, text):
 def test_logits_loss_and_greedy_answer_equal_the_restatement(published):
     model, processor = load_tinyllava(published)
     restated = Restated(published)
-    image = pixels(processor, Image.effect_noise((80, 60), 90).convert("RGB"))
+    image = preprocess_image(processor, Image.effect_noise((80, 60), 90).convert("RGB"))
     encoded = tokenize_turns(processor.tokenizer, TURNS, image_tokens(model.config))
     ids, labels = torch.from_numpy(encoded.input_ids)[None], torch.from_numpy(encoded.labels)[None]
     found = model(input_ids=ids, labels=labels, pixel_values=image[None], attention_mask=torch.ones_like(ids))
@@ -162,7 +162,7 @@ def test_a_batch_of_text_alone_gives_the_connector_zero_gradients_not_none():
 def test_folders_load_back_bit_for_bit_and_go_back_to_published_names(published, tmp_path):
     before = load_file(published / "model.safetensors")
     model, processor = load_tinyllava(published)
-    save_tinyllava(model, processor, tmp_path / "ours", read_unused(open_source(published)))
+    save_tinyllava(model, processor, tmp_path / "ours", read_unused_head(open_model_folder(published)))
     saved = load_file(tmp_path / "ours" / "model.safetensors")
     assert {name for name in saved if not name.startswith(("model.", "lm_head."))} == set()
     assert {hf_name(name) for name in before if not hf_name(name).startswith(HEAD)} == set(saved)
@@ -236,7 +236,7 @@ def test_another_architecture_is_named(published, tmp_path):
     ):
         (folder / "config.json").write_text(json.dumps({**values, **changes}))
         with pytest.raises(ValueError, match=re.escape(said)):
-            open_source(folder)
+            open_model_folder(folder)
 
 
 def test_damaged_and_missing_files_are_named(published, tmp_path):
@@ -245,12 +245,12 @@ def test_damaged_and_missing_files_are_named(published, tmp_path):
     data = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
     with pytest.raises(ValueError, match=r"model\.safetensors: damaged"):
-        open_source(folder)
+        open_model_folder(folder)
     (folder / "model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"model\.safetensors: missing"):
-        open_source(folder)
+        open_model_folder(folder)
     with pytest.raises(ValueError, match="no such folder"):
-        open_source(tmp_path / "nowhere")
+        open_model_folder(tmp_path / "nowhere")
 
 
 def test_labels_are_ignored_where_the_image_stands(published):

@@ -12,7 +12,7 @@ from models.tinyllava.text import (
     SYSTEM,
     load_tokenizer,
     make_processor,
-    pixels,
+    preprocess_image,
     render,
     tiny_tokenizer,
     tokenize_turns,
@@ -149,7 +149,7 @@ def test_images_are_squashed_bicubic_and_scaled_to_one():
     tokenizer = tiny_tokenizer()
     processor = make_processor(tokenizer, make_config(PHI2, SIGLIP, image_token_id=50295))
     picture = Image.effect_noise((200, 90), 100).convert("RGB")
-    found = pixels(processor, picture).numpy()
+    found = preprocess_image(processor, picture).numpy()
     squashed = np.asarray(picture.resize((384, 384), Image.Resampling.BICUBIC), np.float64)
     assert found.shape == (3, 384, 384)
     assert np.abs(found.transpose(1, 2, 0) - (squashed / 255 - 0.5) / 0.5).max() < 1e-6
