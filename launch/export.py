@@ -42,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _export_tinyllava(options.checkpoint, options.output)
     if options.format == "onnx":
         return _export_onnx(options.checkpoint, options.output)
-    from engines.export.to_safetensors import CALIBRATION, SETTINGS, TENSORS, export_checkpoint
+    from engines.checkpoint.export_format import CALIBRATION, SETTINGS, TENSORS
+    from engines.export.to_safetensors import export_checkpoint
 
     folder = export_checkpoint(options.checkpoint, options.output)
     files = [folder / name for name in (TENSORS, SETTINGS, CALIBRATION)]

@@ -19,10 +19,10 @@ from dataio.loading.order import centre_boxes
 from dataio.shards.shard_set import ShardSet, label_mismatch
 from engines.attribution.faithfulness import compare_with_random
 from engines.attribution.gradcam import grad_cams, overlay, verdict_score
+from engines.checkpoint.load_model import load_model
 from engines.config.detector import Config
 from engines.evaluate.calibration import calibration_of
 from engines.evaluate.predictions import label_spaces, probability_column
-from engines.evaluate.split_inference import load_model
 from engines.train.validate import to_pixels
 from models.detector.dual_head import DualHead
 

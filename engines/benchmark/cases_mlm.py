@@ -25,7 +25,6 @@ from dataio.core.atomic import write_text
 from dataio.core.errors import UserError
 from dataio.vqa.conversations import read_conversations
 from engines.benchmark.case import BenchmarkSettings, Group, Run, Unavailable
-from engines.config.detector import LogConfig
 from engines.config.mlm import ConversationsConfig, FinetuneConfig, MlmOptimConfig, MlmTrainConfig, TuneConfig
 from engines.mlm.dataset import Collator, ConversationDataset, tokenize_conversations
 from engines.mlm.deepspeed_config import read_deepspeed
@@ -34,6 +33,7 @@ from engines.mlm.memory_estimate import check_memory
 from engines.mlm.model import TORCH_DTYPES, apply_tuning, resolve_mlm_precision
 from engines.mlm.trainer import FinetuneTrainer
 from engines.runtime.distributed import World
+from engines.runtime.run_log import LogConfig
 from models.tinyllava.checkpoint import load_tinyllava
 from models.tinyllava.model import PHI2, SIGLIP, TINY, TinyLlavaForConditionalGeneration, make_config
 from models.tinyllava.text import IMAGE, MARKERS, TINY_WORDS, make_processor, tiny_tokenizer

@@ -7,7 +7,8 @@ import torch
 from dataio.loading.loader import DataConfig
 from dataio.shards.shard_set import ShardSet
 from engines.benchmark.case import BenchmarkSettings
-from engines.config.detector import Config, OptimConfig, RunConfig, TrainConfig
+from engines.config.base import RunConfig
+from engines.config.detector import Config, OptimConfig, TrainConfig
 from engines.runtime.distributed import World
 from engines.train.trainer import Trainer
 from models.detector.dual_head import ModelConfig

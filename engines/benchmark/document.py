@@ -6,7 +6,6 @@ import platform
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 from dataio.core.errors import UserError
 from engines.benchmark.case import BenchmarkSettings, Group, Result
 from engines.benchmark.harness import lines_of
-from engines.report.page import commit_of
+from engines.runtime.versions import commit_of, version_of
 
 SCHEMA, VERSION = "telltale-benchmark", 1
 PACKAGES = (
@@ -69,7 +68,7 @@ def document(
         "version": VERSION,
         "commit": commit_of(),
         "machine": facts,
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "versions": {"python": platform.python_version(), **{name: version_of(name) for name in PACKAGES}},
         "command": " ".join(["python", *[os.path.relpath(sys.argv[0]), *sys.argv[1:]]]),
         "settings": {
             key: value for key, value in asdict(settings).items() if key not in ("folder", "limits")
@@ -77,13 +76,6 @@ def document(
         "results": [{**asdict(result), "median": result.median} for result in results],
         "ratios": ratios(results, groups),
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def ratios(results: Sequence[Result], groups: Sequence[Group]) -> dict[str, float]:

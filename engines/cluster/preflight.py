@@ -15,7 +15,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -24,6 +23,7 @@ import torch.distributed as dist
 from dataio.core.errors import UserError
 from engines.runtime.command import EXIT_USER_ERROR
 from engines.runtime.exit_file import guess_run_folder, write_exit
+from engines.runtime.versions import version_of
 
 PACKAGES = ("torch", "nvidia-dali-cuda130", "numpy", "deepspeed", "transformers")
 SOURCES = ("dataio", "models", "engines", "launch")
@@ -133,7 +133,10 @@ def look(name: str, chosen: Chosen, root: Path) -> Node:
     node.gpus = torch.cuda.device_count()
     node.gpu = torch.cuda.get_device_name(0) if node.gpus else ""
     node.problem = _gpu_problem(node.gpus)
-    node.alike = {"Python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+    node.alike = {
+        "Python": platform.python_version(),
+        **{name: version_of(name) or MISSING for name in PACKAGES},
+    }
     node.alike["telltale's source"] = _source_digest(root)
     node.files = {key: _digest(path) for key, path in chosen.files.items()}
     node.free = {"run.dir": _free_gib(chosen.run)}
@@ -153,13 +156,6 @@ def _gpu_problem(count: int) -> str:
         except RuntimeError as error:
             return f"GPU {number}: {' '.join(str(error).split())[:160]}"
     return ""
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return MISSING
 
 
 def _source_digest(root: Path) -> str:

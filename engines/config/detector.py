@@ -4,6 +4,7 @@ A YAML file states what an experiment changes; dotted flags override the file
 (`--optim.lr 0.05`); defaults live here and in the classes beside the code that uses them.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,25 +14,15 @@ from jsonargparse import Namespace
 
 from dataio.core.errors import UserError
 from dataio.loading.config import DataConfig
+from engines.config.base import RunConfig
 from engines.config.values import flatten, plain
 from engines.config.yaml_file import check_config_file
 from engines.runtime.command import Parser
 from engines.runtime.paths import find_config
-from engines.runtime.profiler import parse_range
-from engines.train.mixup import MixConfig
+from engines.runtime.run_log import LogConfig
 from models.detector.dual_head import ModelConfig
 
 C = TypeVar("C")
-
-
-@dataclass(kw_only=True)
-class RunConfig:
-    """The run and its folder."""
-
-    dir: str = "runs/default"
-    """Folder of the run: config, metrics, checkpoints, weights."""
-    seed: int = 0
-    """Seed of the initial weights, the order and the augmentation."""
 
 
 @dataclass(kw_only=True)
@@ -108,6 +99,40 @@ class LossConfig:
             raise ValueError("loss.generator and loss.object must be 0 or more and not both 0")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"loss.label_smoothing is {self.label_smoothing}, expected [0, 1)")
+
+
+@dataclass(kw_only=True)
+class MixConfig:
+    """Mixing pairs of training images, on both heads."""
+
+    mixup: float = 0.0
+    """Alpha of MixUp's Beta(alpha, alpha); 0 does not blend. Zhang et al., 2018."""
+    cutmix: float = 0.0
+    """Alpha of CutMix's; 0 does not paste. Yun et al., 2019. With both, each takes half of the micro-batches."""
+    probability: float = 1.0
+    """Share of the micro-batches that are mixed at all."""
+
+    def __post_init__(self) -> None:
+        if self.mixup < 0 or self.cutmix < 0:
+            raise ValueError("mix.mixup and mix.cutmix must be 0 or more")
+        if not 0 <= self.probability <= 1:
+            raise ValueError(f"mix.probability is {self.probability}, expected [0, 1]")
+
+
+def parse_range(text: str) -> range:
+    """The steps that "START:STOP" means, from 0, STOP left out; no steps for "".
+
+    Raises:
+        ValueError: anything else.
+    """
+    if not text:
+        return range(0)
+    found = re.fullmatch(r"(\d+):(\d+)", text)
+    if found is None or int(found[1]) >= int(found[2]):
+        raise ValueError(
+            f"train.profile is {text!r:.40}, expected START:STOP with START below STOP, such as 20:24"
+        )
+    return range(int(found[1]), int(found[2]))
 
 
 @dataclass(kw_only=True)
@@ -197,26 +222,6 @@ class CheckpointConfig:
     def __post_init__(self) -> None:
         if self.every < 0 or self.keep < 1:
             raise ValueError("checkpoint.every must be 0 or more and checkpoint.keep at least 1")
-
-
-@dataclass(kw_only=True)
-class LogConfig:
-    """What is written while the run goes."""
-
-    every: int = 10
-    """Steps between lines of metrics.jsonl."""
-    wandb: Literal["auto", "online", "offline", "off"] = "auto"
-    """Weights & Biases: auto is online where a key is configured, else offline."""
-    project: str = "telltale"
-    """Weights & Biases project."""
-    images: int = 0
-    """Pictures per panel (inputs, hardest mistakes, confusion matrix, curves) in RUN/images and W&B; 0: no panels."""
-
-    def __post_init__(self) -> None:
-        if self.every < 1:
-            raise ValueError(f"log.every is {self.every}, expected at least 1")
-        if self.images < 0:
-            raise ValueError(f"log.images is {self.images}, expected 0 or more")
 
 
 @dataclass(kw_only=True)

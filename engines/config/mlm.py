@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from engines.config.detector import LogConfig, RunConfig
+from engines.config.base import RunConfig
+from engines.runtime.run_log import LogConfig
 from models.tinyllava.model import TINY
 
 

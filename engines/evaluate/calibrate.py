@@ -72,7 +72,7 @@ def calibrate_checkpoint(
 
 def _read(checkpoint: str, predictions: str, split: str) -> tuple[pa.Table, str]:
     """A table of predictions that is this checkpoint's on this split, and its weights' SHA-256."""
-    from engines.evaluate.split_inference import load_model
+    from engines.checkpoint.load_model import load_model
 
     weights = weights_sha256(load_model(checkpoint)[0].state_dict())
     table = read_predictions(predictions)

@@ -10,40 +10,14 @@ import torch.distributed as dist
 from dataio.core.errors import UserError
 from dataio.loading.loader import Loader, evaluation_work
 from dataio.shards.shard_set import ShardSet, label_mismatch
-from engines.checkpoint import files as checkpoints
 from engines.checkpoint.files import weights_sha256
-from engines.config.detector import Config, from_dict
+from engines.checkpoint.load_model import load_model
+from engines.config.detector import Config
 from engines.evaluate.calibration import load_calibration
 from engines.evaluate.predictions import PredictionArrays
-from engines.export.to_safetensors import read_export
 from engines.runtime.distributed import World, join, leave, together
-from engines.train.schedule import PRECISIONS, resolve_precision
+from engines.runtime.precision import PRECISIONS, resolve_precision
 from models.detector.dual_head import DualHead
-
-
-def load_model(path: str | Path) -> tuple[DualHead, Config, dict[str, Any]]:
-    """Build the network a checkpoint holds, in evaluation mode on the CPU.
-
-    Args:
-        path: best.pt, a file of RUN/checkpoints, final.safetensors, the folder of an export, or
-            RUN, which means its best.pt.
-
-    Returns:
-        the model, the configuration it was trained with, and the checkpoint's other plain
-        values (step, labels, codec, layout).
-
-    Raises:
-        UserError: missing, damaged, or not a telltale checkpoint.
-    """
-    path = checkpoints.locate(path)
-    state = read_export(path) if Path(path).is_dir() else checkpoints.load(path)
-    config = from_dict(state["config"])
-    labels = state["labels"]
-    model = DualHead(config.model, labels["generators"], labels["objects"], image_size=config.data.size)
-    # What the run would be judged by: RUN/checkpoints hold the raw weights beside the average.
-    model.load_state_dict(state.get("ema", state["model"]))
-    info = {key: state[key] for key in ("step", "labels", "codec", "layout")}
-    return model.eval(), config, info
 
 
 def predict_split(

@@ -80,9 +80,8 @@ class ViewedWork(Work):
     """robustness and aligned: one checkpoint, one set of originals, a view for each cell."""
 
     def __init__(self, config: ProtocolConfig) -> None:
-        from engines.evaluate.split_inference import (
-            load_model,  # torch, which the encoding processes must not import
-        )
+        # Imports torch, which the encoding processes must not.
+        from engines.checkpoint.load_model import load_model
 
         self.config = config
         _, _, info = load_model(config.checkpoint)

@@ -10,7 +10,7 @@ import torch
 
 from dataio.core.atomic import sync_folder, write_text, write_with
 from dataio.core.errors import UserError
-from engines.export.to_safetensors import CALIBRATION, SETTINGS, describe
+from engines.checkpoint.export_format import CALIBRATION, SETTINGS, describe_export
 
 GRAPH = "model.onnx"
 TOLERANCE = 1e-3  # of the logits, see `largest_difference`
@@ -34,8 +34,8 @@ def export_onnx(checkpoint: str | Path, output: str | Path) -> tuple[Path, float
             folder holds something else or cannot be written.
     """
     _check_packages()
+    from engines.checkpoint.load_model import load_model
     from engines.evaluate.calibration import load_calibration, save_calibration
-    from engines.evaluate.split_inference import load_model
 
     model, config, info = load_model(checkpoint)
     calibration = load_calibration(checkpoint, model.state_dict())
@@ -54,7 +54,10 @@ def export_onnx(checkpoint: str | Path, output: str | Path) -> tuple[Path, float
                 f"{TOLERANCE:g}; use --format detector"
             )
 
-    description = {**describe(config, info), "onnx": {"input": "image", "outputs": ["generator", "object"]}}
+    description = {
+        **describe_export(config, info),
+        "onnx": {"input": "image", "outputs": ["generator", "object"]},
+    }
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name in (SETTINGS, CALIBRATION):

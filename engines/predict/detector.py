@@ -14,9 +14,10 @@ from dataio.core.errors import UserError
 from dataio.images.codec import CodecPolicy, Encoded, Undecodable, encode
 from dataio.loading.dali_pipeline import build_pipeline, default_threads
 from dataio.loading.order import centre_boxes
+from engines.checkpoint.load_model import load_model
 from engines.evaluate.calibration import load_calibration, uncalibrated_verdict
-from engines.evaluate.split_inference import forward, load_model
-from engines.train.schedule import resolve_precision
+from engines.evaluate.split_inference import forward
+from engines.runtime.precision import resolve_precision
 
 _LARGEST_BATCH = 64  # of images whose bytes wait in memory, by default
 

@@ -6,10 +6,8 @@ is one file, needs no network, and says of each missing part how to get it.
 """
 
 import json
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ from dataio.core.errors import UserError, reason_of
 from engines.evaluate.columns import Labels
 from engines.evaluate.metrics import THRESHOLD
 from engines.report import plots
-from engines.runtime.paths import ROOT
+from engines.runtime.versions import commit_of, version_of
 
 HTML, MARKDOWN = "report.html", "report.md"
 LARGEST = 15_000_000  # bytes of the page
@@ -109,28 +107,6 @@ def figure_of(value: float | None, key: str = "") -> str:
     return f"{value:.4f}" if key.removesuffix("_calibrated") in _SCORES else percent(value)
 
 
-def commit_of(folder: Path = ROOT) -> str:
-    """The code's commit, with "+" where files differ from it; "" outside of a repository."""
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=10,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
-
-
-def release() -> str:
-    try:
-        return version("telltale")
-    except PackageNotFoundError:
-        return ""
-
-
 def _values(table: pa.Table, metrics: Mapping[str, Any], context: Context) -> dict[str, Any]:
     labels, intervals = Labels(table), metrics["intervals"]
     own = intervals[intervals["headline"]]
@@ -144,7 +120,7 @@ def _values(table: pa.Table, metrics: Mapping[str, Any], context: Context) -> di
         "checkpoint": metrics["checkpoint"],
         "context": context,
         "commit": commit_of(),
-        "release": release(),
+        "release": version_of("telltale") or "",
         "level": f"{intervals['level']:.0%}".replace("%", " %"),
         "intervals": intervals,
         "own": own,

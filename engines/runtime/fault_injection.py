@@ -17,11 +17,12 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
-
-import torch
+from typing import TYPE_CHECKING, NoReturn
 
 from dataio.core.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 VARIABLE = "TELLTALE_FAULT"
 POINTS = (
@@ -102,7 +103,7 @@ def at(point: str, step: int | None = None) -> None:
                 _strike(fault, step)
 
 
-def poison(logits: torch.Tensor, step: int) -> torch.Tensor:
+def poison(logits: "torch.Tensor", step: int) -> "torch.Tensor":
     """The logits, or what a fault at `step.forward` makes of them."""
     if _faults is not None:
         for fault in _faults:

@@ -16,22 +16,6 @@ from engines.runtime.distributed import World
 _REDUCES = re.compile(r"(gloo|nccl):all_?reduce")
 
 
-def parse_range(text: str) -> range:
-    """The steps that "START:STOP" means, from 0, STOP left out; no steps for "".
-
-    Raises:
-        ValueError: anything else.
-    """
-    if not text:
-        return range(0)
-    found = re.fullmatch(r"(\d+):(\d+)", text)
-    if found is None or int(found[1]) >= int(found[2]):
-        raise ValueError(
-            f"train.profile is {text!r:.40}, expected START:STOP with START below STOP, such as 20:24"
-        )
-    return range(int(found[1]), int(found[2]))
-
-
 class StepProfile:
     """Traces the chosen steps of this process into RUN/profile/rankN.json.gz.
 
@@ -41,17 +25,18 @@ class StepProfile:
     thread or stream: under backward it overlaps), optimiser.
 
     Args:
-        text: "START:STOP", see `parse_range`. total: steps of the run.
+        steps: to trace, from 0; may be empty. total: steps of the run.
 
     Raises:
         UserError: the run has no such steps.
     """
 
-    def __init__(self, text: str, total: int, folder: Path, world: World) -> None:
-        self._steps, self._folder, self._world = parse_range(text), folder, world
-        if self._steps and self._steps.stop > total:
+    def __init__(self, steps: range, total: int, folder: Path, world: World) -> None:
+        self._steps, self._folder, self._world = steps, folder, world
+        if steps and steps.stop > total:
             raise UserError(
-                f"train.profile is {text}, but the run has {total} steps, counted from 0; choose some of them"
+                f"train.profile is {steps.start}:{steps.stop}, but the run has {total} steps, counted from 0; "
+                "choose some of them"
             )
         self._profiler: torch.profiler.profile | None = None
 

@@ -10,11 +10,31 @@ import json
 import os
 import sys
 import threading
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from engines.config.detector import LogConfig
 from engines.runtime import fault_injection as faults
+
+
+@dataclass(kw_only=True)
+class LogConfig:
+    """What is written while the run goes."""
+
+    every: int = 10
+    """Steps between lines of metrics.jsonl."""
+    wandb: Literal["auto", "online", "offline", "off"] = "auto"
+    """Weights & Biases: auto is online where a key is configured, else offline."""
+    project: str = "telltale"
+    """Weights & Biases project."""
+    images: int = 0
+    """Pictures per panel (inputs, hardest mistakes, confusion matrix, curves) in RUN/images and W&B; 0: no panels."""
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError(f"log.every is {self.every}, expected at least 1")
+        if self.images < 0:
+            raise ValueError(f"log.images is {self.images}, expected 0 or more")
 
 
 class RunLog:

@@ -17,7 +17,7 @@ from dataio.core.errors import UserError
 from engines.audit.gate import audit_line
 from engines.checkpoint import files as checkpoints
 from engines.checkpoint.async_saver import Saver, snapshot
-from engines.config.detector import Config
+from engines.config.detector import Config, parse_range
 from engines.config.values import to_dict, to_yaml
 from engines.runtime import fault_injection as faults
 from engines.runtime.command import EXIT_RUN_AGAIN, EXIT_USER_ERROR, verdict_in_file
@@ -90,7 +90,7 @@ def _train(config: Config, world: World, folder: Path) -> tuple[int, str, str]:
         together(world, lambda: check_same_run(config, world, state, train_set))
     trainer = together(world, lambda: Trainer(config, world, train_set, val_set))
     profile = together(
-        world, lambda: StepProfile(config.train.profile, trainer.plan.total_steps, folder, world)
+        world, lambda: StepProfile(parse_range(config.train.profile), trainer.plan.total_steps, folder, world)
     )
     if state is not None:
         trainer.load_state(state)

@@ -6,30 +6,11 @@ is drawn from a generator with state, so a resumed run mixes as the undisturbed 
 number of processes.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 
 from dataio.loading.order import PURPOSE_MIX, uniform
-
-
-@dataclass(kw_only=True)
-class MixConfig:
-    """Mixing pairs of training images, on both heads."""
-
-    mixup: float = 0.0
-    """Alpha of MixUp's Beta(alpha, alpha); 0 does not blend. Zhang et al., 2018."""
-    cutmix: float = 0.0
-    """Alpha of CutMix's; 0 does not paste. Yun et al., 2019. With both, each takes half of the micro-batches."""
-    probability: float = 1.0
-    """Share of the micro-batches that are mixed at all."""
-
-    def __post_init__(self) -> None:
-        if self.mixup < 0 or self.cutmix < 0:
-            raise ValueError("mix.mixup and mix.cutmix must be 0 or more")
-        if not 0 <= self.probability <= 1:
-            raise ValueError(f"mix.probability is {self.probability}, expected [0, 1]")
+from engines.config.detector import MixConfig
 
 
 def mix(

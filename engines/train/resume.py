@@ -10,7 +10,8 @@ from engines.checkpoint import files as checkpoints
 from engines.config.detector import Config
 from engines.config.values import FREE_KEYS, changed_keys
 from engines.runtime.distributed import World
-from engines.train.schedule import data_fingerprint, resolve_precision
+from engines.runtime.precision import resolve_precision
+from engines.train.schedule import data_fingerprint
 
 
 def find_state(config: Config, world: World, store: checkpoints.CheckpointFolder) -> dict[str, Any] | None:

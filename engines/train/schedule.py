@@ -3,15 +3,11 @@
 import hashlib
 from dataclasses import dataclass
 
-import torch
-
 from dataio.core.errors import UserError
 from dataio.shards.shard_set import ShardSet
 from dataio.shards.shard_table import shard_digests
 from engines.config.detector import Config, TrainConfig
 from engines.runtime.distributed import World
-
-PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -50,12 +46,6 @@ def data_fingerprint(shards: ShardSet) -> str:
     for digests in shard_digests(shards.shards):
         digest.update(digests.encode())
     return digest.hexdigest()
-
-
-def resolve_precision(precision: str, device: torch.device) -> str:
-    if precision != "auto":
-        return precision
-    return "bf16" if device.type == "cuda" else "fp32"
 
 
 def share_of_micro_batches(config: TrainConfig, world: World) -> int:

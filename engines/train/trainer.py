@@ -22,6 +22,7 @@ from engines.config.detector import Config
 from engines.config.values import to_dict
 from engines.runtime import fault_injection as faults
 from engines.runtime.distributed import World
+from engines.runtime.precision import PRECISIONS, resolve_precision
 from engines.runtime.watchdog import Heartbeat
 from engines.train.batchnorm import RunningStatistics
 from engines.train.build import build_model, class_weights, make_deterministic, wrap
@@ -32,10 +33,8 @@ from engines.train.nonfinite import NonFinite, is_bad, mask_update, write_dump
 from engines.train.open_data import open_quarantine
 from engines.train.optim import Patience, build_optimizer, learning_rate
 from engines.train.schedule import (
-    PRECISIONS,
     Plan,
     data_fingerprint,
-    resolve_precision,
     share_of_micro_batches,
 )
 from engines.train.validate import Validation, validate

@@ -14,10 +14,10 @@ from dataio.loading.loader import Loader, evaluation_work
 from dataio.sharding.quickstart import make_synthetic_shards
 from dataio.shards.shard_set import ShardSet, read_manifest
 from engines.checkpoint import files as checkpoints
+from engines.checkpoint.load_model import load_model
 from engines.config.detector import from_dict
 from engines.evaluate.metrics import compute_metrics
 from engines.evaluate.predictions import probabilities, read_predictions
-from engines.evaluate.split_inference import load_model
 from models.detector.dual_head import DualHead
 
 IMAGES = 70

@@ -6,8 +6,7 @@ import json
 import pytest
 
 from dataio.core.errors import UserError
-from engines.config.detector import parse_config
-from engines.runtime.profiler import parse_range
+from engines.config.detector import parse_config, parse_range
 from tests.support import flags
 
 RANGES = {"read", "decode", "augment", "forward", "backward", "all-reduce", "optimiser"}

@@ -15,9 +15,10 @@ from dataio.shards.shard_set import ShardSet, read_manifest
 from engines.attribution.gallery import build_gallery, choose, describe, faithfulness_of, to_data_uri
 from engines.attribution.gradcam import grad_cams, verdict_score
 from engines.checkpoint import files as checkpoints
+from engines.checkpoint.load_model import load_model
 from engines.config.detector import from_dict
 from engines.evaluate.predictions import PredictionArrays, build_table
-from engines.evaluate.split_inference import load_model, predict_split
+from engines.evaluate.split_inference import predict_split
 from models.detector.dual_head import DualHead
 
 

@@ -14,6 +14,7 @@ from sklearn.metrics import log_loss
 
 from dataio.core.errors import UserError
 from engines.checkpoint.files import weights_sha256
+from engines.checkpoint.load_model import load_model
 from engines.evaluate.calibrate import calibrate_checkpoint
 from engines.evaluate.calibration import (
     Calibration,
@@ -23,7 +24,6 @@ from engines.evaluate.calibration import (
 )
 from engines.evaluate.calibration_fit import false_alarm_threshold, fit_calibration, miss_threshold
 from engines.evaluate.predictions import PredictionArrays, build_table, write_predictions
-from engines.evaluate.split_inference import load_model
 from engines.export.to_safetensors import export_checkpoint
 from tests.support import write_detector
 

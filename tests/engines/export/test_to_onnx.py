@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dataio.core.errors import UserError
-from engines.evaluate.split_inference import load_model
+from engines.checkpoint.load_model import load_model
 from engines.export.to_onnx import export_onnx, largest_difference
 from tests.support import write_detector
 

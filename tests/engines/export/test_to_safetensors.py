@@ -7,9 +7,10 @@ import torch
 
 from dataio.core.errors import UserError
 from engines.checkpoint import files as checkpoints
+from engines.checkpoint.export_format import read_export
+from engines.checkpoint.load_model import load_model
 from engines.config.detector import from_dict
-from engines.evaluate.split_inference import load_model
-from engines.export.to_safetensors import export_checkpoint, read_export
+from engines.export.to_safetensors import export_checkpoint
 from models.detector.dual_head import DualHead
 
 

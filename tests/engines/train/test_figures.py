@@ -6,9 +6,9 @@ import torch
 from PIL import Image
 
 from dataio.shards.shard_set import ShardSet
-from engines.config.detector import LogConfig, parse_config
+from engines.config.detector import parse_config
 from engines.runtime.distributed import World
-from engines.runtime.run_log import RunLog
+from engines.runtime.run_log import LogConfig, RunLog
 from engines.train.figures import Panels
 from engines.train.trainer import Trainer
 from engines.train.validate import to_pixels

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from scipy.stats import beta, kstest
 
-from engines.train.mixup import MixConfig, mix
+from engines.config.detector import MixConfig
+from engines.train.mixup import mix
 from models.detector.dual_head import dual_head_loss
 
 

@@ -1,0 +1,34 @@
+"""Building a trained detector from any file that holds one."""
+
+from pathlib import Path
+from typing import Any
+
+from engines.checkpoint import files as checkpoints
+from engines.checkpoint.export_format import read_export
+from engines.config.detector import Config, from_dict
+from models.detector.dual_head import DualHead
+
+
+def load_model(path: str | Path) -> tuple[DualHead, Config, dict[str, Any]]:
+    """Build the network a checkpoint holds, in evaluation mode on the CPU.
+
+    Args:
+        path: best.pt, a file of RUN/checkpoints, final.safetensors, the folder of an export, or
+            RUN, which means its best.pt.
+
+    Returns:
+        the model, the configuration it was trained with, and the checkpoint's other plain
+        values (step, labels, codec, layout).
+
+    Raises:
+        UserError: missing, damaged, or not a telltale checkpoint.
+    """
+    path = checkpoints.locate(path)
+    state = read_export(path) if Path(path).is_dir() else checkpoints.load(path)
+    config = from_dict(state["config"])
+    labels = state["labels"]
+    model = DualHead(config.model, labels["generators"], labels["objects"], image_size=config.data.size)
+    # What the run would be judged by: RUN/checkpoints hold the raw weights beside the average.
+    model.load_state_dict(state.get("ema", state["model"]))
+    info = {key: state[key] for key in ("step", "labels", "codec", "layout")}
+    return model.eval(), config, info
