@@ -21,7 +21,8 @@ from engines.audit.audit import Settings, audit_layout, audit_shards, check_outp
 from engines.audit.gate import AUDIT
 from engines.audit.verdict import format_audit
 from engines.config.layout_flags import KEYS, add_layout_flags, layout_of
-from engines.runtime.command import Parser, run_command
+from engines.config.parser import Parser
+from engines.runtime.command import run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:

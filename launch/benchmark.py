@@ -22,7 +22,8 @@ from typing import Any
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from dataio.core.errors import UserError
-from engines.runtime.command import Parser, counts_of, run_command
+from engines.config.parser import Parser, parse_int_list
+from engines.runtime.command import run_command
 
 NAMES = (
     *("shard", "read", "decode", "load", "load-small", "step", "train", "eval"),
@@ -122,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _memory(options: Any) -> int:
-    counts = counts_of("--files", options.files, least=10, example="1000,10000")
+    counts = parse_int_list("--files", options.files, least=10, example="1000,10000")
     from engines.benchmark import document as benchmark_document
     from engines.benchmark import memory as benchmark_memory
 

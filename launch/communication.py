@@ -14,7 +14,8 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from dataio.core.errors import UserError
 from engines.benchmark.scale_communication import MIB, Job, Network, cost
-from engines.runtime.command import Parser, counts_of, run_command
+from engines.config.parser import Parser, parse_int_list
+from engines.runtime.command import run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--nic", type=float, default=40.0, help="GB/s that a GPU sends between nodes, as reached")
     add("--bucket", type=float, default=25.0, help="DDP's buckets, MiB")
     args = parser.parse_args(argv)
-    gpus = counts_of("--gpus", args.gpus, example="8,64,512")
+    gpus = parse_int_list("--gpus", args.gpus, example="8,64,512")
     for name in (
         "batch",
         "images_per_second",
@@ -77,7 +78,8 @@ def _sizes(backbone: str, generators: int, objects: int) -> tuple[int, int]:
     import torch
 
     from engines.train.batchnorm import RunningStatistics
-    from models.detector.dual_head import DualHead, ModelConfig
+    from models.detector.config import ModelConfig
+    from models.detector.dual_head import DualHead
 
     with torch.device("cpu"):
         model = DualHead(

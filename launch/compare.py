@@ -13,7 +13,8 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from engines.runtime.command import Parser, run_command
+from engines.config.parser import Parser
+from engines.runtime.command import run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,9 +14,10 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from engines.config.parser import Parser
 from engines.evaluate.evaluate import METRICS, PREDICTIONS, evaluate_checkpoint
 from engines.evaluate.metrics import format_table
-from engines.runtime.command import Parser, run_command
+from engines.runtime.command import run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,7 +15,8 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from dataio.core.atomic import write_text
 from dataio.core.errors import UserError
-from engines.runtime.command import EXIT_USER_ERROR, Parser, run_command
+from engines.config.parser import Parser
+from engines.runtime.command import EXIT_USER_ERROR, run_command
 
 FORMATS = {".html": "html", ".json": "json", ".txt": "text"}
 

@@ -13,9 +13,9 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from dataio.core.errors import UserError
-from engines.config.detector import parse_as
 from engines.config.mlm import FinetuneConfig
-from engines.runtime.command import Parser, counts_of, run_command
+from engines.config.parser import Parser, parse_as, parse_int_list
+from engines.runtime.command import run_command
 from engines.runtime.paths import CONFIGS
 
 
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--gpus", default="1,4,8", help="numbers of GPUs, separated by commas")
     parser.add_argument("--length", type=int, default=1024, help="tokens of the longest conversation")
     args = parser.parse_args(argv)
-    gpus = counts_of("--gpus", args.gpus, example="1,4,8")
+    gpus = parse_int_list("--gpus", args.gpus, example="1,4,8")
     if args.length < 1:
         raise UserError(f"--length {args.length}: expected at least 1")
     config = parse_as(FinetuneConfig, [], args.config)

@@ -27,8 +27,8 @@ def main() -> int:
     if code is not None:
         return code
     # Seconds to import, for which a restarted worker need not wait.
-    from engines.config.detector import parse_as
     from engines.config.mlm import FinetuneConfig
+    from engines.config.parser import parse_as
     from engines.runtime.distributed import die_with_launcher
 
     die_with_launcher()

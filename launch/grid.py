@@ -15,8 +15,9 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from dataio.core.errors import UserError
+from engines.config.parser import Parser, split_known_flags
 from engines.experiments.grid import format_grid, read_grid, run_grid
-from engines.runtime.command import Parser, divide, run_command
+from engines.runtime.command import run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--split", default="test", help="split that is evaluated")
     parser.add_argument("--weights", choices=["best", "last"], default="best", help="which weights of a run")
     words = list(sys.argv[1:] if argv is None else argv)
-    own, flags = divide(words)
+    own, flags = split_known_flags(words)
     options = parser.parse_args(own)
     if options.processes < 1:
         parser.error(f"--processes is {options.processes}, expected at least 1")

@@ -16,7 +16,8 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from dataio.core.errors import UserError
 from dataio.vqa.questions import QUESTION_FORMATS, VqaSizes, images_of_manifest, images_of_shards, write_vqa
-from engines.runtime.command import Parser, run_command
+from engines.config.parser import Parser
+from engines.runtime.command import run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:

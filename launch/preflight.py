@@ -30,7 +30,8 @@ from engines.cluster.preflight import (
     prepare,
     report_unparsed,
 )
-from engines.runtime.command import Parser, run_command
+from engines.config.parser import Parser
+from engines.runtime.command import run_command
 
 NONE = "-"
 

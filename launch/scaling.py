@@ -25,7 +25,8 @@ from dataio.loading.order import EpochOrder
 from dataio.shards.shard_set import SAMPLE
 from engines.benchmark.scale_shuffle import compare_shuffles, shuffle_table
 from engines.benchmark.scale_startup import Scale, measure_whole_start
-from engines.runtime.command import Parser, run_command
+from engines.config.parser import Parser
+from engines.runtime.command import run_command
 
 _MOST_SHUFFLED = 20_000_000
 

@@ -26,7 +26,8 @@ from dataio.sharding.merge import summary
 from dataio.sharding.verify import verify_shards
 from dataio.sharding.workers import default_workers
 from engines.config.layout_flags import add_layout_flags, layout_of
-from engines.runtime.command import Parser, run_command
+from engines.config.parser import Parser
+from engines.runtime.command import run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:

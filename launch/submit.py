@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
 
 from engines.cluster.submit import Request, command_of, explain, read_site, submit
-from engines.runtime.command import Parser, divide, run_command
+from engines.config.parser import Parser, split_known_flags
+from engines.runtime.command import run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add("--dry-run", action="store_true", help="show the command only")
     words = list(sys.argv[1:] if argv is None else argv)
-    own, flags = divide(words)
+    own, flags = split_known_flags(words)
     options = parser.parse_args(own)
     request = Request(
         **{key: options[key] for key in Request.__dataclass_fields__ if key != "flags"}, flags=tuple(flags)

@@ -35,7 +35,8 @@ from engines.mlm.trainer import FinetuneTrainer
 from engines.runtime.distributed import World
 from engines.runtime.run_log import LogConfig
 from models.tinyllava.checkpoint import load_tinyllava
-from models.tinyllava.model import PHI2, SIGLIP, TINY, TinyLlavaForConditionalGeneration, make_config
+from models.tinyllava.config import TINY
+from models.tinyllava.model import PHI2, SIGLIP, TinyLlavaForConditionalGeneration, make_config
 from models.tinyllava.text import IMAGE, MARKERS, TINY_WORDS, make_processor, tiny_tokenizer
 
 _CONVERSATIONS = 256

@@ -11,7 +11,7 @@ from engines.config.base import RunConfig
 from engines.config.detector import Config, OptimConfig, TrainConfig
 from engines.runtime.distributed import World
 from engines.train.trainer import Trainer
-from models.detector.dual_head import ModelConfig
+from models.detector.config import ModelConfig
 
 # What two cores can train within a benchmark; a GPU gets ResNet-50 at 224 px.
 CPU_SIDE, CPU_BATCH = 96, 32

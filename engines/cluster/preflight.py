@@ -93,8 +93,9 @@ def prepare(script: str, flags: Sequence[str], *, gpu_config: str, cpu_config: s
     Raises:
         UserError: what the command itself would raise.
     """
-    from engines.config.detector import Config, parse_as
+    from engines.config.detector import Config
     from engines.config.mlm import FinetuneConfig
+    from engines.config.parser import parse_as
 
     given = any(word.partition("=")[0] == "--config" for word in flags)
     on_gpu = torch.cuda.is_available()

@@ -90,8 +90,9 @@ def check_flags(request: Request) -> str:
     Raises:
         UserError: an unknown key, or a value out of range.
     """
-    from engines.config.detector import Config, parse_as
+    from engines.config.detector import Config
     from engines.config.mlm import FinetuneConfig
+    from engines.config.parser import parse_as
 
     script = script_of(request.experiment)
     if script == DETECTOR:

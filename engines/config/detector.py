@@ -1,28 +1,21 @@
 """The configuration of a training run: typed, checked, saved with the run.
 
-A YAML file states what an experiment changes; dotted flags override the file
-(`--optim.lr 0.05`); defaults live here and in the classes beside the code that uses them.
+Defaults live here and in the classes beside the code that uses them; `engines.config.parser`
+reads it.
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
-
-from jsonargparse import Namespace
+from typing import Any, Literal
 
 from dataio.core.errors import UserError
 from dataio.loading.config import DataConfig
 from engines.config.base import RunConfig
-from engines.config.values import flatten, plain
-from engines.config.yaml_file import check_config_file
-from engines.runtime.command import Parser
-from engines.runtime.paths import find_config
+from engines.config.parser import instantiate, make_parser, parse_as
 from engines.runtime.run_log import LogConfig
-from models.detector.dual_head import ModelConfig
-
-C = TypeVar("C")
+from models.detector.config import ModelConfig
 
 
 @dataclass(kw_only=True)
@@ -117,22 +110,6 @@ class MixConfig:
             raise ValueError("mix.mixup and mix.cutmix must be 0 or more")
         if not 0 <= self.probability <= 1:
             raise ValueError(f"mix.probability is {self.probability}, expected [0, 1]")
-
-
-def parse_range(text: str) -> range:
-    """The steps that "START:STOP" means, from 0, STOP left out; no steps for "".
-
-    Raises:
-        ValueError: anything else.
-    """
-    if not text:
-        return range(0)
-    found = re.fullmatch(r"(\d+):(\d+)", text)
-    if found is None or int(found[1]) >= int(found[2]):
-        raise ValueError(
-            f"train.profile is {text!r:.40}, expected START:STOP with START below STOP, such as 20:24"
-        )
-    return range(int(found[1]), int(found[2]))
 
 
 @dataclass(kw_only=True)
@@ -257,85 +234,25 @@ class Config:
             )
 
 
-def make_parser(kind: type = Config) -> Parser:
-    detector = kind is Config
-    parser = Parser(
-        prog="train.py" if detector else "finetune_mlm.py",
-        description="Train a dual-head detector." if detector else "Finetune TinyLLaVA under DeepSpeed.",
-        default_env=False,
-    )
-    parser.add_argument("--config", action="config", help="YAML file of the experiment, see configs/")
-    parser.add_class_arguments(kind, nested_key=None)
-    # Launchers (deepspeed, older torch) add this one; the environment says the same.
-    parser.add_argument(
-        "--local_rank", "--local-rank", type=int, default=None, help="ignored; accepted for launchers"
-    )
-    return parser
+def parse_range(text: str) -> range:
+    """The steps that "START:STOP" means, from 0, STOP left out; no steps for "".
+
+    Raises:
+        ValueError: anything else.
+    """
+    if not text:
+        return range(0)
+    found = re.fullmatch(r"(\d+):(\d+)", text)
+    if found is None or int(found[1]) >= int(found[2]):
+        raise ValueError(
+            f"train.profile is {text!r:.40}, expected START:STOP with START below STOP, such as 20:24"
+        )
+    return range(int(found[1]), int(found[2]))
 
 
 def parse_config(argv: Sequence[str], default_file: str | Path) -> Config:
     """The configuration of a detector's training run; see `parse_as`."""
     return parse_as(Config, argv, default_file)
-
-
-def parse_as(kind: type[C], argv: Sequence[str], default_file: str | Path) -> C:
-    """Parse flags over the YAML file they name, or over `default_file`.
-
-    Args:
-        kind: the configuration's class.
-
-    Raises:
-        UserError: an unknown key, a value out of range, an unreadable file; names the key
-            and the file.
-    """
-    flags, file = _split_config_flag(list(argv))
-    if "--help" in flags or "-h" in flags:
-        make_parser(kind).parse_args(["--help"])
-    path = find_config(file if file is not None else default_file)
-    if not path.is_file():
-        raise UserError(f"--config {path}: no such file; see the configs/ folder")
-    check_config_file(path, kind)
-    parser = make_parser(kind)
-    try:
-        # The file is parsed by itself first, so that its errors name it; flags follow.
-        parser.parse_args(["--config", str(path)])
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    parsed = parser.parse_args(["--config", str(path), *flags])
-    return _instantiate(parser, parsed, path, kind)
-
-
-def _split_config_flag(argv: list[str]) -> tuple[list[str], str | None]:
-    """Take `--config X` out of the flags wherever it stands, so that flags always win."""
-    rest: list[str] = []
-    file: str | None = None
-    words = iter(argv)
-    for word in words:
-        if word == "--config":
-            file = next(words, None)
-            if file is None:
-                raise UserError("--config: expected a YAML file after it")
-        elif word.startswith("--config="):
-            file = word.removeprefix("--config=")
-        else:
-            rest.append(word)
-    return rest, file
-
-
-def _instantiate(parser: Parser, parsed: Namespace, path: Path, kind: type[C]) -> C:
-    parsed = parsed.clone()
-    for key in ("config", "local_rank"):
-        parsed.pop(key, None)
-    empty = sorted(key for key, value in flatten(plain(parsed.as_dict())).items() if value is None)
-    if empty:
-        raise UserError(
-            f"{empty[0]} has no value (null), expected one; give it or leave it out (from {path} and the flags)"
-        )
-    try:
-        built = parser.instantiate(parsed)
-        return kind(**dict(vars(built)))
-    except ValueError as error:
-        raise UserError(f"{' '.join(str(error).split())} (from {path} and the flags)") from None
 
 
 def from_dict(values: dict[str, Any]) -> Config:
@@ -344,9 +261,9 @@ def from_dict(values: dict[str, Any]) -> Config:
     Raises:
         UserError: keys or values this version does not know.
     """
-    parser = make_parser()
+    parser = make_parser(Config, "", "")
     try:
         parsed = parser.parse_object(values)
     except UserError as error:
         raise UserError(f"stored configuration: {error}") from None
-    return _instantiate(parser, parsed, Path("the stored configuration"), Config)
+    return instantiate(parser, parsed, Path("the stored configuration"), Config)

@@ -4,7 +4,7 @@ from typing import Any
 
 from dataio.layouts import NAMES, open_layout
 from dataio.layouts.base import Layout
-from engines.runtime.command import Parser
+from engines.config.parser import Parser
 
 # How `open_layout` calls what the flags say.
 KEYS = (

@@ -5,7 +5,7 @@ from typing import Literal
 
 from engines.config.base import RunConfig
 from engines.runtime.run_log import LogConfig
-from models.tinyllava.model import TINY
+from models.tinyllava.config import TINY
 
 
 @dataclass(kw_only=True)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from dataio.core.errors import UserError
 from dataio.perturb.aligned_views import VIEWS
 from dataio.perturb.degradations import GENIMAGE, MAX_CHAIN, Operation, check_operation
-from engines.runtime.command import Parser
+from engines.config.parser import Parser
 from engines.runtime.paths import find_config
 
 # A string first: with any other order "off" would become a boolean.
@@ -227,7 +227,7 @@ def parse_command(words: Sequence[str]) -> Command:
     Raises:
         UserError: no file, unknown keys or values, keys that do not fit the protocol.
     """
-    own, flags = divide(words)
+    own, flags = split_training_flags(words)
     parser = make_parser()
     if "--help" in own or "-h" in own:
         parser.parse_args(["--help"])
@@ -255,7 +255,7 @@ def parse_command(words: Sequence[str]) -> Command:
     return Command(config, Path(parsed.output), parsed.task, parsed.finish)
 
 
-def divide(words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+def split_training_flags(words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     """Our own words, and the dotted flags as {key: value}, which are train.py's.
 
     Raises:

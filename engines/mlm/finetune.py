@@ -39,7 +39,7 @@ from engines.runtime.exit_file import EXIT, write_exit
 from engines.runtime.run_log import RunLog
 from models.detector.flops import peak_flops
 from models.tinyllava.checkpoint import load_tinyllava, open_model_folder, save_tinyllava
-from models.tinyllava.model import TINY
+from models.tinyllava.config import TINY
 from models.tinyllava.text import load_tokenizer, make_processor
 
 

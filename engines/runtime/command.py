@@ -1,18 +1,14 @@
-"""What every command shares: one-line errors, exit codes, and the argument parser."""
+"""What every command shares: one-line errors and exit codes."""
 
 import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
-
-from jsonargparse import ArgumentParser, set_parsing_settings
+from collections.abc import Callable
+from typing import NoReturn
 
 from dataio.core.errors import UserError
 
 EXIT_USER_ERROR = 2
 EXIT_RUN_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: "stopped, run me again"
-
-set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
 class SharedError(UserError):
@@ -26,49 +22,6 @@ class Stopped(Exception):
 def is_main_process() -> bool:
     """Whether this is rank 0, also before the process group exists."""
     return os.environ.get("RANK", "0") == "0"
-
-
-class Parser(ArgumentParser):
-    """jsonargparse's parser, with errors as one line and no abbreviated flags.
-
-    Abbreviations are off because `--optim.l` would silently set `--optim.lr`.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        kwargs.setdefault("allow_abbrev", False)
-        super().__init__(*args, **kwargs)
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise the parser's (often many-lined) message as one UserError line."""
-        text = str(ex if ex is not None and str(ex) else message)
-        raise UserError(f"{' '.join(text.split())} (see --help)") from None
-
-
-def counts_of(flag: str, text: str, *, least: int = 1, example: str) -> list[int]:
-    """The numbers of a flag such as --gpus 1,4,8.
-
-    Raises:
-        UserError: something else, or a number below `least`.
-    """
-    try:
-        counts = [int(word) for word in text.split(",")]
-    except ValueError:
-        counts = []
-    if not counts or min(counts) < least:
-        raise UserError(f"{flag} {text}: expected numbers from {least} on, such as {example}")
-    return counts
-
-
-def divide(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """A command's own words, and the dotted flags (with their values) that are a training's."""
-    own: list[str] = []
-    flags: list[str] = []
-    into = own
-    for word in words:
-        if word.startswith("--"):
-            into = flags if "." in word.partition("=")[0] else own
-        into.append(word)
-    return own, flags
 
 
 def verdict_in_file() -> bool:

@@ -19,11 +19,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import GenerationConfig, LlavaConfig, LlavaProcessor, set_seed
 
+from models.tinyllava.config import TINY
 from models.tinyllava.model import (
     IMAGE_TOKEN_ID,
     PHI2,
     SIGLIP,
-    TINY,
     TinyLlavaForConditionalGeneration,
     make_config,
     meta_model,

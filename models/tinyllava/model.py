@@ -21,7 +21,6 @@ from transformers.models.llava.modeling_llava import (
 
 IMAGE_TOKEN_ID = 50295  # the first id behind Phi-2's tokenizer; its embedding row exists and is unused
 TINY_IMAGE_SIZE = 56
-TINY = "random:tiny"
 
 # What TinyLLaVA-Phi-2-SigLIP-3.1B has; the published config leaves some of it to defaults.
 PHI2: dict[str, Any] = {

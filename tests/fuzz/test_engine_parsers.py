@@ -13,8 +13,9 @@ from dataio.loading.quarantine import Quarantine
 from dataio.shards.shard_set import ShardSet
 from engines.audit.gate import audit_line
 from engines.checkpoint import files as checkpoints
-from engines.config.detector import parse_as, parse_config
+from engines.config.detector import parse_config
 from engines.config.mlm import FinetuneConfig
+from engines.config.parser import parse_as
 from engines.evaluate.calibration import load_calibration
 from engines.experiments.grid import read_grid
 from tests.fuzz.almost import LONG, dump, grafted, mutated, parsed_or_told

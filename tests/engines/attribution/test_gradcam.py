@@ -16,7 +16,8 @@ from engines.attribution.gradcam import (
     overlay,
     verdict_score,
 )
-from models.detector.dual_head import DualHead, ModelConfig
+from models.detector.config import ModelConfig
+from models.detector.dual_head import DualHead
 
 GENERATORS, OBJECTS = ["nature", "adm", "glide"], ["cat", "dog"]
 

@@ -15,7 +15,8 @@ from engines.benchmark.cases_mlm import _Counting, write_conversations
 from engines.benchmark.document import document, table
 from engines.benchmark.registry import GROUPS
 from engines.mlm.dataset import Collator
-from models.detector.dual_head import DualHead, ModelConfig
+from models.detector.config import ModelConfig
+from models.detector.dual_head import DualHead
 from models.detector.flops import training_flops
 
 # ---- roofline ---------------------------------------------------------------------------------

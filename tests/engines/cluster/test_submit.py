@@ -17,7 +17,7 @@ from engines.cluster.submit import (
     script_of,
     submit,
 )
-from engines.runtime.command import divide
+from engines.config.parser import split_known_flags
 
 CONFIG = "configs/quickstart.yaml"
 
@@ -36,7 +36,7 @@ def test_every_configuration_finds_its_script(repo_root):
 
 
 def test_options_become_sbatch_s_and_flags_the_training_s(repo_root):
-    own, flags = divide(
+    own, flags = split_known_flags(
         ["configs/x.yaml", "--nodes", "4", "--optim.lr", "0.4", "--dry-run", "--train.epochs=2"]
     )
     assert own == ["configs/x.yaml", "--nodes", "4", "--dry-run"]

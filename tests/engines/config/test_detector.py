@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from dataio.core.errors import UserError
-from engines.config.detector import Config, from_dict, parse_as, parse_config
+from engines.config.detector import Config, from_dict, parse_config
 from engines.config.mlm import FINETUNE_FREE_KEYS, FinetuneConfig
+from engines.config.parser import parse_as
 from engines.config.values import FREE_KEYS, changed_keys, flatten, to_dict, to_yaml
 from engines.mlm.deepspeed_config import read_deepspeed
 

@@ -4,7 +4,7 @@ import pytest
 
 from dataio.core.errors import UserError
 from engines.config.detector import parse_config
-from engines.config.protocol import FOREIGN, divide, parse_command, to_plain
+from engines.config.protocol import FOREIGN, parse_command, split_training_flags, to_plain
 
 VIEWED = ["--checkpoint", "best.pt", "--layout", "genimage", "--source", "GenImage"]
 ROBUST = "protocol: robustness\noperations: {jpeg: [95, 30], blur: [1.5]}\nchains: [1, 5]\n"
@@ -50,7 +50,7 @@ def test_flags_win_and_take_either_spelling(parse):
 def test_dotted_flags_are_the_trainings_and_words_stay_words(parse):
     config = parse(CROSS, "--optim.lr", "0.1", "--model.whiten=false")
     assert config.flags == {"log.wandb": "off", "optim.lr": "0.1", "model.whiten": "false"}
-    assert divide(["x", "--a", "1", "--b.c", "-1"]) == (["x", "--a", "1"], {"b.c": "-1"})
+    assert split_training_flags(["x", "--a", "1", "--b.c", "-1"]) == (["x", "--a", "1"], {"b.c": "-1"})
 
 
 def test_settings_are_what_the_protocol_has_a_use_for(parse):

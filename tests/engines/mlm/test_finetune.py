@@ -10,8 +10,8 @@ from PIL import Image
 
 from dataio.core.errors import UserError
 from dataio.vqa.conversations import Conversation
-from engines.config.detector import parse_as
 from engines.config.mlm import FinetuneConfig, TuneConfig
+from engines.config.parser import parse_as
 from engines.mlm import deepspeed_config as zero
 from engines.mlm.dataset import (
     Collator,
@@ -34,7 +34,8 @@ from engines.mlm.output import result_names
 from engines.runtime.distributed import World
 from launch.finetune_memory import main
 from models.tinyllava.checkpoint import load_tinyllava
-from models.tinyllava.model import PHI2, SIGLIP, TINY, make_config, part_of
+from models.tinyllava.config import TINY
+from models.tinyllava.model import PHI2, SIGLIP, make_config, part_of
 from models.tinyllava.text import IGNORE
 
 PUBLISHED = make_config(PHI2, SIGLIP, image_token_id=50295)

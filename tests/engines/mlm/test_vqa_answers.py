@@ -12,7 +12,7 @@ from engines.mlm.vqa_answers import Answerer, check_item_images, first_ids
 from engines.mlm.vqa_benchmark import answer_benchmark, choose_device, load_for_answers, write_results
 from engines.mlm.vqa_metrics import compute_vqa_metrics
 from models.tinyllava.checkpoint import load_tinyllava
-from models.tinyllava.model import TINY
+from models.tinyllava.config import TINY
 from models.tinyllava.text import preprocess_image, tokenize_turns
 
 CHOICE = (

@@ -9,7 +9,8 @@ import torchvision
 
 from models.detector.backbones.registry import build_backbone
 from models.detector.backbones.torchvision_nets import torchvision_names
-from models.detector.dual_head import DualHead, ModelConfig, probe_size, whiten_stem
+from models.detector.config import ModelConfig
+from models.detector.dual_head import DualHead, probe_size, whiten_stem
 from models.detector.flops import peak_flops, training_flops
 
 GENERATORS, OBJECTS = ("nature", "adm", "glide"), ("cat", "dog")

@@ -8,7 +8,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from models.detector.backbones.torchvision_nets import TrimmedConv2d
-from models.detector.dual_head import DualHead, ModelConfig, WeightsError, dual_head_loss, whiten_stem
+from models.detector.config import ModelConfig
+from models.detector.dual_head import DualHead, WeightsError, dual_head_loss, whiten_stem
 from models.detector.weights import WeightReport, load_weights
 
 GENERATORS, OBJECTS = ("nature", "adm", "glide"), ("cat", "dog")

@@ -21,7 +21,8 @@ from models.tinyllava.checkpoint import (
     save_tinyllava,
     write_published,
 )
-from models.tinyllava.model import PHI2, SIGLIP, TINY, count_parameters, image_tokens, make_config
+from models.tinyllava.config import TINY
+from models.tinyllava.model import PHI2, SIGLIP, count_parameters, image_tokens, make_config
 from models.tinyllava.text import END, IGNORE, IMAGE, preprocess_image, tokenize_turns
 
 TURNS = [("<image>\nIs this image real or fake?", "This is a fake image.")]

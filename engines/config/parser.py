@@ -1,0 +1,143 @@
+"""The argument parser of every command, and the typed configurations that it reads.
+
+A configuration is a dataclass of dataclasses. A YAML file states what an experiment changes;
+dotted flags override the file (`--optim.lr 0.05`).
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+
+from dataio.core.errors import UserError, one_line
+from engines.config.values import flatten, plain
+from engines.config.yaml_file import check_config_file
+from engines.runtime.paths import find_config
+
+C = TypeVar("C")
+
+# The docstrings below a dataclass's attributes are the help texts.
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+class Parser(ArgumentParser):
+    """jsonargparse's parser, with errors as one line and no abbreviated flags.
+
+    Abbreviations are off because `--optim.l` would silently set `--optim.lr`.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(*args, **kwargs)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise the parser's (often many-lined) message as one UserError line."""
+        text = one_line(ex if ex is not None and str(ex) else message)
+        raise UserError(f"{text} (see --help)") from None
+
+
+def parse_int_list(flag: str, text: str, *, least: int = 1, example: str) -> list[int]:
+    """The numbers of a flag such as --gpus 1,4,8.
+
+    Raises:
+        UserError: something else, or a number below `least`.
+    """
+    try:
+        counts = [int(word) for word in text.split(",")]
+    except ValueError:
+        counts = []
+    if not counts or min(counts) < least:
+        raise UserError(f"{flag} {text}: expected numbers from {least} on, such as {example}")
+    return counts
+
+
+def split_known_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """A command's own words, and the dotted flags (with their values) that are a training's."""
+    own: list[str] = []
+    flags: list[str] = []
+    into = own
+    for word in argv:
+        if word.startswith("--"):
+            into = flags if "." in word.partition("=")[0] else own
+        into.append(word)
+    return own, flags
+
+
+def make_parser(kind: type, prog: str, description: str) -> Parser:
+    """A parser of a configuration: --config, and a dotted flag for each key.
+
+    Args:
+        kind: the configuration's class, whose docstrings are the help.
+    """
+    parser = Parser(prog=prog, description=description, default_env=False)
+    parser.add_argument("--config", action="config", help="YAML file of the experiment, see configs/")
+    parser.add_class_arguments(kind, nested_key=None)
+    # Launchers (deepspeed, older torch) add this one; the environment says the same.
+    parser.add_argument(
+        "--local_rank", "--local-rank", type=int, default=None, help="ignored; accepted for launchers"
+    )
+    return parser
+
+
+def parse_as(kind: type[C], argv: Sequence[str], default_file: str | Path) -> C:
+    """Parse flags over the YAML file they name, or over `default_file`.
+
+    Args:
+        kind: the configuration's class.
+
+    Raises:
+        UserError: an unknown key, a value out of range, an unreadable file; names the key
+            and the file.
+    """
+    flags, file = _split_config_flag(list(argv))
+    path = find_config(file if file is not None else default_file)
+    if not path.is_file():
+        raise UserError(f"--config {path}: no such file; see the configs/ folder")
+    check_config_file(path, kind)
+    parser = make_parser(kind, "", "")
+    try:
+        # The file is parsed by itself first, so that its errors name it; flags follow.
+        parser.parse_args(["--config", str(path)])
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    parsed = parser.parse_args(["--config", str(path), *flags])
+    return instantiate(parser, parsed, path, kind)
+
+
+def _split_config_flag(argv: list[str]) -> tuple[list[str], str | None]:
+    """Take `--config X` out of the flags wherever it stands, so that flags always win."""
+    rest: list[str] = []
+    file: str | None = None
+    words = iter(argv)
+    for word in words:
+        if word == "--config":
+            file = next(words, None)
+            if file is None:
+                raise UserError("--config: expected a YAML file after it")
+        elif word.startswith("--config="):
+            file = word.removeprefix("--config=")
+        else:
+            rest.append(word)
+    return rest, file
+
+
+def instantiate(parser: Parser, parsed: Namespace, path: Path, kind: type[C]) -> C:
+    """The typed configuration of parsed values, which came from `path` and flags.
+
+    Raises:
+        UserError: a value is missing or out of range.
+    """
+    parsed = parsed.clone()
+    for key in ("config", "local_rank"):
+        parsed.pop(key, None)
+    empty = sorted(key for key, value in flatten(plain(parsed.as_dict())).items() if value is None)
+    if empty:
+        raise UserError(
+            f"{empty[0]} has no value (null), expected one; give it or leave it out (from {path} and the flags)"
+        )
+    try:
+        built = parser.instantiate(parsed)
+        return kind(**dict(vars(built)))
+    except ValueError as error:
+        raise UserError(f"{one_line(error)} (from {path} and the flags)") from None
