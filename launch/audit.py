@@ -17,7 +17,7 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 from dataio.core.errors import UserError
 from dataio.layouts.base import SPLITS
 from dataio.sharding.workers import default_workers
-from engines.audit.audit import Settings, audit_layout, audit_shards, check_output, write_audit
+from engines.audit.audit import AuditSettings, audit_layout, audit_shards, check_audit_path, write_audit
 from engines.audit.gate import AUDIT
 from engines.audit.verdict import format_audit
 from engines.config.layout_flags import KEYS, add_layout_flags, layout_of
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--seed", type=int, default=0, help="of the sample, the folds and the intervals")
     add("--workers", type=int, default=default_workers(), help="processes; the result does not depend on it")
     args = parser.parse_args(argv)
-    settings = Settings(sample=args.sample, seed=args.seed, splits=args.split, workers=args.workers)
+    settings = AuditSettings(sample=args.sample, seed=args.seed, splits=args.split, workers=args.workers)
     if args.shards is not None:
         misplaced = [
             key for key, value in {key: args[key] for key in ("layout", "source", *KEYS)}.items() if value
@@ -49,13 +49,13 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"--{misplaced[0].replace('_', '-')}: has no use with --shards; remove one of them"
             )
         output = Path(args.output or Path(args.shards) / AUDIT)
-        check_output(output)
+        check_audit_path(output)
         found = audit_shards(args.shards, settings)
     else:
         for flag in ("layout", "source", "output"):
             if args[flag] is None:
                 raise UserError(f"--{flag}: missing; give --layout, --source and --output, or --shards")
-        check_output(args.output)
+        check_audit_path(args.output)
         output = Path(args.output)
         layout = layout_of(args)
         for note in layout.notes:

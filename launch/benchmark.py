@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from engines.benchmark import harness as benchmark
     from engines.benchmark import roofline
     from engines.benchmark.case import BenchmarkSettings
-    from engines.benchmark.data import prepare
+    from engines.benchmark.data import draw_images
     from engines.benchmark.registry import GROUPS
 
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -91,15 +91,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if {"step", "train", *APART} & set(names):
         say("measuring memory and arithmetic")
         precision = "bf16" if options.device == "cuda" else "fp32"
-        limits = roofline.measure(options.device, precision, options.workers)
+        limits = roofline.measure_limits(options.device, precision, options.workers)
     settings = BenchmarkSettings(folder=str(folder), limits=limits, **given)
     say(f"drawing and sharding {settings.images} and {settings.small} images in {folder}")
-    prepare(settings)
+    draw_images(settings)
     groups, results, repeats = [GROUPS[name] for name in names], [], 1 if options.tiny else options.repeats
     rows = []
     if goals:
-        results = benchmark_goals.measure(settings, repeats, say)
-        rows = benchmark_goals.judge(results, gpu=options.device == "cuda")
+        results = benchmark_goals.measure_goals(settings, repeats, say)
+        rows = benchmark_goals.compare_with_goals(results, gpu=options.device == "cuda")
         if options.cifake:
             rows.append(benchmark_goals.run_cifake(options.cifake, folder, options.device, say))
         rows.append(benchmark_goals.run_gpu_tests(say))
@@ -107,10 +107,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         for group in groups:
             results += benchmark.run_group(group, settings, repeats, say)
     written = benchmark_document.document(results, groups, settings, facts)
-    print(benchmark_document.table(written))
+    print(benchmark_document.results_table(written))
     if goals:
         written["goals"] = rows
-        print("\n" + benchmark_goals.table(rows))
+        print("\n" + benchmark_goals.goals_table(rows))
     if options.output:
         _write(options.output, written)
     if goals:
@@ -132,7 +132,7 @@ def _memory(options: Any) -> int:
     facts, found = benchmark_document.machine(), {}
     for name in options.groups:
         found[name] = getattr(benchmark_memory, name.replace("-", "_"))(folder, counts, say)
-        print(f"{name}\n\n{benchmark_memory.table(found[name])}\n")
+        print(f"{name}\n\n{benchmark_memory.memory_table(found[name])}\n")
     if options.output:
         _write(options.output, {"machine": facts, **found})
     return 0

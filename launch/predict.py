@@ -37,16 +37,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.workers < 0:
         parser.error(f"--workers is {options.workers}, expected at least 1, or 0 for the cores")
 
-    from engines.predict.predict import check_output
+    from engines.predict.predict import check_predictions_path
 
     if options.output:
-        check_output(options.output)
+        check_predictions_path(options.output)
     import torch
 
     from dataio.loading.dali_pipeline import default_threads
     from dataio.sources.inputs import find_inputs
     from engines.predict.detector import Detector
-    from engines.predict.predict import Tally, predict, print_rows, write_rows
+    from engines.predict.predict import PredictionCounts, predict, print_rows, write_rows
 
     torch.set_num_threads(default_threads())
     detector = Detector(options.checkpoint, options.batch)
@@ -58,16 +58,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     inputs = find_inputs(options.paths, sys.stdin.buffer, null=options.null)
     workers = options.workers or default_threads()
-    tally = Tally()
+    counts = PredictionCounts()
     rows = predict(detector, inputs, workers=workers, explain=options.explain)
-    rows = tally.watch(rows, bar=bool(options.output))  # a table on the screen is progress enough
+    rows = counts.count(rows, bar=bool(options.output))  # a table on the screen is progress enough
     if options.output:
         write_rows(options.output, rows, maps=bool(options.explain))
-        print(f"{tally}\nresults: {options.output}")
+        print(f"{counts}\nresults: {options.output}")
     else:
         print_rows(rows)
-    if not tally.read:
-        print(f"error: no image could be read; first {tally.first_error}", file=sys.stderr)
+    if not counts.read:
+        print(f"error: no image could be read; first {counts.first_error}", file=sys.stderr)
         return EXIT_USER_ERROR
     return 0
 

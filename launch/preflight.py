@@ -25,9 +25,9 @@ from engines.cluster.preflight import (
     Node,
     Place,
     check_nodes,
+    choose_run,
     format_nodes,
     look,
-    prepare,
     report_unparsed,
 )
 from engines.config.parser import Parser
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def look_here() -> tuple[Chosen, Node]:
         configs = {"gpu_config": options.gpu_config, "cpu_config": options.cpu_config}
         try:
-            chosen = prepare(options.script, rest, **configs, root=ROOT)
+            chosen = choose_run(options.script, rest, **configs, root=ROOT)
         except UserError as error:
             if place.is_head:
                 report_unparsed(error, rest, default)

@@ -171,7 +171,7 @@ def faithfulness_of(
     model, config, _ = load_model(checkpoint)
     device = _device()
     model = model.to(device)
-    images = _normalised(np.stack([item.picture for item in taken]), config)
+    images = _normalize(np.stack([item.picture for item in taken]), config)
     heat = np.stack([item.heat for item in taken if item.heat is not None])
     fake = torch.tensor([item.fake for item in taken])
     # One map again, for the size it had before it was enlarged.
@@ -186,7 +186,7 @@ def faithfulness_of(
     return {**compare_with_random(probability, images, heat, cells=cells, steps=steps, seed=seed), **about}
 
 
-def describe(item: GalleryItem) -> dict[str, Any]:
+def describe_item(item: GalleryItem) -> dict[str, Any]:
     """An item for a page: its names and figures; image, heat and overlay as data URIs, "" where none."""
     return {
         "sample_id": item.sample_id,
@@ -198,14 +198,14 @@ def describe(item: GalleryItem) -> dict[str, Any]:
         "outcome": item.outcome,
         "verdict": "fake" if item.fake else "real",
         "image": to_data_uri(item.picture),
-        "heat": "" if item.heat is None else to_data_uri(colour(item.heat)),
+        "heat": "" if item.heat is None else to_data_uri(colorize(item.heat)),
         "overlay": "" if item.overlay is None else to_data_uri(item.overlay),
         "empty": item.heat is not None and not item.heat.any(),
         "reason": item.reason,
     }
 
 
-def colour(heat: NDArray[np.float32]) -> NDArray[np.uint8]:
+def colorize(heat: NDArray[np.float32]) -> NDArray[np.uint8]:
     """A map in the overlay's colours: float32 [H, W] in [0, 1] to uint8 [H, W, 3]."""
     return show_cam_on_image(np.zeros((*heat.shape, 3), np.float32), heat, use_rgb=True, image_weight=0)
 
@@ -281,7 +281,7 @@ def _item(
     )
 
 
-def _normalised(pictures: NDArray[np.uint8], config: Config) -> torch.Tensor:
+def _normalize(pictures: NDArray[np.uint8], config: Config) -> torch.Tensor:
     """The inverse of `to_pixels`: uint8 [N, S, S, 3] to float32 [N, 3, S, S]."""
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (config.data.mean, config.data.std))
     return (torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255 - mean) / std

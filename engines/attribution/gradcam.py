@@ -30,7 +30,7 @@ _STAGE = re.compile(r"layer\d|block\d|stages\.\d|features\.\d")
 
 
 @dataclass(frozen=True)
-class Maps:
+class GradCamMaps:
     """The maps of N images.
 
     Attributes:
@@ -90,7 +90,7 @@ def grad_cams(
     *,
     stage: str = "",
     batch: int = 8,
-) -> Maps:
+) -> GradCamMaps:
     """How much each place speaks for a class.
 
     The model is left as it was: its mode, its running statistics, its gradients and which
@@ -119,7 +119,7 @@ def grad_cams(
             for i in range(0, len(images), batch)
         ]
     height, width = images.shape[2:]
-    return Maps(_scaled(np.concatenate(raw), (height, width)), name, size)
+    return GradCamMaps(_scaled(np.concatenate(raw), (height, width)), name, size)
 
 
 def grad_cam(model: DualHead, image: torch.Tensor, *, fake: bool) -> NDArray[np.float32]:
@@ -184,7 +184,7 @@ class _RawGradCAM(GradCAM):
 def _raw_maps(
     model: DualHead, layer: nn.Module, images: torch.Tensor, scores: Sequence[Score]
 ) -> NDArray[np.float32]:
-    """Maps at the layer's own size, float32 [N, h, w], at least 0."""
+    """GradCamMaps at the layer's own size, float32 [N, h, w], at least 0."""
     targets: list[Any] = [lambda row, score=score: score(*row) for score in scores]
     # A copy of each activation: a ReLU behind the layer may work in place.
     cam = _RawGradCAM(_Rows(model), [layer], reshape_transform=torch.clone)

@@ -24,26 +24,26 @@ from dataio.sharding.duplicates import FINGERPRINT, Pairs, exact_pairs, near_pai
 from dataio.sharding.workers import Progress
 from dataio.shards.shard_set import read_manifest, sha256_of
 from engines.audit.gate import FORMAT, VERSION
-from engines.audit.label_order import Counting, against_names, mixed
+from engines.audit.label_order import CountedLabels, check_mixed, compare_with_names
 from engines.audit.probes import BARS, FOLDS, RESAMPLES, Data, leaks, probe, probe_families, single_features
 from engines.audit.sample import (
-    Chooser,
-    Looked,
-    Pick,
+    AuditedImage,
+    SampleRef,
+    StratifiedSampler,
+    audit_images,
     balance,
-    look_at,
     open_splits,
-    picks_of_layout,
-    picks_of_shards,
+    refs_of_layout,
+    refs_of_shards,
     stack,
 )
-from engines.audit.verdict import judge
+from engines.audit.verdict import add_verdict
 
 _LISTED = 20  # unreadable images and pairs of each kind in the JSON
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class AuditSettings:
     """What an audit's figures depend on.
 
     Attributes:
@@ -74,13 +74,13 @@ class _Material:
     source: dict[str, Any]
     generators: tuple[str, ...]
     objects: tuple[str, ...]
-    looked: list[Looked]
+    looked: list[AuditedImage]
     counts: dict[str, Any]
     order: dict[str, Any] = field(default_factory=dict)
     whole_duplicates: dict[str, int] | None = None
 
 
-def audit_layout(layout: Layout, settings: Settings) -> dict[str, Any]:
+def audit_layout(layout: Layout, settings: AuditSettings) -> dict[str, Any]:
     """Audit a data set before it is sharded.
 
     Returns:
@@ -89,36 +89,36 @@ def audit_layout(layout: Layout, settings: Settings) -> dict[str, Any]:
     Raises:
         UserError: see `Layout.records`; no image of these splits, or none that can be read.
     """
-    chooser, counting = Chooser(settings.sample, settings.seed), Counting(layout.name)
-    for pick in picks_of_layout(layout):
-        counting.add(pick.path, pick.generator, pick.object)
-        if pick.split in settings.splits:
-            chooser.offer(pick)
-    picks = chooser.chosen()
+    sampler, counting = StratifiedSampler(settings.sample, settings.seed), CountedLabels(layout.name)
+    for ref in refs_of_layout(layout):
+        counting.add(ref.path, ref.generator, ref.object)
+        if ref.split in settings.splits:
+            sampler.offer(ref)
+    refs = sampler.chosen()
     if isinstance(layout, ManifestLayout):
-        wanted = {pick.path for pick in picks}
+        wanted = {ref.path for ref in refs}
         origins = {path: value for path, value in layout.column("source") if path in wanted}
-        picks = [replace(pick, origin=origins[pick.path]) for pick in picks]
-    looked = _look(picks, layout, settings)
+        refs = [replace(ref, origin=origins[ref.path]) for ref in refs]
+    looked = _look(refs, layout, settings)
     source = {"kind": "layout", "layout": layout.name, "source": layout.root, "manifest_sha256": None}
-    counts = balance(chooser.counts, layout.generators)
+    counts = balance(sampler.counts, layout.generators)
     material = _Material(source, tuple(layout.generators), tuple(layout.objects), looked, counts)
     # Sources lie folder by folder; sharding permutes them, so their order is not judged.
     material.order = {"splits": {}, "counting": counting.result()}
     return _audit(material, settings)
 
 
-def audit_shards(folder: str | Path, settings: Settings) -> dict[str, Any]:
+def audit_shards(folder: str | Path, settings: AuditSettings) -> dict[str, Any]:
     """Audit a folder that `launch/shard.py` wrote; see `audit_layout`.
 
     Raises:
         UserError: see `ShardSet`; no image of these splits, or none that can be read.
     """
     manifest, opened = read_manifest(folder), open_splits(folder, settings.splits)
-    chooser = Chooser(settings.sample, settings.seed)
-    for pick in picks_of_shards(opened):
-        chooser.offer(pick)
-    looked = _look(chooser.chosen(), None, settings)
+    sampler = StratifiedSampler(settings.sample, settings.seed)
+    for ref in refs_of_shards(opened):
+        sampler.offer(ref)
+    looked = _look(sampler.chosen(), None, settings)
     source = {
         "kind": "shards",
         "layout": manifest["layout"],
@@ -126,36 +126,36 @@ def audit_shards(folder: str | Path, settings: Settings) -> dict[str, Any]:
         "manifest_sha256": sha256_of(Path(folder) / "manifest.json"),
     }
     generators, objects = tuple(manifest["generators"]), tuple(manifest["objects"])
-    material = _Material(source, generators, objects, looked, balance(chooser.counts, generators))
+    material = _Material(source, generators, objects, looked, balance(sampler.counts, generators))
     material.order = {
-        "splits": {one.split: mixed(one.rows["generator"].astype(np.int64)) for one in opened},
+        "splits": {one.split: check_mixed(one.rows["generator"].astype(np.int64)) for one in opened},
         "counting": None,
     }
     material.whole_duplicates = manifest.get("duplicates")
     return _audit(material, settings)
 
 
-def _look(picks: list[Pick], layout: Layout | None, settings: Settings) -> list[Looked]:
-    if not picks:
+def _look(refs: list[SampleRef], layout: Layout | None, settings: AuditSettings) -> list[AuditedImage]:
+    if not refs:
         raise UserError(f"--split {' '.join(settings.splits)}: no images there; choose another")
-    progress = Progress(len(picks), 0, settings.quiet, "looked at")
+    progress = Progress(len(refs), 0, settings.quiet, "looked at")
     looked = []
-    for one in look_at(picks, layout.source if layout else None, settings.workers):
+    for one in audit_images(refs, layout.source if layout else None, settings.workers):
         looked.append(one)
         progress.advance(1)
     progress.close()
     if all(one.measured is None for one in looked):
         first = looked[0]
         raise UserError(
-            f"none of {len(looked)} images can be read, first: {first.pick.name} ({first.reason}); "
+            f"none of {len(looked)} images can be read, first: {first.ref.name} ({first.reason}); "
             "check the files"
         )
     return looked
 
 
-def _audit(material: _Material, settings: Settings) -> dict[str, Any]:
+def _audit(material: _Material, settings: AuditSettings) -> dict[str, Any]:
     looked = material.looked
-    unreadable = [[one.pick.name, one.reason] for one in looked if one.measured is None]
+    unreadable = [[one.ref.name, one.reason] for one in looked if one.measured is None]
     arrays = stack(looked)
     probes = {kind: _probe_all(arrays, kind, material.generators, settings.seed) for kind in BARS}
     layout = str(material.source["layout"])
@@ -183,10 +183,10 @@ def _audit(material: _Material, settings: Settings) -> dict[str, Any]:
         "origins": _probe_origins(arrays, settings.seed),
         "duplicates": _duplicates([one for one in looked if one.measured is not None]),
         "balance": material.counts,
-        "order": {**material.order, "names": against_names(looked, names, material.objects)},
+        "order": {**material.order, "names": compare_with_names(looked, names, material.objects)},
     }
     found["duplicates"]["whole"] = material.whole_duplicates
-    return judge(found)
+    return add_verdict(found)
 
 
 def _probe_all(
@@ -238,7 +238,7 @@ def _probe_origins(arrays: dict[str, np.ndarray], seed: int) -> dict[str, Any]:
     return found
 
 
-def _duplicates(looked: list[Looked]) -> dict[str, Any]:
+def _duplicates(looked: list[AuditedImage]) -> dict[str, Any]:
     """Pairs among the images looked at, by `dataio.sharding.duplicates`, those that matter most first."""
     rows = np.array(
         [(number, *one.measured.looks) for number, one in enumerate(looked) if one.measured], FINGERPRINT
@@ -246,19 +246,19 @@ def _duplicates(looked: list[Looked]) -> dict[str, Any]:
     near, not_compared = near_pairs(rows)
     found: dict[str, Any] = {"images": len(rows), "near_not_compared": not_compared}
     for kind, pairs in (("exact", exact_pairs(rows)), ("near", near)):
-        found |= _describe_pairs(kind, pairs, [one.pick for one in looked])
+        found |= _describe_pairs(kind, pairs, [one.ref for one in looked])
     return found
 
 
-def _describe_pairs(kind: str, pairs: Pairs, picks: list[Pick]) -> dict[str, Any]:
+def _describe_pairs(kind: str, pairs: Pairs, refs: list[SampleRef]) -> dict[str, Any]:
     across, both = 0, 0
     listed: list[tuple[bool, bool, int, list[Any]]] = []
     for first, second, distance in zip(pairs.first, pairs.second, pairs.distance, strict=True):
-        one, other = picks[first], picks[second]
+        one, other = refs[first], refs[second]
         crosses = one.split != other.split
         labels = (one.generator == "nature") != (other.generator == "nature")
         across, both = across + crosses, both + labels
-        names = [[pick.split, pick.generator, pick.name] for pick in (one, other)]
+        names = [[ref.split, ref.generator, ref.name] for ref in (one, other)]
         listed.append((not labels, not crosses, len(listed), [int(distance), *names]))
     return {
         kind: len(listed),
@@ -268,7 +268,7 @@ def _describe_pairs(kind: str, pairs: Pairs, picks: list[Pick]) -> dict[str, Any
     }
 
 
-def check_output(path: str | Path) -> None:
+def check_audit_path(path: str | Path) -> None:
     """Find out whether the result can be written before the work begins, leaving nothing behind.
 
     Raises:

@@ -17,10 +17,10 @@ from scipy.stats import skew
 from dataio.images.codec import open_image, to_rgb
 from dataio.sharding.duplicates import fingerprint
 
-Float = NDArray[np.float64]
+_Float = NDArray[np.float64]
 
 CROP = 256  # pixels: the largest side of what is measured; a multiple of JPEG's 8
-BINS = 16  # of the radial spectrum, from 0 to Nyquist
+SPECTRUM_BINS = 16  # of the radial spectrum, from 0 to Nyquist
 _LEAST_SIDE = 16  # pixels: below, there is no spectrum to speak of
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 _MODES = ("RGB", "L", "RGBA", "P", "CMYK", "LA", "1", "I;16", "I", "F", "YCbCr")
@@ -44,7 +44,7 @@ PIXELS = {
         *(f"{moment}_{channel}" for moment in ("mean", "deviation", "skew") for channel in "rgb"),
         *("correlation_rg", "correlation_rb", "correlation_gb"),
     ),
-    "radial spectrum": tuple(f"power_{number:02d}" for number in range(BINS)),
+    "radial spectrum": tuple(f"power_{number:02d}" for number in range(SPECTRUM_BINS)),
     "resize factor": ("energy_above_half", "energy_above_three_quarters", "resampling_peak", "resampling_at"),
     "JPEG history": (
         "blockiness_own_grid",
@@ -68,13 +68,13 @@ class Measured:
         looks: its `dataio.sharding.duplicates.fingerprint`.
     """
 
-    container: Float
-    pixels: Float
+    container: _Float
+    pixels: _Float
     is_jpeg: bool
     looks: tuple[tuple[int, int], int, bool]
 
 
-def measure(data: bytes) -> Measured:
+def measure_image(data: bytes) -> Measured:
     """Measure one encoded image.
 
     Raises:
@@ -123,7 +123,7 @@ def _number(name: str, known: tuple[str, ...]) -> int:
     return known.index(name) if name in known else len(known)
 
 
-def described(name: str, value: float) -> float | str:
+def readable_value(name: str, value: float) -> float | str:
     """A feature's value for a reader: the name behind a number, or four digits."""
     names = {"format": _FORMATS, "mode": _MODES}.get(name)
     if names is None:
@@ -176,24 +176,24 @@ def _colour(crop: NDArray[np.uint8]) -> dict[str, float]:
 
 
 @lru_cache(maxsize=8)
-def _rings(shape: tuple[int, int]) -> tuple[Float, NDArray[np.int64], Float]:
-    """Hann window [H, W], ring number of each frequency [H, W] (BINS: beyond Nyquist), radius."""
+def _rings(shape: tuple[int, int]) -> tuple[_Float, NDArray[np.int64], _Float]:
+    """Hann window [H, W], ring number of each frequency [H, W] (SPECTRUM_BINS: beyond Nyquist), radius."""
     window = np.outer(np.hanning(shape[0]), np.hanning(shape[1]))
     fy, fx = np.fft.fftfreq(shape[0])[:, None] * 2, np.fft.fftfreq(shape[1])[None, :] * 2
     radius = np.hypot(fy, fx)
-    rings = np.minimum(np.ceil(radius * BINS).astype(np.int64) - 1, BINS)
-    return window, np.where(radius == 0, BINS, rings), radius
+    rings = np.minimum(np.ceil(radius * SPECTRUM_BINS).astype(np.int64) - 1, SPECTRUM_BINS)
+    return window, np.where(radius == 0, SPECTRUM_BINS, rings), radius
 
 
-def _spectrum(luma: Float) -> dict[str, float]:
+def _spectrum(luma: _Float) -> dict[str, float]:
     """Log of the mean power in rings of equal width, 0 to Nyquist, and the share of what is high."""
     window, rings, radius = _rings((luma.shape[0], luma.shape[1]))
     power = np.abs(np.fft.fft2((luma - luma.mean()) * window)) ** 2 / np.sum(window**2)
-    counts = np.bincount(rings.ravel(), minlength=BINS + 1)[:BINS]
-    sums = np.bincount(rings.ravel(), power.ravel(), BINS + 1)[:BINS]
+    counts = np.bincount(rings.ravel(), minlength=SPECTRUM_BINS + 1)[:SPECTRUM_BINS]
+    sums = np.bincount(rings.ravel(), power.ravel(), SPECTRUM_BINS + 1)[:SPECTRUM_BINS]
     values = {
         f"power_{number:02d}": float(np.log10(sums[number] / counts[number] + 1e-4))
-        for number in range(BINS)
+        for number in range(SPECTRUM_BINS)
         if counts[number]
     }
     total = power[(radius > 0) & (radius <= 1)].sum() + 1e-9
@@ -202,7 +202,7 @@ def _spectrum(luma: Float) -> dict[str, float]:
     return values
 
 
-def _resampling(luma: Float) -> dict[str, float]:
+def _resampling(luma: _Float) -> dict[str, float]:
     """Gallagher's cue (2005): interpolation makes the second difference's size periodic.
 
     The strongest line in the spectrum of its mean along rows and columns, in units of that
@@ -223,7 +223,7 @@ def _resampling(luma: Float) -> dict[str, float]:
     return {"resampling_peak": float(np.log10(best[0] + 1e-3)), "resampling_at": best[1]}
 
 
-def _history(luma: Float) -> dict[str, float]:
+def _history(luma: _Float) -> dict[str, float]:
     """Cues of JPEG compression, also of one before a crop or before another compression.
 
     Steps across the borders of 8 x 8 blocks against other steps (Fan and de Queiroz 2003), on

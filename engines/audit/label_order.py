@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from dataio.layouts import cifake, genimage
-from engines.audit.sample import Looked
+from engines.audit.sample import AuditedImage
 
 # So many standard deviations from what mixing gives, and so large an effect, before it is said:
 # in millions of images the first alone would fire at trifles.
@@ -24,7 +24,7 @@ _EFFECT = 0.05
 _AGREEMENT = 0.99  # of stored labels with names: less is said
 
 
-def mixed(labels: NDArray[np.integer]) -> dict[str, Any]:
+def check_mixed(labels: NDArray[np.integer]) -> dict[str, Any]:
     """Whether labels in stored order look like a random permutation of themselves.
 
     Under one, a share sum n_k (n_k - 1) / (n (n - 1)) of neighbours agree, and the rank of a
@@ -60,7 +60,7 @@ def mixed(labels: NDArray[np.integer]) -> dict[str, Any]:
     return found
 
 
-class Counting:
+class CountedLabels:
     """What numbering the classes of each folder by counting would have given, against names."""
 
     def __init__(self, layout: str) -> None:
@@ -105,7 +105,9 @@ class Counting:
         }
 
 
-def against_names(looked: Iterable[Looked], layout: str, objects: Sequence[str]) -> dict[str, Any] | None:
+def compare_with_names(
+    looked: Iterable[AuditedImage], layout: str, objects: Sequence[str]
+) -> dict[str, Any] | None:
     """Stored labels against those that the sources' names give.
 
     Args:
@@ -124,20 +126,20 @@ def against_names(looked: Iterable[Looked], layout: str, objects: Sequence[str])
         if named is None:
             continue
         generator, label = named
-        own = one.pick.generator
+        own = one.ref.generator
         found["images"] += 1
         wrong = {
             "real_fake_wrong": (own == "nature") != (generator == "nature"),
             "generator_wrong": layout != "manifest" and own != generator,
             # A name without a class (of a validation photograph) has nothing to compare with.
             "object_wrong": layout != "manifest"
-            and None not in (label, one.pick.object)
-            and label != one.pick.object,
+            and None not in (label, one.ref.object)
+            and label != one.ref.object,
         }
         for key, value in wrong.items():
             found[key] += value
         if any(wrong.values()) and not found["first"]:
-            stored = "no object" if one.pick.object is None else objects[one.pick.object]
+            stored = "no object" if one.ref.object is None else objects[one.ref.object]
             found["first"] = f"{one.path} is stored as {own}, {stored}"
     return found if found["images"] else None
 

@@ -27,7 +27,7 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from engines.audit.features import CONTAINER, JPEG_ONLY, PIXELS, described
+from engines.audit.features import CONTAINER, JPEG_ONLY, PIXELS, readable_value
 
 FOLDS = 5
 RESAMPLES = 1000
@@ -39,17 +39,17 @@ LEAST_ALIKE = 5  # images of either class that suffice where all have the very s
 # of different things differ in colour and detail anyway, so pixels have the wider one.
 BARS = {"container": 0.55, "pixels": 0.60}
 WIDEST = 0.20  # an interval wider than this cannot say that there is no leak
-FAMILIES: Mapping[str, Mapping[str, Sequence[str]]] = {"container": CONTAINER, "pixels": PIXELS}
+FEATURE_FAMILIES: Mapping[str, Mapping[str, Sequence[str]]] = {"container": CONTAINER, "pixels": PIXELS}
 LISTED = 5  # single features named
 
-Float = NDArray[np.float64]
+_Float = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Data:
     """Features [N, F] and, per image [N], whether fake and the number of its group."""
 
-    features: Float
+    features: _Float
     fake: NDArray[np.bool_]
     group: NDArray[np.int64]
 
@@ -59,7 +59,7 @@ class Data:
 
 
 def bootstrap_auroc(
-    fake: NDArray[np.bool_], scores: Float, group: NDArray[np.int64], *, resamples: int, seed: int
+    fake: NDArray[np.bool_], scores: _Float, group: NDArray[np.int64], *, resamples: int, seed: int
 ) -> tuple[float, float]:
     """95 % percentile interval of the AUROC over resampled groups.
 
@@ -144,13 +144,13 @@ def probe(data: Data, kind: str, *, seed: int, resamples: int = RESAMPLES) -> di
     return {**found, "models": {name: _auroc(data.fake, values) for name, values in scores.items()}}
 
 
-def _differing(features: Float) -> NDArray[np.bool_]:
+def _differing(features: _Float) -> NDArray[np.bool_]:
     """Which columns [F] have more than one value, nan counting as one."""
     known = np.nan_to_num(features, nan=np.inf)
     return np.asarray((known != known[:1]).any(0))
 
 
-def _out_of_fold(data: Data, kind: str, seed: int) -> dict[str, Float]:
+def _out_of_fold(data: Data, kind: str, seed: int) -> dict[str, _Float]:
     scores = {name: np.zeros(len(data.fake)) for name in _models(kind, seed)}
     folds: Any  # stratified both; the first would do for single images too, but slowly
     if len(np.unique(data.group)) < len(data.group):
@@ -169,7 +169,7 @@ def _out_of_fold(data: Data, kind: str, seed: int) -> dict[str, Float]:
     return scores
 
 
-def _auroc(fake: NDArray[np.bool_], scores: Float) -> float:
+def _auroc(fake: NDArray[np.bool_], scores: _Float) -> float:
     return round(float(roc_auc_score(fake, scores)), 4)
 
 
@@ -179,7 +179,7 @@ def probe_families(data: Data, jpeg: NDArray[np.bool_], kind: str, *, seed: int)
     What exists in JPEG files alone is asked of JPEG files alone, or it would repeat the format.
     """
     found, start = {}, 0
-    for family, names in FAMILIES[kind].items():
+    for family, names in FEATURE_FAMILIES[kind].items():
         columns = list(range(start, start + len(names)))
         start += len(names)
         rows = np.flatnonzero(jpeg) if family in JPEG_ONLY else np.arange(len(jpeg))
@@ -194,7 +194,7 @@ def single_features(data: Data, kind: str) -> list[dict[str, Any]]:
 
     An image without a feature counts as below all that have it.
     """
-    names = [name for own in FAMILIES[kind].values() for name in own]
+    names = [name for own in FEATURE_FAMILIES[kind].values() for name in own]
     found: list[dict[str, Any]] = []
     for column, name in enumerate(names):
         values = data.features[:, column]
@@ -213,9 +213,9 @@ def single_features(data: Data, kind: str) -> list[dict[str, Any]]:
     return sorted(found, key=lambda one: -one["auroc"])[:LISTED]
 
 
-def _median(name: str, values: Float) -> float | str | None:
+def _median(name: str, values: _Float) -> float | str | None:
     known = values[~np.isnan(values)]
-    return described(name, float(np.median(known))) if len(known) else None
+    return readable_value(name, float(np.median(known))) if len(known) else None
 
 
 def leaks(found: Mapping[str, Any], kind: str) -> bool:

@@ -24,14 +24,14 @@ from dataio.layouts.base import SPLITS, Layout
 from dataio.layouts.splits import hash64
 from dataio.shards.shard_set import ShardSet, read_manifest
 from dataio.sources.source import Source
-from engines.audit.features import Measured, measure
+from engines.audit.features import Measured, measure_image
 
 _CHUNK = 32  # images sent to a worker at a time
 _BLOCK = 512
 
 
 @dataclass(frozen=True, slots=True)
-class Pick:
+class SampleRef:
     """One image to look at.
 
     Attributes:
@@ -53,10 +53,10 @@ class Pick:
 
 
 @dataclass(frozen=True)
-class Looked:
+class AuditedImage:
     """A picked image after it was read: its measures, or why there are none."""
 
-    pick: Pick
+    ref: SampleRef
     path: str
     measured: Measured | None
     reason: str = ""
@@ -84,53 +84,53 @@ def shares(available: Mapping[str, int], total: int) -> dict[str, int]:
     return {name: count for name, count in taken.items() if count}
 
 
-class Chooser:
-    """Keeps, of a stream of picks, those with the smallest hash, per generator; order plays no part."""
+class StratifiedSampler:
+    """Keeps, of a stream of refs, those with the smallest hash, per generator; order plays no part."""
 
     def __init__(self, sample: int, seed: int) -> None:
         self._sample, self._seed = sample, seed
-        self._kept: dict[str, list[tuple[int, str, Pick]]] = {}
+        self._kept: dict[str, list[tuple[int, str, SampleRef]]] = {}
         self.counts: Counter[tuple[str, str]] = Counter()  # of all, by split and generator
 
-    def offer(self, pick: Pick) -> None:
-        self.counts[pick.split, pick.generator] += 1
-        heap = self._kept.setdefault(pick.generator, [])
-        entry = (-hash64(f"{self._seed}:{pick.name}"), pick.name, pick)
+    def offer(self, ref: SampleRef) -> None:
+        self.counts[ref.split, ref.generator] += 1
+        heap = self._kept.setdefault(ref.generator, [])
+        entry = (-hash64(f"{self._seed}:{ref.name}"), ref.name, ref)
         if self._sample == 0 or len(heap) < self._sample:
             heapq.heappush(heap, entry)
         else:
             heapq.heappushpop(heap, entry)
 
-    def chosen(self) -> list[Pick]:
+    def chosen(self) -> list[SampleRef]:
         """The sample, by name."""
         wanted = shares({name: len(heap) for name, heap in self._kept.items()}, self._sample)
-        picks = [
-            pick
+        refs = [
+            ref
             for name, count in wanted.items()
-            for _, _, pick in sorted(self._kept[name], key=lambda entry: (-entry[0], entry[1]))[:count]
+            for _, _, ref in sorted(self._kept[name], key=lambda entry: (-entry[0], entry[1]))[:count]
         ]
-        return sorted(picks, key=lambda pick: pick.name)
+        return sorted(refs, key=lambda ref: ref.name)
 
 
-def picks_of_layout(layout: Layout) -> Iterator[Pick]:
-    """Every record as a pick.
+def refs_of_layout(layout: Layout) -> Iterator[SampleRef]:
+    """Every record as a ref.
 
     Raises:
         UserError: see `Layout.records`.
     """
     for record in layout.records():
         place = (record.split, record.group, record.path)
-        yield Pick(record.path, record.generator, record.object, *place, origin=record.subset)
+        yield SampleRef(record.path, record.generator, record.object, *place, origin=record.subset)
 
 
-def picks_of_shards(shards: Iterable[ShardSet]) -> Iterator[Pick]:
-    """Every sample of opened splits as a pick."""
+def refs_of_shards(shards: Iterable[ShardSet]) -> Iterator[SampleRef]:
+    """Every sample of opened splits as a ref."""
     for opened in shards:
         generators, files = opened.labels.generators, [shard["file"] for shard in opened.shards]
         subsets = opened.manifest["subsets"]
         for row in opened.rows:
             shard, label = files[int(row["shard"])], int(row["object"])
-            yield Pick(
+            yield SampleRef(
                 f"{shard} key {int(row['key']):09d}",
                 generators[int(row["generator"])],
                 None if label < 0 else label,
@@ -155,21 +155,21 @@ def open_splits(folder: str | Path, splits: Sequence[str]) -> list[ShardSet]:
     return [ShardSet(folder, split) for split in filled]
 
 
-def look_at(picks: Sequence[Pick], source: Source | None, workers: int) -> Iterator[Looked]:
+def audit_images(refs: Sequence[SampleRef], source: Source | None, workers: int) -> Iterator[AuditedImage]:
     """Read and measure images, in order, in this process or in `workers` others.
 
     Raises:
         UserError: a worker was killed.
     """
-    chunks = [list(picks[start : start + _CHUNK]) for start in range(0, len(picks), _CHUNK)]
+    chunks = [list(refs[start : start + _CHUNK]) for start in range(0, len(refs), _CHUNK)]
     if workers == 1 or len(chunks) < 2:
         for chunk in chunks:
-            yield from _look_at_chunk(chunk, source)
+            yield from _audit_chunk(chunk, source)
         return
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(min(workers, len(chunks)), context) as pool:
         try:
-            for looked in pool.map(_look_at_chunk, chunks, [source] * len(chunks)):
+            for looked in pool.map(_audit_chunk, chunks, [source] * len(chunks)):
                 yield from looked
         except BrokenProcessPool:
             raise UserError(
@@ -177,30 +177,30 @@ def look_at(picks: Sequence[Pick], source: Source | None, workers: int) -> Itera
             ) from None
 
 
-def _look_at_chunk(chunk: list[Pick], source: Source | None) -> list[Looked]:
-    return [_look_at(pick, source) for pick in chunk]
+def _audit_chunk(chunk: list[SampleRef], source: Source | None) -> list[AuditedImage]:
+    return [_audit_image(ref, source) for ref in chunk]
 
 
-def _look_at(pick: Pick, source: Source | None) -> Looked:
-    path = pick.path
+def _audit_image(ref: SampleRef, source: Source | None) -> AuditedImage:
+    path = ref.path
     try:
         if source is None:
-            data, path = _read_sample(pick)
+            data, path = _read_sample(ref)
         else:
-            data = source.read(pick.path)
-        return Looked(pick, path, measure(data))
+            data = source.read(ref.path)
+        return AuditedImage(ref, path, measure_image(data))
     except Undecodable as error:
-        return Looked(pick, path, None, str(error))
+        return AuditedImage(ref, path, None, str(error))
     except OSError as error:
-        return Looked(pick, path, None, f"cannot be read ({error.strerror or error})")
+        return AuditedImage(ref, path, None, f"cannot be read ({error.strerror or error})")
 
 
-def _read_sample(pick: Pick) -> tuple[bytes, str]:
+def _read_sample(ref: SampleRef) -> tuple[bytes, str]:
     """A sample's image, and the path of its source from the JSON member behind it ("" if damaged)."""
-    with open(pick.tar, "rb") as file:
-        file.seek(pick.offset)
-        data = file.read(pick.size)
-        file.seek(pick.offset + -(-pick.size // _BLOCK) * _BLOCK)
+    with open(ref.tar, "rb") as file:
+        file.seek(ref.offset)
+        data = file.read(ref.size)
+        file.seek(ref.offset + -(-ref.size // _BLOCK) * _BLOCK)
         try:
             head = tarfile.TarInfo.frombuf(file.read(_BLOCK), "utf-8", "surrogateescape")
             record: dict[str, Any] = json.loads(file.read(head.size))
@@ -221,17 +221,17 @@ def balance(counts: Mapping[tuple[str, str], int], generators: Sequence[str]) ->
     return found
 
 
-def stack(looked: Sequence[Looked]) -> dict[str, np.ndarray]:
+def stack(looked: Sequence[AuditedImage]) -> dict[str, np.ndarray]:
     """Arrays over the readable images: container, pixels [N, F]; jpeg, fake, generator, origin, group [N]."""
-    good = [(one.pick, one.measured) for one in looked if one.measured is not None]
+    good = [(one.ref, one.measured) for one in looked if one.measured is not None]
     # An image without a group is a group of its own.
-    groups = [pick.group or f"\0{pick.name}" for pick, _ in good]
+    groups = [ref.group or f"\0{ref.name}" for ref, _ in good]
     return {
         "container": np.array([m.container for _, m in good]),
         "pixels": np.array([m.pixels for _, m in good]),
         "jpeg": np.array([m.is_jpeg for _, m in good], bool),
-        "fake": np.array([pick.generator != "nature" for pick, _ in good], bool),
-        "generator": np.array([pick.generator for pick, _ in good]),
-        "origin": np.array([pick.origin for pick, _ in good]),
+        "fake": np.array([ref.generator != "nature" for ref, _ in good], bool),
+        "generator": np.array([ref.generator for ref, _ in good]),
+        "origin": np.array([ref.origin for ref, _ in good]),
         "group": np.unique(np.array(groups), return_inverse=True)[1],
     }

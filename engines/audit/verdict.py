@@ -30,7 +30,7 @@ class Reason:
     short: str
 
 
-def judge(found: dict[str, Any]) -> dict[str, Any]:
+def add_verdict(found: dict[str, Any]) -> dict[str, Any]:
     """Put verdict, reasons and their short forms in front of an audit's findings."""
     reasons = [*_leak_reasons(found["probes"], found["origins"]), *_other_reasons(found)]
     reasons.sort(key=lambda reason: -_LEVELS.index(reason.level))

@@ -16,7 +16,7 @@ from engines.benchmark.case import BenchmarkSettings
 SIDES = {"large": 256, "small": 32}
 
 
-def prepare(settings: BenchmarkSettings) -> None:
+def draw_images(settings: BenchmarkSettings) -> None:
     """Draw and shard what is not there yet: `source`, `large` and `small` in the settings' folder.
 
     source: originals of 320 px in GenImage's layout. large, small: shards of 256 and 32 px, and

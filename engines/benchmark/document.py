@@ -16,8 +16,8 @@ from engines.benchmark.case import BenchmarkSettings, Group, Result
 from engines.benchmark.harness import lines_of
 from engines.runtime.versions import commit_of, version_of
 
-SCHEMA, VERSION = "telltale-benchmark", 1
-PACKAGES = (
+_SCHEMA, _VERSION = "telltale-benchmark", 1
+_PACKAGES = (
     "torch",
     "torchvision",
     "nvidia-dali-cuda130",
@@ -64,11 +64,11 @@ def document(
             "peak_tflops": round(settings.limits.flops / 1e12, 4),
         }
     return {
-        "schema": SCHEMA,
-        "version": VERSION,
+        "schema": _SCHEMA,
+        "version": _VERSION,
         "commit": commit_of(),
         "machine": facts,
-        "versions": {"python": platform.python_version(), **{name: version_of(name) for name in PACKAGES}},
+        "versions": {"python": platform.python_version(), **{name: version_of(name) for name in _PACKAGES}},
         "command": " ".join(["python", *[os.path.relpath(sys.argv[0]), *sys.argv[1:]]]),
         "settings": {
             key: value for key, value in asdict(settings).items() if key not in ("folder", "limits")
@@ -88,7 +88,7 @@ def ratios(results: Sequence[Result], groups: Sequence[Group]) -> dict[str, floa
     return found
 
 
-def table(written: dict[str, Any]) -> str:
+def results_table(written: dict[str, Any]) -> str:
     """A run's document as Markdown."""
     m = written["machine"]
     where = f"{m['cores']} cores of {m['processor']}, {m['memory_gib']:g} GiB" + (
@@ -123,7 +123,7 @@ def read_document(path: str | Path) -> dict[str, Any]:
         found = json.loads(Path(path).read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]})") from None
-    if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+    if not isinstance(found, dict) or found.get("schema") != _SCHEMA:
         raise UserError(f"{path}: not a benchmark; give a JSON file of launch/benchmark.py")
     return found
 

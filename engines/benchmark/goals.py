@@ -89,7 +89,7 @@ GOALS = (
 )
 
 
-def judge(results: Sequence[Result], *, gpu: bool) -> list[dict[str, Any]]:
+def compare_with_goals(results: Sequence[Result], *, gpu: bool) -> list[dict[str, Any]]:
     """A row for each goal: name, unit, floor, goal, measured (None where it was not), met.
 
     met is "goal", "floor", "no", "not measured" or, of a CPU's figures, "not a GPU".
@@ -121,7 +121,7 @@ def _row(
     return {key: None if value == math.inf else value for key, value in row.items()}
 
 
-def measure(settings: BenchmarkSettings, repeats: int, say: Callable[[str], None]) -> list[Result]:
+def measure_goals(settings: BenchmarkSettings, repeats: int, say: Callable[[str], None]) -> list[Result]:
     """Run the cases that the goals need; a group that fails is said and left out."""
     results: list[Result] = []
     for name, cases in CASES.items():
@@ -203,7 +203,7 @@ def _short(value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
+def goals_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The goals as Markdown."""
     lines = ["| what | floor | goal | measured | met |", "|---|---|---|---|---|"]
     for row in rows:

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.detector.dual_head import DualHead
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _TRIES = 5
 
 
@@ -66,7 +66,7 @@ def matmul_flops(device: torch.device, precision: str, side: int | None = None) 
         precision: "fp32", "bf16" or "fp16". side: None takes 8192 on a GPU and 1536 on a CPU.
     """
     side = side or (8192 if device.type == "cuda" else 1536)
-    left, right = (torch.randn(side, side, device=device).to(DTYPES[precision]) for _ in range(2))
+    left, right = (torch.randn(side, side, device=device).to(_DTYPES[precision]) for _ in range(2))
     out = torch.empty_like(left)
     return 2 * side**3 / _best(lambda: torch.mm(left, right, out=out), device)
 
@@ -81,7 +81,7 @@ def convolution_flops(device: torch.device, precision: str, images: int | None =
     """
     count = images or (256 if device.type == "cuda" else 8)
     image, weight = (
-        torch.randn(shape, device=device, dtype=DTYPES[precision]).contiguous(
+        torch.randn(shape, device=device, dtype=_DTYPES[precision]).contiguous(
             memory_format=torch.channels_last
         )
         for shape in ((count, 256, 28, 28), (256, 256, 3, 3))
@@ -91,7 +91,7 @@ def convolution_flops(device: torch.device, precision: str, images: int | None =
     return 2 * 9 * 256 * 256 * 28 * 28 * count / seconds
 
 
-def measure(device: str, precision: str, threads: int) -> Limits:
+def measure_limits(device: str, precision: str, threads: int) -> Limits:
     """Both, in a process of its own: the one that asks keeps no memory on the device.
 
     Args:
@@ -147,10 +147,10 @@ def step_traffic(model: DualHead, batch: int, size: int, precision: str) -> int:
     Args:
         model: on any device; not changed. size: side of the images, pixels.
     """
-    shadow = copy.deepcopy(model).to("meta", DTYPES[precision])
+    shadow = copy.deepcopy(model).to("meta", _DTYPES[precision])
     for parameter in shadow.parameters():
         parameter.grad = None
-    image = torch.empty(batch, 3, size, size, device="meta", dtype=DTYPES[precision])
+    image = torch.empty(batch, 3, size, size, device="meta", dtype=_DTYPES[precision])
     with _Traffic() as traffic:
         generator, object = shadow.train()(image)
         (generator.sum() + object.sum()).backward()

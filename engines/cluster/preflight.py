@@ -25,13 +25,13 @@ from engines.runtime.command import EXIT_USER_ERROR
 from engines.runtime.exit_file import guess_run_folder, write_exit
 from engines.runtime.versions import version_of
 
-PACKAGES = ("torch", "nvidia-dali-cuda130", "numpy", "deepspeed", "transformers")
+_PACKAGES = ("torch", "nvidia-dali-cuda130", "numpy", "deepspeed", "transformers")
 SOURCES = ("dataio", "models", "engines", "launch")
 CLOCK_SECONDS = 5.0  # further apart, and the times of files and logs mislead
 LEAST_FREE_GIB = 1.0
 REDUCED_BYTES, REDUCED_TIMES = 16 << 20, 3
 SHARED_SECONDS = 15.0  # network file systems show a new file this late
-MARK = ".preflight"
+_MARK = ".preflight"
 MISSING = "missing"
 
 
@@ -87,7 +87,7 @@ class Node:
     bandwidth: float | None = None
 
 
-def prepare(script: str, flags: Sequence[str], *, gpu_config: str, cpu_config: str, root: Path) -> Chosen:
+def choose_run(script: str, flags: Sequence[str], *, gpu_config: str, cpu_config: str, root: Path) -> Chosen:
     """Parse the command that is about to run, with the configuration that this node calls for.
 
     Raises:
@@ -136,7 +136,7 @@ def look(name: str, chosen: Chosen, root: Path) -> Node:
     node.problem = _gpu_problem(node.gpus)
     node.alike = {
         "Python": platform.python_version(),
-        **{name: version_of(name) or MISSING for name in PACKAGES},
+        **{name: version_of(name) or MISSING for name in _PACKAGES},
     }
     node.alike["telltale's source"] = _source_digest(root)
     node.files = {key: _digest(path) for key, path in chosen.files.items()}
@@ -216,7 +216,7 @@ def check_nodes(place: Place, look_here: Callable[[], tuple[Chosen, Node]]) -> t
         chosen, node = look_here()
     except UserError as error:
         if place.is_head:
-            store.set("verdict", "bad")
+            store.set("decision", "bad")
             raise
         store.set(f"node{place.number}", json.dumps(asdict(Node(place.name, problem=str(error)))))
         raise SystemExit(EXIT_USER_ERROR) from None
@@ -224,7 +224,7 @@ def check_nodes(place: Place, look_here: Callable[[], tuple[Chosen, Node]]) -> t
         return chosen, [_answer(store, place, chosen, node)]
     nodes = _gather(store, place, chosen, node)
     problem = find_problem(nodes, chosen)
-    store.set("verdict", "bad" if problem else "good")
+    store.set("decision", "bad" if problem else "good")
     if problem:
         raise UserError(problem)
     nodes[0].bandwidth = _bandwidth(store, place, nodes[0])
@@ -233,7 +233,7 @@ def check_nodes(place: Place, look_here: Callable[[], tuple[Chosen, Node]]) -> t
 
 def _answer(store: dist.TCPStore, place: Place, chosen: Chosen, node: Node) -> Node:
     """The part of a node that is not the first."""
-    mark = chosen.run / MARK
+    mark = chosen.run / _MARK
     try:
         token = store.get("token").decode()
         if not _appears(mark, token):
@@ -243,7 +243,7 @@ def _answer(store: dist.TCPStore, place: Place, chosen: Chosen, node: Node) -> N
         store.set(f"node{place.number}", json.dumps(asdict(node)))
         store.get(f"ask{place.number}")
         store.set(f"clock{place.number}", str(time.time()))
-        if store.get("verdict") == b"bad":
+        if store.get("decision") == b"bad":
             raise SystemExit(EXIT_USER_ERROR)
     except (dist.DistError, RuntimeError):  # the first one is gone
         raise SystemExit(EXIT_USER_ERROR) from None
@@ -269,9 +269,9 @@ def _gather(store: dist.TCPStore, place: Place, chosen: Chosen, own: Node) -> li
     token = f"{time.time_ns()} {os.getpid()}"
     try:
         chosen.run.mkdir(parents=True, exist_ok=True)
-        (chosen.run / MARK).write_text(token)
+        (chosen.run / _MARK).write_text(token)
     except OSError as error:
-        store.set("verdict", "bad")
+        store.set("decision", "bad")
         raise UserError(
             f"run.dir {chosen.run}: cannot be written from {place.name} ({error.strerror}); choose another"
         ) from None
@@ -291,9 +291,9 @@ def _gather(store: dist.TCPStore, place: Place, chosen: Chosen, own: Node) -> li
             store.set(f"ask{number}", "")
             node.apart = float(store.get(f"clock{number}")) - time.time()
         nodes.append(node)
-    (chosen.run / MARK).unlink(missing_ok=True)
+    (chosen.run / _MARK).unlink(missing_ok=True)
     if silent:
-        store.set("verdict", "bad")
+        store.set("decision", "bad")
         raise UserError(
             f"{', '.join(silent)}: no answer within {place.timeout} s; look at the node, or leave it out with "
             f"--exclude={','.join(silent)}"

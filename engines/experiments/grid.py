@@ -27,7 +27,7 @@ from engines.checkpoint.files import CheckpointFolder
 from engines.runtime.command import Stopped
 from engines.runtime.paths import ROOT, find_config
 
-ERRORS = ("generator_error", "real_fake_error", "object_error", "joint_error")
+_ERRORS = ("generator_error", "real_fake_error", "object_error", "joint_error")
 
 
 @dataclass(frozen=True)
@@ -159,13 +159,13 @@ def run_combination(
     validations = [line for line in lines if line["kind"] == "val"]
     row["steps"] = max(line["step"] for line in lines)
     if validations:
-        row.update({f"val_{key}": validations[-1][key] for key in ERRORS})
+        row.update({f"val_{key}": validations[-1][key] for key in _ERRORS})
         known = [line for line in validations if line["joint_error"] is not None]
         best = min(known or validations, key=lambda line: line["joint_error" if known else "loss"])
         row["best_step"] = best["step"]
-        row.update({f"best_val_{key}": best[key] for key in ERRORS})
+        row.update({f"best_val_{key}": best[key] for key in _ERRORS})
     overall = json.loads((folder / "evaluation" / "metrics.json").read_text())["overall"]
-    return {**row, **{f"{split}_{key}": overall[key] for key in ERRORS}}
+    return {**row, **{f"{split}_{key}": overall[key] for key in _ERRORS}}
 
 
 def _log_of(folder: Path) -> Path:

@@ -25,8 +25,8 @@ from dataio.core.locks import locked
 from dataio.sharding.job import Share
 from dataio.sharding.plan import check_settings
 from engines.config.protocol import FREE, Command
-from engines.experiments.protocol_cells import SHARDS, Cell, Work, open_work
-from engines.experiments.protocol_result import RESULT, TABLE, format_result, merge
+from engines.experiments.protocol_cells import SHARDS, Cell, Protocol, open_protocol
+from engines.experiments.protocol_result import RESULT, TABLE, format_result, merge_cells
 from engines.runtime.command import Stopped
 
 SETTINGS, CELLS, LOCKS = "settings.json", "cells", ".locks"
@@ -81,7 +81,7 @@ def run_protocol(command: Command) -> str:
         what to print.
 
     Raises:
-        UserError: what `open_work` raises; a folder that does not do; cells that failed (after
+        UserError: what `open_protocol` raises; a folder that does not do; cells that failed (after
             the others were done and merged), are missing, or are being done elsewhere.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -91,37 +91,37 @@ def run_protocol(command: Command) -> str:
     if command.task is not None and command.finish:
         raise UserError("--task and --finish: give one; --finish comes when all tasks are done")
     share = Share.parse(command.task) if command.task is not None else None
-    work, folder = open_work(command.config), _Folder(command.output)
-    settings = {key: value for key, value in work.settings.items() if key not in FREE}
+    protocol, folder = open_protocol(command.config), _Folder(command.output)
+    settings = {key: value for key, value in protocol.settings.items() if key not in FREE}
     if command.finish and not (folder.path / SETTINGS).exists():
         raise UserError(f"--finish: {folder.path} has no results; run the tasks first (--task)")
     folder.claim(settings)
     if share is not None:
-        return _run_share(work, folder, share)
+        return _run_share(protocol, folder, share)
     if not command.finish:
-        busy = _run_cells(work, folder, work.cells)
+        busy = _run_cells(protocol, folder, protocol.cells)
         if busy:
             raise UserError(
                 f"--output {folder.path}: {_names(busy)} being done by another process; run the same again later"
             )
     # Of two last tasks both may merge.
     with locked(folder.path / LOCKS / "finish.lock", wait=f"{folder.path}: waiting for another task"):
-        return _finish(work, folder)
+        return _finish(protocol, folder)
 
 
-def _run_share(work: Work, folder: _Folder, share: Share) -> str:
-    mine = work.cells[share.number :: share.of]
-    busy = _run_cells(work, folder, mine)
+def _run_share(protocol: Protocol, folder: _Folder, share: Share) -> str:
+    mine = protocol.cells[share.number :: share.of]
+    busy = _run_cells(protocol, folder, mine)
     failed = [cell for cell in mine if folder.result(cell) is None and cell not in busy]
     if failed:
         raise UserError(f"task {share}: {_failures(folder, failed, len(mine))}")
-    missing = sum(folder.result(cell) is None for cell in work.cells)
-    then = f"{missing} of {len(work.cells)} are missing" if missing else "all are there: now --finish"
+    missing = sum(folder.result(cell) is None for cell in protocol.cells)
+    then = f"{missing} of {len(protocol.cells)} are missing" if missing else "all are there: now --finish"
     others = f" ({len(busy)} by another process)" if busy else ""
     return f"task {share}: {len(mine)} cells{others}; {then}"
 
 
-def _run_cells(work: Work, folder: _Folder, cells: Sequence[Cell]) -> list[Cell]:
+def _run_cells(protocol: Protocol, folder: _Folder, cells: Sequence[Cell]) -> list[Cell]:
     """Do the cells that are not done, whatever becomes of each.
 
     Returns:
@@ -137,8 +137,8 @@ def _run_cells(work: Work, folder: _Folder, cells: Sequence[Cell]) -> list[Cell]
                     print(f"{where}: done already", flush=True)
                 else:
                     print(where, flush=True)
-                    _run_cell(work, folder, cell)
-                if not work.config.keep_shards:
+                    _run_cell(protocol, folder, cell)
+                if not protocol.config.keep_shards:
                     shutil.rmtree(folder.cell(cell) / SHARDS, ignore_errors=True)
         except BlockingIOError:
             print(f"{where}: another process is doing it", flush=True)
@@ -146,12 +146,12 @@ def _run_cells(work: Work, folder: _Folder, cells: Sequence[Cell]) -> list[Cell]
     return busy
 
 
-def _run_cell(work: Work, folder: _Folder, cell: Cell) -> None:
+def _run_cell(protocol: Protocol, folder: _Folder, cell: Cell) -> None:
     own = folder.cell(cell)
     try:
         own.mkdir(parents=True, exist_ok=True)
         (own / "failure.json").unlink(missing_ok=True)
-        result = work.run(cell, own)
+        result = protocol.run(cell, own)
     except Stopped:
         raise
     # Anything else: one cell must not take a night's others with it. What is no user's mistake
@@ -168,24 +168,24 @@ def _run_cell(work: Work, folder: _Folder, cell: Cell) -> None:
     _write(own / "result.json", {"name": cell.name, **cell.about, **result})
 
 
-def _finish(work: Work, folder: _Folder) -> str:
-    results = {cell.name: result for cell in work.cells if (result := folder.result(cell)) is not None}
-    undone = [cell for cell in work.cells if cell.name not in results]
+def _finish(protocol: Protocol, folder: _Folder) -> str:
+    results = {cell.name: result for cell in protocol.cells if (result := folder.result(cell)) is not None}
+    undone = [cell for cell in protocol.cells if cell.name not in results]
     missing = [cell for cell in undone if folder.failure(cell) is None]
     if missing:
         raise UserError(
-            f"--finish: {len(missing)} of {len(work.cells)} cells of {folder.path} are missing: "
+            f"--finish: {len(missing)} of {len(protocol.cells)} cells of {folder.path} are missing: "
             f"{_names(missing)}; run their tasks again, or the same without --finish"
         )
     failures = {cell.name: folder.failure(cell) or "" for cell in undone}
-    merged = merge(work, list(results.values()), failures)
+    merged = merge_cells(protocol, list(results.values()), failures)
     _write(folder.path / RESULT, merged)
     text = format_result(merged)
     with _disk_errors(folder.path):
         write_text(folder.path / TABLE, text + "\n")
     if undone:
         print(text)
-        raise UserError(_failures(folder, undone, len(work.cells)))
+        raise UserError(_failures(folder, undone, len(protocol.cells)))
     return f"{text}\n\nresults: {folder.path / RESULT}, {folder.path / TABLE}"
 
 

@@ -41,7 +41,7 @@ class Cell:
     about: dict[str, Any] = field(default_factory=dict)
 
 
-class Work(ABC):
+class Protocol(ABC):
     """A protocol that has been checked: its cells, and the doing of one.
 
     Attributes:
@@ -60,23 +60,23 @@ class Work(ABC):
         """Compute a cell in its folder.
 
         Returns:
-            metrics, per_generator and counts, see `summarise`, and what else the cell says.
+            metrics, per_generator and counts, see `summarize_metrics`, and what else the cell says.
 
         Raises:
             UserError: it cannot be computed.
         """
 
 
-def open_work(config: ProtocolConfig) -> Work:
+def open_protocol(config: ProtocolConfig) -> Protocol:
     """Check everything that can be checked before the first cell.
 
     Raises:
         UserError: checkpoint, originals, shards or training configuration that do not do.
     """
-    return TrainedWork(config) if config.protocol in TRAINED else ViewedWork(config)
+    return TrainingProtocol(config) if config.protocol in TRAINED else ViewProtocol(config)
 
 
-class ViewedWork(Work):
+class ViewProtocol(Protocol):
     """robustness and aligned: one checkpoint, one set of originals, a view for each cell."""
 
     def __init__(self, config: ProtocolConfig) -> None:
@@ -132,7 +132,7 @@ class ViewedWork(Work):
             batch=self.config.batch or None,
         )
         assert metrics is not None, "there is one process"
-        result = summarise(metrics)
+        result = summarize_metrics(metrics)
         reasons = [entry["reason"] for entry in manifest["rejected"]]
         left_out = Counter(r.removeprefix(LEFT_OUT) for r in reasons if r.startswith(LEFT_OUT))
         result["counts"] |= {
@@ -174,7 +174,7 @@ def _open_originals(config: ProtocolConfig) -> Layout:
     )
 
 
-class TrainedWork(Work):
+class TrainingProtocol(Protocol):
     """cross_generator and leave_one_out: a training for each cell, all tested on one split."""
 
     def __init__(self, config: ProtocolConfig) -> None:
@@ -239,7 +239,7 @@ class TrainedWork(Work):
         )
         if row["failure"]:
             raise UserError(row["failure"])
-        return summarise(json.loads((run / "evaluation" / METRICS).read_text()))
+        return summarize_metrics(json.loads((run / "evaluation" / METRICS).read_text()))
 
 
 def _with_images(manifest: dict[str, Any], split: str) -> list[str]:
@@ -248,7 +248,7 @@ def _with_images(manifest: dict[str, Any], split: str) -> list[str]:
     return [name for name, count in manifest["splits"][split]["generators"].items() if count]
 
 
-def summarise(metrics: dict[str, Any]) -> dict[str, Any]:
+def summarize_metrics(metrics: dict[str, Any]) -> dict[str, Any]:
     """What a protocol keeps of metrics.json.
 
     Returns:

@@ -25,36 +25,36 @@ from typing import Any
 
 import numpy as np
 
-from engines.experiments.protocol_cells import Work
+from engines.experiments.protocol_cells import Protocol
 
 SCHEMA, VERSION = "telltale-protocol", 1
 RESULT, TABLE = "protocol.json", "protocol.md"
 METRICS = ("auroc", "balanced_accuracy", "accuracy")
-Row = dict[str, Any]
+_Row = dict[str, Any]
 
 
-def merge(work: Work, cells: list[Row], failures: dict[str, str]) -> Row:
+def merge_cells(protocol: Protocol, cells: list[_Row], failures: dict[str, str]) -> _Row:
     """The content of protocol.json.
 
     Args:
         cells: results in the order of the cells. failures: {name: message} of the others.
     """
-    protocol = work.config.protocol
-    merged: Row = {
+    kind = protocol.config.protocol
+    merged: _Row = {
         "schema": SCHEMA,
         "version": VERSION,
-        "protocol": protocol,
-        "seed": work.config.seed,
-        "settings": work.settings,
-        "checkpoint": work.checkpoint,
+        "protocol": kind,
+        "seed": protocol.config.seed,
+        "settings": protocol.settings,
+        "checkpoint": protocol.checkpoint,
         "cells": cells,
         "failed": [{"name": name, "message": message} for name, message in failures.items()],
     }
-    if protocol in ("robustness", "aligned"):
+    if kind in ("robustness", "aligned"):
         raw = next((cell["metrics"] for cell in cells if cell["name"] == "raw"), None)
         merged["raw"] = raw
         views = [cell for cell in cells if cell["name"] != "raw"]
-        if protocol == "aligned":
+        if kind == "aligned":
             merged["gaps"] = {cell["name"]: _drop(raw, cell["metrics"]) for cell in views}
         else:
             merged |= _robustness(raw, views)
@@ -62,13 +62,11 @@ def merge(work: Work, cells: list[Row], failures: dict[str, str]) -> Row:
         matrix = _matrix(cells)
         diagonal = [cell.get("held_out", cell["train"][0]) for cell in cells]
         merged["matrix"] = matrix
-        merged["summary"] = (_seen_and_unseen if protocol == "cross_generator" else _held_out)(
-            matrix, diagonal
-        )
+        merged["summary"] = (_seen_and_unseen if kind == "cross_generator" else _held_out)(matrix, diagonal)
     return merged
 
 
-def _drop(raw: Row | None, metrics: Row) -> Row:
+def _drop(raw: _Row | None, metrics: _Row) -> _Row:
     """What raw has more."""
     return {
         key: None if raw is None or raw[key] is None or metrics[key] is None else raw[key] - metrics[key]
@@ -76,11 +74,11 @@ def _drop(raw: Row | None, metrics: Row) -> Row:
     }
 
 
-def _robustness(raw: Row | None, cells: list[Row]) -> Row:
-    def point(cell: Row) -> Row:
+def _robustness(raw: _Row | None, cells: list[_Row]) -> _Row:
+    def point(cell: _Row) -> _Row:
         return {**{key: cell["metrics"][key] for key in METRICS}, "drop": _drop(raw, cell["metrics"])}
 
-    curves: dict[str, list[Row]] = {}
+    curves: dict[str, list[_Row]] = {}
     for cell in (c for c in cells if not c.get("genimage")):
         curves.setdefault(cell["operation"], []).append({"severity": cell["severity"], **point(cell)})
     named = {cell["name"]: point(cell) for cell in cells if cell.get("genimage")}
@@ -89,7 +87,7 @@ def _robustness(raw: Row | None, cells: list[Row]) -> Row:
     return {"curves": curves, "genimage": named}
 
 
-def _matrix(cells: list[Row]) -> Row:
+def _matrix(cells: list[_Row]) -> _Row:
     test = list(dict.fromkeys(name for cell in cells for name in cell["per_generator"]))
     values = {
         key: [[cell["per_generator"].get(name, {}).get(key) for name in test] for cell in cells]
@@ -98,8 +96,8 @@ def _matrix(cells: list[Row]) -> Row:
     return {"train": [cell["name"] for cell in cells], "test": test, **values}
 
 
-def _seen_and_unseen(matrix: Row, diagonal: list[str]) -> Row:
-    found: Row = {}
+def _seen_and_unseen(matrix: _Row, diagonal: list[str]) -> _Row:
+    found: _Row = {}
     for key in METRICS:
         pairs = [
             (own == name, value)
@@ -114,8 +112,8 @@ def _seen_and_unseen(matrix: Row, diagonal: list[str]) -> Row:
     return found
 
 
-def _held_out(matrix: Row, diagonal: list[str]) -> Row:
-    found: Row = {}
+def _held_out(matrix: _Row, diagonal: list[str]) -> _Row:
+    found: _Row = {}
     for key in METRICS:
         values = {
             own: row[matrix["test"].index(own)] if own in matrix["test"] else None
@@ -133,7 +131,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return float(np.mean(known)) if known and len(known) == len(found) else None
 
 
-def format_result(merged: Row) -> str:
+def format_result(merged: _Row) -> str:
     """protocol.json as Markdown, which a terminal shows as well: per cent, AUROC with four digits."""
     images = [cell["counts"]["images"] for cell in merged["cells"]]
     lines = [f"# {merged['protocol']}", ""]
@@ -154,7 +152,7 @@ def format_result(merged: Row) -> str:
     return "\n".join(lines).rstrip()
 
 
-def _aligned_table(merged: Row) -> list[str]:
+def _aligned_table(merged: _Row) -> list[str]:
     rows = []
     for cell in merged["cells"]:
         gap, counts = merged["gaps"].get(cell["name"]), cell["counts"]
@@ -172,7 +170,7 @@ def _aligned_table(merged: Row) -> list[str]:
     return [*_table(heads, rows), "", "The gap is what raw has more.", ""]
 
 
-def _robustness_table(merged: Row) -> list[str]:
+def _robustness_table(merged: _Row) -> list[str]:
     rows, raw = [], merged["raw"]
     if raw is not None:
         rows.append(["raw", "", *_headline(raw), "", ""])
@@ -187,7 +185,7 @@ def _robustness_table(merged: Row) -> list[str]:
     return [*_table(heads, rows), ""]
 
 
-def _matrix_tables(merged: Row) -> list[str]:
+def _matrix_tables(merged: _Row) -> list[str]:
     matrix, summary = merged["matrix"], merged["summary"]
     lines: list[str] = []
     for key, title, shown in (
@@ -213,7 +211,7 @@ def _matrix_tables(merged: Row) -> list[str]:
     return lines
 
 
-def _headline(metrics: Row) -> list[str]:
+def _headline(metrics: _Row) -> list[str]:
     return [_score(metrics["auroc"]), _percent(metrics["balanced_accuracy"]), _percent(metrics["accuracy"])]
 
 

@@ -23,7 +23,7 @@ _LARGEST_BATCH = 64  # of images whose bytes wait in memory, by default
 
 
 @dataclass(frozen=True)
-class Seen:
+class Prediction:
     """One image as the detector sees it, and what it says.
 
     Attributes:
@@ -48,7 +48,7 @@ class Detector:
 
     Args:
         checkpoint: RUN, RUN/best.pt or an export. batch: the most images of one call of
-            `see`; None takes evaluation's, at most 64.
+            `predict`; None takes evaluation's, at most 64.
 
     Raises:
         UserError: what `load_model` and `load_calibration` raise.
@@ -74,7 +74,7 @@ class Detector:
         """
         return encode(source, self.policy)
 
-    def see(self, images: Sequence[Encoded]) -> list[Seen | Undecodable]:
+    def predict(self, images: Sequence[Encoded]) -> list[Prediction | Undecodable]:
         """What the network says of at most `batch` prepared images, in their order.
 
         One that DALI cannot decode, though Pillow could, is returned as the reason.
@@ -92,15 +92,15 @@ class Detector:
             if "memory" in str(error):
                 raise
             if len(images) > 1:
-                return [seen for image in images for seen in self.see([image])]
+                return [prediction for image in images for prediction in self.predict([image])]
             return [Undecodable("DALI cannot decode it")]
         return list(self._look(pixels))
 
-    def picture(self, seen: Seen) -> np.ndarray:
+    def input_picture(self, prediction: Prediction) -> np.ndarray:
         """The network's input to look at, uint8 [S, S, 3]."""
         data = self.config.data
         mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (data.mean, data.std))
-        shown = ((seen.pixels[0].cpu() * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
+        shown = ((prediction.pixels[0].cpu() * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
         return shown.permute(1, 2, 0).numpy()
 
     def _decode(self, images: Sequence[Encoded]) -> torch.Tensor:
@@ -129,7 +129,7 @@ class Detector:
         while True:
             yield self._next
 
-    def _look(self, pixels: torch.Tensor) -> Iterator[Seen]:
+    def _look(self, pixels: torch.Tensor) -> Iterator[Prediction]:
         with torch.inference_mode():
             generator, objects = (
                 head.double().softmax(1).cpu().numpy()
@@ -144,7 +144,7 @@ class Detector:
         names = self.model.objects
         for number, (p, object_) in enumerate(zip(generator, objects, strict=True)):
             best, one = int(p.argmax()), float(p_fake[number])
-            yield Seen(
+            yield Prediction(
                 pixels=pixels[number : number + 1],
                 p_fake=one,
                 calibrated=self.calibration is not None,
@@ -155,21 +155,21 @@ class Detector:
             )
 
 
-def look_at_file(detector: Detector, path: str | Path) -> Seen:
+def predict_file(detector: Detector, path: str | Path) -> Prediction:
     """Read, prepare and look at one file.
 
     Raises:
         UserError: missing or undecodable.
     """
     try:
-        (seen,) = detector.see([detector.prepare(Path(path).read_bytes())])
-        if isinstance(seen, Undecodable):
-            raise seen
+        (prediction,) = detector.predict([detector.prepare(Path(path).read_bytes())])
+        if isinstance(prediction, Undecodable):
+            raise prediction
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except Undecodable as error:
         raise UserError(f"{path}: not a readable image ({error})") from None
-    return seen
+    return prediction
 
 
 def to_png(picture: np.ndarray) -> bytes:

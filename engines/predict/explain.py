@@ -13,7 +13,7 @@ from dataio.core.errors import UserError
 from dataio.vqa.blind_baselines import label_in_text
 from engines.attribution.gradcam import grad_cam, overlay
 from engines.mlm.vqa_answers import NEW_TOKENS, Answerer
-from engines.predict.detector import Detector, look_at_file, to_png
+from engines.predict.detector import Detector, predict_file, to_png
 
 QUESTION = "Is this image real or artificially generated? Please explain your answer."
 TOLD = "A detector says that this image is {verdict}, with a probability of {p:.0%}. {question}"
@@ -77,14 +77,14 @@ def _explain(
 ) -> Explanation:
     result = Explanation(path=str(path), told_the_verdict=tell)
     if detector is not None:
-        seen = look_at_file(detector, path)
-        result.verdict, result.calibrated = _VERDICTS[seen.verdict], seen.calibrated
-        result.p_fake, result.generator = seen.p_fake, seen.generator
-        result.p_generator, result.object = seen.p_generator, seen.object
-        picture = detector.picture(seen)
+        prediction = predict_file(detector, path)
+        result.verdict, result.calibrated = _VERDICTS[prediction.verdict], prediction.calibrated
+        result.p_fake, result.generator = prediction.p_fake, prediction.generator
+        result.p_generator, result.object = prediction.p_generator, prediction.object
+        picture = detector.input_picture(prediction)
         result.picture = _data_uri(picture)
         if cam:
-            heat = grad_cam(detector.model, seen.pixels.clone(), fake=result.verdict != "Real")
+            heat = grad_cam(detector.model, prediction.pixels.clone(), fake=result.verdict != "Real")
             result.cam = _data_uri(overlay(picture, heat))
     if answerer is not None:
         question = QUESTION

@@ -24,13 +24,13 @@ from dataio.images.codec import Encoded, Undecodable
 from dataio.sources.inputs import Input
 from dataio.sources.provenance import read_credentials
 from engines.attribution.gradcam import grad_cam, last_convolution, overlay
-from engines.predict.detector import Detector, Seen, to_png
+from engines.predict.detector import Detector, Prediction, to_png
 
-FORMATS = (".csv", ".jsonl")
+_FORMATS = (".csv", ".jsonl")
 
 
 @dataclass
-class Row:
+class PredictionRow:
     """One line of the output; None where an image could not be read.
 
     Attributes:
@@ -53,7 +53,7 @@ class Row:
 
 def predict(
     detector: Detector, inputs: Iterable[Input], *, workers: int, explain: str | None = None
-) -> Iterator[Row]:
+) -> Iterator[PredictionRow]:
     """A row for each input, in order; a few batches are in memory, however many inputs there are.
 
     Args:
@@ -62,10 +62,10 @@ def predict(
     Raises:
         UserError: the maps cannot be written, or this network has none.
     """
-    maps = Maps(detector, Path(explain)) if explain is not None else None
+    maps = MapWriter(detector, Path(explain)) if explain is not None else None
     number = 0
     with _quiet_pillow(), ThreadPoolExecutor(workers, "prepare") as pool:
-        pending: list[tuple[Row, Encoded | None]] = []
+        pending: list[tuple[PredictionRow, Encoded | None]] = []
         for one in _ahead(pool, inputs, lambda given: _prepare(detector, given), 2 * detector.batch):
             pending.append(one)
             if len(pending) == detector.batch:
@@ -100,8 +100,8 @@ def _ahead(
             future.cancel()
 
 
-def _prepare(detector: Detector, given: Input) -> tuple[Row, Encoded | None]:
-    row = Row(given.path)
+def _prepare(detector: Detector, given: Input) -> tuple[PredictionRow, Encoded | None]:
+    row = PredictionRow(given.path)
     if given.read is None:
         row.error = given.error
         return row, None
@@ -121,23 +121,30 @@ def _prepare(detector: Detector, given: Input) -> tuple[Row, Encoded | None]:
 
 
 def _rows(
-    detector: Detector, batch: list[tuple[Row, Encoded | None]], maps: "Maps | None", first: int
-) -> Iterator[Row]:
-    answers = iter(detector.see([encoded for _, encoded in batch if encoded is not None]))
+    detector: Detector,
+    batch: list[tuple[PredictionRow, Encoded | None]],
+    maps: "MapWriter | None",
+    first: int,
+) -> Iterator[PredictionRow]:
+    answers = iter(detector.predict([encoded for _, encoded in batch if encoded is not None]))
     for number, (row, encoded) in enumerate(batch, first + 1):
         if encoded is not None:
-            seen = next(answers)
-            if isinstance(seen, Undecodable):
-                row.error, row.credentials = f"not a readable image ({seen})", None
+            prediction = next(answers)
+            if isinstance(prediction, Undecodable):
+                row.error, row.credentials = f"not a readable image ({prediction})", None
             else:
-                row.verdict, row.p_fake, row.calibrated = seen.verdict, seen.p_fake, seen.calibrated
-                row.generator, row.p_generator = seen.generator, seen.p_generator
-                row.object = seen.object or None
-                row.maps = maps.save(number, row.path, seen) if maps else None
+                row.verdict, row.p_fake, row.calibrated = (
+                    prediction.verdict,
+                    prediction.p_fake,
+                    prediction.calibrated,
+                )
+                row.generator, row.p_generator = prediction.generator, prediction.p_generator
+                row.object = prediction.object or None
+                row.maps = maps.save(number, row.path, prediction) if maps else None
         yield row
 
 
-class Maps:
+class MapWriter:
     """Saves each image as the detector saw it, its Grad-CAM map, and the map over the image.
 
     The map says where the picture speaks for its verdict; for "AI-generated" where that is unsure.
@@ -157,11 +164,11 @@ class Maps:
         except OSError as error:
             raise self._unwritable(error) from None
 
-    def save(self, number: int, path: str, seen: Seen) -> str:
+    def save(self, number: int, path: str, prediction: Prediction) -> str:
         """Write NUMBER-NAME-{original,map,overlay}.png; returns what they begin with."""
         stem = re.sub(r"[^A-Za-z0-9._-]+", "_", Path(path).stem)[:60]
-        picture = self.detector.picture(seen)
-        heat = grad_cam(self.detector.model, seen.pixels.clone(), fake=seen.verdict != "real")
+        picture = self.detector.input_picture(prediction)
+        heat = grad_cam(self.detector.model, prediction.pixels.clone(), fake=prediction.verdict != "real")
         grey = (heat * 255).round().astype("uint8")
         parts = {"original": picture, "map": grey, "overlay": overlay(picture, heat)}
         try:
@@ -180,7 +187,7 @@ def _write_bytes(data: bytes, path: Path) -> None:
     path.write_bytes(data)
 
 
-class Tally:
+class PredictionCounts:
     """Counts verdicts and errors on their way to the output."""
 
     def __init__(self) -> None:
@@ -188,7 +195,7 @@ class Tally:
         self.unreadable = 0
         self.first_error = ""
 
-    def watch(self, rows: Iterable[Row], *, bar: bool) -> Iterator[Row]:
+    def count(self, rows: Iterable[PredictionRow], *, bar: bool) -> Iterator[PredictionRow]:
         """Pass rows on, with a progress bar where that is wanted and a person watches."""
         for row in tqdm(rows, unit="img", disable=not (bar and sys.stderr.isatty()), leave=False):
             if row.verdict is not None:
@@ -207,22 +214,22 @@ class Tally:
         return f"{self.read + self.unreadable} images: {counts}, {self.unreadable} unreadable"
 
 
-def check_output(output: str) -> None:
+def check_predictions_path(output: str) -> None:
     """Find out before any work whether `output` has a format and a place.
 
     Raises:
         UserError: it has not.
     """
     path = Path(output)
-    if path.suffix not in FORMATS:
-        raise UserError(f"--output {output}: expected a name that ends in {' or '.join(FORMATS)}")
+    if path.suffix not in _FORMATS:
+        raise UserError(f"--output {output}: expected a name that ends in {' or '.join(_FORMATS)}")
     if path.is_dir():
         raise UserError(f"--output {output}: is a folder, expected a file")
     if not path.parent.is_dir():
         raise UserError(f"--output {output}: there is no folder {path.parent}; make it first")
 
 
-def write_rows(output: str, rows: Iterable[Row], *, maps: bool) -> None:
+def write_rows(output: str, rows: Iterable[PredictionRow], *, maps: bool) -> None:
     """Write rows as they come; the file appears when it is complete.
 
     Args:
@@ -231,7 +238,7 @@ def write_rows(output: str, rows: Iterable[Row], *, maps: bool) -> None:
     Raises:
         UserError: there are no rows at all, or the file cannot be written.
     """
-    names = [field.name for field in fields(Row) if maps or field.name != "maps"]
+    names = [field.name for field in fields(PredictionRow) if maps or field.name != "maps"]
 
     def write(temporary: Path) -> None:
         # File names are bytes: those that are no UTF-8 are written as they are.
@@ -283,7 +290,7 @@ def _json_writer(file: TextIO, names: list[str]) -> Callable[[dict[str, Any]], N
     return put
 
 
-def print_rows(rows: Iterable[Row]) -> None:
+def print_rows(rows: Iterable[PredictionRow]) -> None:
     """Print a table, line by line as rows come.
 
     Raises:

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from dataio.core.errors import UserError
-from engines.attribution.gallery import build_gallery, describe, faithfulness_of
+from engines.attribution.gallery import build_gallery, describe_item, faithfulness_of
 from engines.evaluate.predictions import read_predictions
 from engines.report.page import Context, write_report
 
@@ -102,7 +102,7 @@ def _gallery(
 ) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
     items = build_gallery(table, data, split, checkpoint, per_outcome=pictures)
     found = faithfulness_of(items, checkpoint)
-    return [describe(item) for item in items], {**found, "sentence": faithfulness_sentence(found)}
+    return [describe_item(item) for item in items], {**found, "sentence": faithfulness_sentence(found)}
 
 
 def faithfulness_sentence(found: Mapping[str, Any]) -> str:

@@ -22,7 +22,7 @@ from engines.evaluate.evaluate import evaluate_checkpoint
 from engines.evaluate.metrics import compute_metrics
 from engines.evaluate.predictions import probabilities, read_predictions
 from engines.experiments.protocol import run_protocol
-from engines.experiments.protocol_cells import open_work
+from engines.experiments.protocol_cells import open_protocol
 from models.detector.dual_head import DualHead
 from tests.support import environment, flags, wait_until
 
@@ -337,7 +337,9 @@ def test_leave_one_out_trains_on_all_the_others(words, work, tiny_shards, tmp_pa
 
     def opened(text, *others):
         arguments = words(text, tmp_path / "out", *more, *others, source=False, checkpoint="")
-        return open_work(parse_command([word for word in arguments if word not in ("--workers", "1")]).config)
+        return open_protocol(
+            parse_command([word for word in arguments if word not in ("--workers", "1")]).config
+        )
 
     cells = opened(cross("leave_one_out")).cells
     names = [

@@ -17,7 +17,7 @@ from dataio.shards import shard_table
 from dataio.shards.local_cache import CacheOptions
 from dataio.shards.shard_set import ShardSet, read_manifest, sha256_of
 from dataio.shards.shard_table import ENTRY, ShardTable, to_entries
-from engines.audit.sample import open_splits, picks_of_shards
+from engines.audit.sample import open_splits, refs_of_shards
 from engines.train.schedule import data_fingerprint
 from tests.support import write_tiny_shards
 
@@ -67,8 +67,8 @@ def test_everything_reads_a_set_with_a_table(tabled, tiny_shards, tmp_path):
     checked, faults = verify_shards(tabled)
     assert faults == [] and checked > 100
     splits = ("train", "val", "test")
-    assert [pick.name for pick in picks_of_shards(open_splits(tabled, splits))] == [
-        pick.name for pick in picks_of_shards(open_splits(tiny_shards, splits))
+    assert [ref.name for ref in refs_of_shards(open_splits(tabled, splits))] == [
+        ref.name for ref in refs_of_shards(open_splits(tiny_shards, splits))
     ]
     ours = ShardSet(tabled, "train", cache=CacheOptions(tmp_path / "cache"))
     assert ours.tars.cache is not None

@@ -12,7 +12,7 @@ from PIL import Image
 
 from dataio.core.errors import UserError
 from dataio.shards.shard_set import ShardSet, read_manifest
-from engines.attribution.gallery import build_gallery, choose, describe, faithfulness_of, to_data_uri
+from engines.attribution.gallery import build_gallery, choose, describe_item, faithfulness_of, to_data_uri
 from engines.attribution.gradcam import grad_cams, verdict_score
 from engines.checkpoint import files as checkpoints
 from engines.checkpoint.load_model import load_model
@@ -215,7 +215,7 @@ def test_a_transformer_has_pictures_without_maps_and_the_reason(work, tiny_shard
     items = build_gallery(table, str(tiny_shards), "train", path, per_outcome=1)
     assert items and all(item.heat is None and item.overlay is None for item in items)
     assert all(item.reason.startswith("Grad-CAM needs a convolutional backbone") for item in items)
-    assert describe(items[0])["heat"] == describe(items[0])["overlay"] == ""
+    assert describe_item(items[0])["heat"] == describe_item(items[0])["overlay"] == ""
 
 
 def test_a_table_of_other_images_or_labels_is_one_line(work, tiny_shards, tmp_path):
@@ -229,7 +229,7 @@ def test_a_table_of_other_images_or_labels_is_one_line(work, tiny_shards, tmp_pa
 
 
 def test_an_item_becomes_plain_values_with_pictures_that_open(gallery):
-    found = describe(gallery[0])
+    found = describe_item(gallery[0])
     assert found["key"] == gallery[0].key and found["outcome"] == gallery[0].outcome
     for name in ("image", "heat", "overlay"):
         assert opened(found[name]).size == (32, 32)

@@ -5,7 +5,7 @@ import pytest
 from dataio.images.codec import preset_policy
 from dataio.layouts import open_layout
 from dataio.sharding.job import write_shards
-from engines.audit.audit import Settings, audit_layout, audit_shards
+from engines.audit.audit import AuditSettings, audit_layout, audit_shards
 
 
 @pytest.fixture(scope="module")
@@ -15,7 +15,7 @@ def mini(shared_data):
 
 
 def test_genimage_as_published_fails_by_format_and_dimensions(mini):
-    found = audit_layout(mini, Settings(sample=160, quiet=True))
+    found = audit_layout(mini, AuditSettings(sample=160, quiet=True))
     assert found["verdict"] == "fail"
     assert found["reasons"][0].startswith("container leak")
     assert "format (1.000)" in found["reasons"][0] and "dimensions (1.000)" in found["reasons"][0]
@@ -28,7 +28,7 @@ def test_genimage_as_published_fails_by_format_and_dimensions(mini):
 @pytest.mark.slow
 def test_its_shards_have_no_container_leak_and_what_remains_is_said(mini, tmp_path):
     write_shards(mini, tmp_path / "shards", preset_policy("default"), samples_per_shard=100, quiet=True)
-    found = audit_shards(tmp_path / "shards", Settings(quiet=True))
+    found = audit_shards(tmp_path / "shards", AuditSettings(quiet=True))
     assert found["verdict"] == "warn"
     container = found["probes"]["container"]
     assert container["overall"]["auroc"] == 0.5
@@ -41,7 +41,7 @@ def test_its_shards_have_no_container_leak_and_what_remains_is_said(mini, tmp_pa
 @pytest.mark.slow
 def test_sources_of_natural256_were_resized_differently(shared_data):
     layout = open_layout("manifest", shared_data / "natural256" / "labels.csv")
-    found = audit_layout(layout, Settings(sample=800, quiet=True))
+    found = audit_layout(layout, AuditSettings(sample=800, quiet=True))
     assert found["verdict"] == "warn" and found["settings"]["grouped"]
     assert not found["probes"]["container"]["overall"]["low"] > 0.55
     leak = next(reason for reason in found["reasons"] if reason.startswith("pixel statistics leak"))

@@ -8,13 +8,13 @@ from PIL import Image
 
 from dataio.images.codec import Undecodable, open_image
 from engines.audit.features import (
-    BINS,
     CONTAINER_NAMES,
     PIXEL_NAMES,
+    SPECTRUM_BINS,
     container_features,
-    described,
-    measure,
+    measure_image,
     pixel_features,
+    readable_value,
 )
 
 
@@ -44,21 +44,23 @@ def test_container_features_are_what_the_file_was_written_with():
     wide = noise()[:64]
     data = saved(wide, "JPEG", quality=75, subsampling=2, progressive=True, exif=exif, comment=b"by hand")
     found = container_features(open_image(data))
-    assert described("format", found["format"]) == "JPEG" and described("mode", found["mode"]) == "RGB"
+    assert (
+        readable_value("format", found["format"]) == "JPEG" and readable_value("mode", found["mode"]) == "RGB"
+    )
     assert (found["width"], found["height"], found["aspect"], found["shortest"]) == (128, 64, 2, 64)
     assert (found["subsampling"], found["progressive"], found["exif"], found["comment"]) == (2, 1, 1, 1)
     assert found["luminance_first"] == 8 and found["tables"] == 2  # the IJG's 16, halved
     plain = container_features(open_image(saved(wide, "JPEG", quality=75, subsampling=0)))
     assert (plain["subsampling"], plain["progressive"], plain["exif"], plain["comment"]) == (0, 0, 0, 0)
     lossless = container_features(open_image(saved(wide, "PNG")))
-    assert described("format", lossless["format"]) == "PNG" and "luminance_mean" not in lossless
+    assert readable_value("format", lossless["format"]) == "PNG" and "luminance_mean" not in lossless
 
 
 def test_every_feature_is_measured_on_a_jpeg_and_the_jpegs_own_are_missing_elsewhere():
-    jpeg = measure(saved(noise(), "JPEG"))
+    jpeg = measure_image(saved(noise(), "JPEG"))
     assert jpeg.is_jpeg and np.isfinite(jpeg.container).all() and np.isfinite(jpeg.pixels).all()
     assert len(jpeg.container) == len(CONTAINER_NAMES) and len(jpeg.pixels) == len(PIXEL_NAMES)
-    png = measure(saved(noise(), "PNG"))
+    png = measure_image(saved(noise(), "PNG"))
     missing = {name for name, value in zip(CONTAINER_NAMES, png.container, strict=True) if np.isnan(value)}
     assert not png.is_jpeg and "subsampling" in missing and "width" not in missing
     assert len(saved(noise(), "PNG")) / 128**2 == png.pixels[PIXEL_NAMES.index("bytes_per_pixel")]
@@ -67,7 +69,7 @@ def test_every_feature_is_measured_on_a_jpeg_and_the_jpegs_own_are_missing_elsew
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("side", [1, 8, 16, 33])
 def test_small_and_plain_images_give_what_they_can(side):
-    found = measure(saved(np.full((side, side, 3), 77, np.uint8), "PNG"))
+    found = measure_image(saved(np.full((side, side, 3), 77, np.uint8), "PNG"))
     values = dict(zip(PIXEL_NAMES, found.pixels, strict=True))
     assert values["mean_r"] == 77 and values["deviation_r"] == 0
     assert np.isfinite(values["blockiness_own_grid"]) == (side >= 16)
@@ -77,7 +79,7 @@ def test_small_and_plain_images_give_what_they_can(side):
 def test_damaged_files_are_undecodable():
     for data in (b"", b"no image", saved(noise(), "PNG")[:2000]):
         with pytest.raises(Undecodable):
-            measure(data)
+            measure_image(data)
 
 
 def test_colour_moments_are_numpys():
@@ -93,8 +95,8 @@ def test_a_wave_shows_in_the_ring_of_its_frequency():
     for share in (0.2, 0.55, 0.9):  # of Nyquist
         wave = 128 + 60 * np.sin(np.pi * share * columns)
         found = pixel_features(np.tile(wave[None, :, None], (128, 1, 3)).round().astype(np.uint8))
-        powers = [found[f"power_{number:02d}"] for number in range(BINS)]
-        assert int(np.argmax(powers)) == int(share * BINS)
+        powers = [found[f"power_{number:02d}"] for number in range(SPECTRUM_BINS)]
+        assert int(np.argmax(powers)) == int(share * SPECTRUM_BINS)
 
 
 def test_enlarging_takes_high_frequencies_and_leaves_a_line_where_gallagher_says():
@@ -125,6 +127,6 @@ def test_an_earlier_jpeg_shows_under_a_later_one():
 def test_only_a_bounded_centre_is_measured_and_on_the_files_grid():
     large = np.full((700, 1000, 3), 10, np.uint8)
     large[222:478, 372:628] = noise(256)
-    found = dict(zip(PIXEL_NAMES, measure(saved(large, "PNG")).pixels, strict=True))
+    found = dict(zip(PIXEL_NAMES, measure_image(saved(large, "PNG")).pixels, strict=True))
     # Corner at (216, 368), the nearest multiples of eight below (222, 372).
     assert found["mean_g"] == pytest.approx(large[216:472, 368:624, 1].mean())

@@ -16,9 +16,9 @@ from dataio.images.codec import preset_policy
 from dataio.layouts import open_layout
 from dataio.layouts.synthetic import draw_scene
 from dataio.sharding.job import write_shards
-from engines.audit.audit import Settings, audit_layout, audit_shards, check_output, write_audit
+from engines.audit.audit import AuditSettings, audit_layout, audit_shards, check_audit_path, write_audit
 from engines.audit.gate import AUDIT, audit_line, read_audit
-from engines.audit.label_order import Counting, mixed
+from engines.audit.label_order import CountedLabels, check_mixed
 from engines.audit.verdict import format_audit
 
 QUIET: dict[str, Any] = {"sample": 0, "quiet": True}
@@ -61,7 +61,7 @@ def blurred(image, is_fake):
 
 def test_another_format_is_a_fail_that_names_the_format(tmp_path):
     layout = make_set(tmp_path / "set", lambda image, fake: png(image) if fake else jpeg(image))
-    found = audit_layout(layout, Settings(**QUIET))
+    found = audit_layout(layout, AuditSettings(**QUIET))
     assert found["verdict"] == "fail"
     assert found["reasons"][0].startswith("container leak: fakes are told from photographs")
     assert "carried by format (1.000)" in found["reasons"][0] and "dimensions" not in found["reasons"][0]
@@ -81,7 +81,7 @@ def test_a_leak_of_one_generator_alone_is_found(tmp_path):
 
     numbers = itertools.count()
     names = ("nature", "nature", "gan", "vqdm")
-    found = audit_layout(make_set(tmp_path / "set", encode, 160, generators=names), Settings(**QUIET))
+    found = audit_layout(make_set(tmp_path / "set", encode, 160, generators=names), AuditSettings(**QUIET))
     assert found["verdict"] == "fail"
     assert found["probes"]["container"]["generators"]["gan"]["auroc"] == 0.5
     assert found["probes"]["container"]["generators"]["vqdm"]["auroc"] == 1.0
@@ -89,7 +89,7 @@ def test_a_leak_of_one_generator_alone_is_found(tmp_path):
 
 
 def test_the_same_container_and_another_blur_is_a_warning(tmp_path):
-    found = audit_layout(make_set(tmp_path / "set", blurred), Settings(**QUIET))
+    found = audit_layout(make_set(tmp_path / "set", blurred), AuditSettings(**QUIET))
     assert found["verdict"] == "warn" and len(found["reasons"]) == 1
     assert found["probes"]["container"]["overall"]["auroc"] == 0.5
     assert found["reasons"][0].startswith("pixel statistics leak: ")
@@ -99,7 +99,7 @@ def test_the_same_container_and_another_blur_is_a_warning(tmp_path):
 @pytest.mark.parametrize("seed", range(3))
 def test_identical_distributions_pass(tmp_path, seed):
     layout = make_set(tmp_path / "set", lambda image, fake: jpeg(image), seed=seed)
-    found = audit_layout(layout, Settings(**QUIET, seed=seed))
+    found = audit_layout(layout, AuditSettings(**QUIET, seed=seed))
     assert (found["verdict"], found["reasons"]) == ("pass", [])
     one = found["probes"]["pixels"]["overall"]
     assert one["low"] < 0.5 < one["high"] or abs(one["auroc"] - 0.5) < 0.1
@@ -107,7 +107,7 @@ def test_identical_distributions_pass(tmp_path, seed):
 
 
 def test_too_few_images_never_pass_in_silence(tmp_path):
-    found = audit_layout(make_set(tmp_path / "set", blurred, 24), Settings(**QUIET))
+    found = audit_layout(make_set(tmp_path / "set", blurred, 24), AuditSettings(**QUIET))
     assert found["verdict"] == "warn"
     assert found["probes"]["pixels"]["overall"]["auroc"] is None
     assert "pixel statistics: too few images to say: 12 photographs" in found["reasons"][0]
@@ -115,7 +115,9 @@ def test_too_few_images_never_pass_in_silence(tmp_path):
 
 
 def test_one_class_alone_is_said(tmp_path):
-    found = audit_layout(make_set(tmp_path / "set", blurred, 40, generators=("nature",)), Settings(**QUIET))
+    found = audit_layout(
+        make_set(tmp_path / "set", blurred, 40, generators=("nature",)), AuditSettings(**QUIET)
+    )
     assert found["verdict"] == "warn"
     assert any("too few images to say: no fakes" in reason for reason in found["reasons"])
     assert any("train split has no fakes" in reason for reason in found["reasons"])
@@ -126,23 +128,23 @@ def test_unreadable_images_are_counted_and_named(tmp_path):
     layout = make_set(tmp_path / "set", blurred, 80)
     (tmp_path / "set" / "0003").write_bytes(b"")
     (tmp_path / "set" / "0004").write_bytes(b"text")
-    found = audit_layout(layout, Settings(**QUIET))
+    found = audit_layout(layout, AuditSettings(**QUIET))
     assert found["counts"] == {"images": 80, "looked_at": 78, "unreadable": 2}
     assert found["unreadable"] == [["0003", "zero bytes"], ["0004", "not an image Pillow knows"]]
     assert "0003: zero bytes" in format_audit(found)
     for number in range(80):
         (tmp_path / "set" / f"{number:04d}").write_bytes(b"")
     with pytest.raises(UserError, match="none of 80 images can be read, first: 0000 \\(zero bytes\\)"):
-        audit_layout(layout, Settings(**QUIET))
+        audit_layout(layout, AuditSettings(**QUIET))
 
 
 def test_the_figures_depend_on_the_seed_and_not_on_the_number_of_workers(tmp_path):
     layout = make_set(tmp_path / "set", blurred, 100)
     alone, many = (
-        audit_layout(layout, Settings(sample=70, workers=workers, quiet=True)) for workers in (1, 2)
+        audit_layout(layout, AuditSettings(sample=70, workers=workers, quiet=True)) for workers in (1, 2)
     )
     assert alone == many and alone["counts"]["looked_at"] == 70
-    other = audit_layout(layout, Settings(sample=70, seed=1, quiet=True))
+    other = audit_layout(layout, AuditSettings(sample=70, seed=1, quiet=True))
     assert other["probes"] != alone["probes"] and other["counts"] == alone["counts"]
 
 
@@ -151,7 +153,7 @@ def test_groups_reach_the_folds_and_the_intervals(tmp_path):
     rows = (tmp_path / "set" / "list.csv").read_text().splitlines()
     lines = [f"{rows[0]},group", *(f"{row},{number // 4}" for number, row in enumerate(rows[1:]))]
     (tmp_path / "set" / "list.csv").write_text("\n".join(lines) + "\n")
-    found = audit_layout(open_layout("manifest", tmp_path / "set" / "list.csv"), Settings(**QUIET))
+    found = audit_layout(open_layout("manifest", tmp_path / "set" / "list.csv"), AuditSettings(**QUIET))
     assert found["settings"]["grouped"] and found["probes"]["pixels"]["overall"]["groups"] == 20
     assert "interval over groups" in format_audit(found)
 
@@ -164,7 +166,7 @@ def test_duplicates_are_named_by_split_and_label(tmp_path):
     splits = ["test" if number >= 30 else "train" for number in range(40)]
     lines = [f"{rows[0]},split", *(f"{row},{split}" for row, split in zip(rows[1:], splits, strict=True))]
     (tmp_path / "set" / "list.csv").write_text("\n".join(lines) + "\n")
-    found = audit_layout(open_layout("manifest", tmp_path / "set" / "list.csv"), Settings(**QUIET))
+    found = audit_layout(open_layout("manifest", tmp_path / "set" / "list.csv"), AuditSettings(**QUIET))
     duplicates = found["duplicates"]
     assert (duplicates["exact"], duplicates["exact_across_splits"], duplicates["exact_real_and_fake"]) == (
         2,
@@ -178,7 +180,7 @@ def test_duplicates_are_named_by_split_and_label(tmp_path):
 
 def test_shards_are_audited_beside_their_manifest_and_a_changed_one_is_stale(tiny_shards, tmp_path):
     os.symlink(tiny_shards, tmp_path / "link")
-    found = audit_shards(tmp_path / "link", Settings(**QUIET))
+    found = audit_shards(tmp_path / "link", AuditSettings(**QUIET))
     assert found["probes"]["container"]["overall"]["auroc"] == 0.5
     assert found["counts"]["looked_at"] == 160 and found["splits"] == ["train", "val", "test"]
     assert found["order"]["names"]["images"] == 160 and found["order"]["names"]["real_fake_wrong"] == 0
@@ -219,9 +221,9 @@ def test_the_codec_policy_takes_the_container_away_comments_included(tmp_path):
         return buffer.getvalue()
 
     layout = make_set(tmp_path / "set", encode, 60)
-    assert "metadata" in audit_layout(layout, Settings(**QUIET))["short"][0]
+    assert "metadata" in audit_layout(layout, AuditSettings(**QUIET))["short"][0]
     write_shards(layout, tmp_path / "shards", preset_policy("default", 32), quiet=True)
-    found = audit_shards(tmp_path / "shards", Settings(**QUIET))
+    found = audit_shards(tmp_path / "shards", AuditSettings(**QUIET))
     assert all(one.get("constant") for one in found["probes"]["container"]["families"].values())
 
 
@@ -235,7 +237,7 @@ def test_labels_that_are_not_those_of_the_names_are_said(tmp_path):
             name = f"1_adm_{number}.PNG" if number % 2 else f"n01440764_{number}.JPEG"
             (folder / name).write_bytes(jpeg(scene(number, 0)))
             file.write(f"{name},{'nature' if number % 2 else 'adm'},\n")
-    found = audit_layout(open_layout("manifest", folder / "list.csv"), Settings(**QUIET))
+    found = audit_layout(open_layout("manifest", folder / "list.csv"), AuditSettings(**QUIET))
     assert found["order"]["names"]["real_fake_wrong"] == 40
     assert any(reason.startswith("labels: of 40 images, 40 are real where") for reason in found["reasons"])
 
@@ -243,22 +245,25 @@ def test_labels_that_are_not_those_of_the_names_are_said(tmp_path):
 def test_order_is_told_from_mixing():
     rng = np.random.default_rng(0)
     labels = rng.permutation(np.repeat([0, 1, 2], [500, 250, 250]))
-    assert mixed(labels)["mixed"]
-    assert not mixed(np.sort(labels))["mixed"]
+    assert check_mixed(labels)["mixed"]
+    assert not check_mixed(np.sort(labels))["mixed"]
     blocks = np.tile(np.repeat([0, 1], 20), 25)
-    assert mixed(blocks)["position_auroc"] == pytest.approx(0.5, abs=0.05) and not mixed(blocks)["mixed"]
-    assert mixed(np.zeros(50, np.int64)) == {
+    assert (
+        check_mixed(blocks)["position_auroc"] == pytest.approx(0.5, abs=0.05)
+        and not check_mixed(blocks)["mixed"]
+    )
+    assert check_mixed(np.zeros(50, np.int64)) == {
         "images": 50,
         "equal_neighbours": 1.0,
         "expected": 1.0,
         "position_auroc": None,
         "mixed": True,
     }
-    assert mixed(np.array([1]))["mixed"]
+    assert check_mixed(np.array([1]))["mixed"]
 
 
 def test_counting_classes_shifts_every_label_behind_a_gap():
-    counting = Counting("genimage")
+    counting = CountedLabels("genimage")
     for label in (0, 1, 3, 3, 4):
         counting.add(f"ADM/train/nature/n{label:08d}_1.JPEG", "nature", label)
     counting.add("ADM/train/ai/7_adm_1.PNG", "adm", 7)  # fakes' names hold the class itself
@@ -267,33 +272,33 @@ def test_counting_classes_shifts_every_label_behind_a_gap():
     assert (found["images"], found["shifted_images"]) == (5, 3) and found["first"] == ["ADM/train/nature"]
     names = [f"{n:04d} ({k}).jpg" if k > 1 else f"{n:04d}.jpg" for n in range(3) for k in range(1, 11)]
     for lost in (None, "0001 (10).jpg"):
-        counting = Counting("cifake")
+        counting = CountedLabels("cifake")
         for name in names:
             if name != lost:
                 suffix = int(name[6:-5]) if "(" in name else 1
                 counting.add(f"train/REAL/{name}", "nature", suffix - 1)
         found = counting.result()
         assert found is not None and found["shifted_images"] == (0 if lost is None else 19)
-    assert Counting("manifest").result() is None
+    assert CountedLabels("manifest").result() is None
 
 
 def test_mistakes_are_one_line(tmp_path, tiny_shards):
     with pytest.raises(UserError, match="--split trian: expected some of train, val, test"):
-        Settings(splits=["trian"])
+        AuditSettings(splits=["trian"])
     with pytest.raises(UserError, match="--sample -1"):
-        Settings(sample=-1)
+        AuditSettings(sample=-1)
     with pytest.raises(UserError, match="is a folder, expected the name of a JSON file"):
-        check_output(tmp_path)
+        check_audit_path(tmp_path)
     (tmp_path / "file").touch()
     for path in (tmp_path / "file" / "audit.json", "/proc/audit.json"):
         with pytest.raises(UserError, match=f"--output {path}: cannot be written"):
-            check_output(path)
+            check_audit_path(path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no images of the genimage layout \\(empty\\)"):
-        audit_layout(open_layout("genimage", tmp_path / "empty"), Settings(**QUIET))
+        audit_layout(open_layout("genimage", tmp_path / "empty"), AuditSettings(**QUIET))
     with pytest.raises(UserError, match="no such audit"):
         read_audit(tmp_path / "audit.json")
-    check_output(tmp_path / "new" / "audit.json")
+    check_audit_path(tmp_path / "new" / "audit.json")
     assert not (tmp_path / "new").exists()
     write_audit(tmp_path / "new" / "audit.json", {"verdict": "pass"})
     assert json.loads((tmp_path / "new" / "audit.json").read_text()) == {"verdict": "pass"}

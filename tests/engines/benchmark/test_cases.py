@@ -12,7 +12,7 @@ from engines.benchmark import memory as benchmark_memory
 from engines.benchmark import roofline
 from engines.benchmark.case import BenchmarkSettings, Result
 from engines.benchmark.cases_mlm import _Counting, write_conversations
-from engines.benchmark.document import document, table
+from engines.benchmark.document import document, results_table
 from engines.benchmark.registry import GROUPS
 from engines.mlm.dataset import Collator
 from models.detector.config import ModelConfig
@@ -57,7 +57,7 @@ def test_the_machines_limits_are_in_the_document():
     written = json.loads(json.dumps(document([result("a", "b")], [], settings, facts)))
     assert (written["machine"]["bandwidth_gb_s"], written["machine"]["peak_tflops"]) == (25.0, 0.08)
     assert "limits" not in written["settings"]
-    assert "| a | b |" in table(written)
+    assert "| a | b |" in results_table(written)
 
 
 # ---- finetuning -------------------------------------------------------------------------------
@@ -95,13 +95,13 @@ FOUND = [
 
 
 def test_goals_are_judged_by_their_floors():
-    rows = {row["name"]: row for row in benchmark_goals.judge(FOUND, gpu=True)}
+    rows = {row["name"]: row for row in benchmark_goals.compare_with_goals(FOUND, gpu=True)}
     met = [row["met"] for row in rows.values()]
     assert met == ["floor", "no", "goal", "goal", "not measured"]
     assert rows["share of training that waits for data"]["measured"] == pytest.approx(0.5)
-    on_cpu = benchmark_goals.judge(FOUND, gpu=False)
+    on_cpu = benchmark_goals.compare_with_goals(FOUND, gpu=False)
     assert [row["met"] for row in on_cpu] == ["not a GPU"] * 4 + ["not measured"]
-    text = benchmark_goals.table(list(rows.values()))
+    text = benchmark_goals.goals_table(list(rows.values()))
     assert (
         "| ResNet-50, 224 px, end to end from tars | 5,000 img/s | 7,950 img/s | 6,000 img/s | floor |"
         in text
@@ -114,7 +114,7 @@ def test_finetuning_is_compared_in_tokens():
         result("finetune", case, tokens_per_second=t)
         for case, t in zip(benchmark_goals.CASES["finetune"], (300.0, 200.0), strict=True)
     ]
-    assert benchmark_goals.judge(pair, gpu=True)[-1]["measured"] == 1.5
+    assert benchmark_goals.compare_with_goals(pair, gpu=True)[-1]["measured"] == 1.5
 
 
 def test_the_goals_cases_are_there():
@@ -144,4 +144,4 @@ def test_memory_is_that_of_the_largest_process_while_it_runs():
 
 def test_the_table_says_what_a_file_more_costs():
     rows = [{"files": 1000, "plan_mib": 50.0}, {"files": 3000, "plan_mib": 52.0}]
-    assert benchmark_memory.table(rows).splitlines()[-1] == "| each file more | 1,049 bytes |"
+    assert benchmark_memory.memory_table(rows).splitlines()[-1] == "| each file more | 1,049 bytes |"

@@ -10,7 +10,7 @@ import pytest
 from dataio.core.errors import UserError
 from engines.benchmark import harness
 from engines.benchmark.case import BenchmarkSettings, Group, Result, Run, Unavailable, timed
-from engines.benchmark.document import document, machine, ratios, read_document, regressions, table
+from engines.benchmark.document import document, machine, ratios, read_document, regressions, results_table
 from engines.benchmark.harness import run_group
 from engines.benchmark.registry import GROUPS
 from launch.benchmark import APART, NAMES
@@ -34,7 +34,7 @@ def written(results=RESULTS):
 
 def test_ratios_are_of_medians_and_the_table_shows_them():
     assert ratios(RESULTS, [Group("load", "", "images", {})]) == {"load: telltale / other": 4.0}
-    text = table(written())
+    text = results_table(written())
     assert "| load | telltale | 200 (100 to 300) images | 150 | 2 | 300 | data wait share 0.01 |" in text
     assert "| load: telltale / other | 4.00 |" in text
 

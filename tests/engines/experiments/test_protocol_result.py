@@ -9,13 +9,13 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from engines.config.protocol import ProtocolConfig
 from engines.evaluate.metrics import compute_metrics
 from engines.evaluate.predictions import PredictionArrays, build_table
-from engines.experiments.protocol_cells import Cell, Work, summarise
-from engines.experiments.protocol_result import format_result, merge
+from engines.experiments.protocol_cells import Cell, Protocol, summarize_metrics
+from engines.experiments.protocol_result import format_result, merge_cells
 
 NAMES = ("nature", "adm", "glide", "vqdm")
 
 
-class Made(Work):
+class Made(Protocol):
     """A protocol whose cells are given."""
 
     def __init__(self, config):
@@ -53,7 +53,7 @@ def test_a_summary_agrees_with_scikit_learn():
         generators=NAMES,
         objects=("thing",),
     )
-    summary = summarise(compute_metrics(build_table(arrays)))
+    summary = summarize_metrics(compute_metrics(build_table(arrays)))
     fake, called = labels > 0, p[:, 1:].sum(1) >= 0.5
     assert summary["metrics"]["accuracy"] == pytest.approx(accuracy_score(fake, called))
     assert summary["metrics"]["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(fake, called))
@@ -77,7 +77,7 @@ def test_a_summary_without_photographs_is_null_where_it_must_be():
         generators=NAMES[:2],
         objects=("thing",),
     )
-    summary = summarise(compute_metrics(build_table(arrays)))
+    summary = summarize_metrics(compute_metrics(build_table(arrays)))
     assert summary["metrics"]["accuracy"] == summary["per_generator"]["adm"]["accuracy_fake"] == 0.5
     for values in (summary["metrics"], summary["per_generator"]["adm"]):
         assert values["balanced_accuracy"] is None and values["auroc"] is None
@@ -85,7 +85,7 @@ def test_a_summary_without_photographs_is_null_where_it_must_be():
 
 def test_gaps_are_what_raw_has_more():
     cells = [cell("raw", 0.9, 0.8, view="raw"), cell("size", 0.6, None, view="size")]
-    merged = merge(viewed("aligned"), cells, {"history": "no JPEG"})
+    merged = merge_cells(viewed("aligned"), cells, {"history": "no JPEG"})
     assert merged["gaps"]["size"]["auroc"] == pytest.approx(0.3)
     assert merged["gaps"]["size"]["balanced_accuracy"] is None and merged["raw"]["auroc"] == 0.9
     assert merged["failed"] == [{"name": "history", "message": "no JPEG"}]
@@ -93,7 +93,7 @@ def test_gaps_are_what_raw_has_more():
     row = next(line for line in text.splitlines() if line.startswith("| size"))
     assert [part.strip() for part in row.split("|")][2:6] == ["0.6000", "-", "-", "0.3000"]
     assert "failed: history: no JPEG" in text
-    without_raw = merge(viewed("aligned"), cells[1:], {"raw": "broken"})
+    without_raw = merge_cells(viewed("aligned"), cells[1:], {"raw": "broken"})
     assert without_raw["raw"] is None and without_raw["gaps"]["size"]["auroc"] is None
     json.dumps(without_raw, allow_nan=False)
 
@@ -107,7 +107,7 @@ def test_curves_are_by_operation_and_genimages_six_have_a_mean():
         cell("LR64", 0.5, 0.5, operation="short_side", severity=64.0, genimage=True),
         cell("blur3", 0.8, 0.6, operation="blur", severity=3.0, genimage=True),
     ]
-    merged = merge(viewed("robustness", chains=[2]), cells, {})
+    merged = merge_cells(viewed("robustness", chains=[2]), cells, {})
     assert {name: [p["severity"] for p in curve] for name, curve in merged["curves"].items()} == {
         "jpeg": [95.0, 30.0],
         "chain": [2],
@@ -130,7 +130,7 @@ def test_the_matrix_has_trainings_as_rows_and_the_means_are_of_seen_and_unseen()
         cell("adm", 0, 0, one_against_nature(0.9, 0.6, 0.5), train=["adm"]),
         cell("vqdm", 0, 0, one_against_nature(0.4, 0.7, 0.8), train=["vqdm"]),
     ]
-    merged = merge(trained("cross_generator"), cells, {})
+    merged = merge_cells(trained("cross_generator"), cells, {})
     assert merged["matrix"]["train"] == ["adm", "vqdm"] and merged["matrix"]["test"] == list(NAMES[1:])
     assert merged["matrix"]["auroc"] == [[0.9, 0.6, 0.5], [0.4, 0.7, 0.8]]
     assert merged["summary"]["auroc"]["seen"] == pytest.approx((0.9 + 0.8) / 2)
@@ -147,7 +147,9 @@ def test_leave_one_out_reads_the_held_out_column():
             "without_vqdm", 0, 0, one_against_nature(0.9, 0.9, 0.7), train=["adm", "glide"], held_out="vqdm"
         ),
     ]
-    summary = merge(trained("leave_one_out"), cells, {})["summary"]["auroc"]
+    summary = merge_cells(trained("leave_one_out"), cells, {})["summary"]["auroc"]
     assert summary["held_out"] == {"adm": 0.55, "vqdm": 0.7}
     assert summary["mean"] == pytest.approx(0.625) and summary["worst"] == 0.55
-    assert merge(trained("leave_one_out"), [], {"without_adm": "x"})["summary"]["auroc"]["worst"] is None
+    assert (
+        merge_cells(trained("leave_one_out"), [], {"without_adm": "x"})["summary"]["auroc"]["worst"] is None
+    )

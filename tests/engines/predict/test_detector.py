@@ -13,8 +13,8 @@ from dataio.core.errors import UserError
 from dataio.images.codec import Encoded, Undecodable, encode, preset_policy
 from dataio.sources.inputs import Input
 from engines.checkpoint import files as checkpoints
-from engines.predict.detector import Detector, look_at_file
-from engines.predict.predict import Row, predict, print_rows, write_rows
+from engines.predict.detector import Detector, predict_file
+from engines.predict.predict import PredictionRow, predict, print_rows, write_rows
 from tests.support import write_detector
 
 
@@ -33,21 +33,23 @@ def detector(tmp_path_factory):
 
 def test_an_image_that_only_dali_refuses_spoils_no_other(detector):
     good = [detector.prepare(_source(seed)) for seed in range(3)]
-    expected = [seen.p_fake for seen in detector.see(good)]
+    expected = [prediction.p_fake for prediction in detector.predict(good)]
     assert len(set(expected)) == 3
     bad = Encoded(b"\xff\xd8 looks like a JPEG", "jpg", 32, 32, "")
-    found = detector.see([good[0], bad, good[1], good[2]])
+    found = detector.predict([good[0], bad, good[1], good[2]])
     assert isinstance(found[1], Undecodable)
     np.testing.assert_allclose([found[n].p_fake for n in (0, 2, 3)], expected, atol=1e-5)
     # The pipeline lives again.
-    np.testing.assert_allclose([seen.p_fake for seen in detector.see(good)], expected, atol=1e-5)
-    assert detector.see([]) == []
+    np.testing.assert_allclose(
+        [prediction.p_fake for prediction in detector.predict(good)], expected, atol=1e-5
+    )
+    assert detector.predict([]) == []
 
 
 def test_the_picture_is_evaluations_crop(detector, tmp_path):
     (tmp_path / "a.png").write_bytes(_source(0))
-    seen = look_at_file(detector, tmp_path / "a.png")
-    shown = detector.picture(seen)
+    prediction = predict_file(detector, tmp_path / "a.png")
+    shown = detector.input_picture(prediction)
     encoded = encode(_source(0), preset_policy("default", 32))
     crop = (
         Image.open(io.BytesIO(encoded.data)).crop((2, 2, 30, 30)).resize((32, 32), Image.Resampling.BILINEAR)
@@ -75,7 +77,7 @@ def test_errors_nobody_foresaw_stay_in_their_row(detector):
         raise ZeroDivisionError("in a\ndecoder")
 
     rows = list(predict(detector, [Input("a", broken), Input("b", lambda: _source(1))], workers=2))
-    assert rows[0] == Row("a", error="cannot be processed (ZeroDivisionError: in a decoder)")
+    assert rows[0] == PredictionRow("a", error="cannot be processed (ZeroDivisionError: in a decoder)")
     assert rows[1].error is None and rows[1].verdict
 
 
