@@ -16,14 +16,14 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from dataio.core.errors import UserError
 from engines.runtime.command import EXIT_USER_ERROR, SharedError, is_main_process, run_command
-from engines.runtime.exit_file import guess_run_folder, settled, write_exit
+from engines.runtime.exit_file import guess_run_folder, previous_exit_code, write_exit
 from engines.runtime.paths import CONFIGS
 
 DEFAULT_CONFIG = CONFIGS / "tinyllava_quickstart.yaml"
 
 
 def main() -> int:
-    code = settled(sys.argv[1:], DEFAULT_CONFIG)
+    code = previous_exit_code(sys.argv[1:], DEFAULT_CONFIG)
     if code is not None:
         return code
     # Seconds to import, for which a restarted worker need not wait.

@@ -15,7 +15,7 @@ import torch
 from dataio.shards.shard_set import ShardSet
 from engines.benchmark.case import BenchmarkSettings, Group, Run, Unavailable
 from engines.benchmark.detector import detector_config, synchronize
-from engines.runtime.distributed import join, leave
+from engines.runtime.distributed import init_distributed, shutdown_distributed
 from engines.train.trainer import Trainer
 
 _COLD_STEPS = 2
@@ -24,7 +24,7 @@ _COLD_STEPS = 2
 def _rank(connection: Connection, settings: BenchmarkSettings, environment: dict[str, str]) -> None:
     """One process of a run as torchrun would start it: so many steps whenever it is told."""
     os.environ.update(environment)
-    world = join()
+    world = init_distributed()
     config = detector_config(settings)
     # The batch of a process stays what it is: twice the processes, twice the images in a step.
     train = replace(
@@ -41,7 +41,7 @@ def _rank(connection: Connection, settings: BenchmarkSettings, environment: dict
         synchronize(settings)
         connection.send(trainer.data_wait)
         trainer.data_wait = 0.0
-    leave(world)
+    shutdown_distributed(world)
 
 
 def _processes(settings: BenchmarkSettings, wanted: int) -> int:

@@ -114,7 +114,7 @@ class Saver:
     def _pay(self) -> None:
         if self._owed is not None:
             state, step = self._owed
-            faults.at("best.write", step)
+            faults.inject("best.write", step)
             checkpoints.save(self._best_path, state)
             self._owed = None
 

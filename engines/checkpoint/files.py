@@ -44,10 +44,10 @@ def save(path: Path, state: dict[str, Any]) -> None:
     def write(temporary: Path) -> None:
         with open(temporary, "wb") as file:
             file.write(data[: len(data) // 2])
-            faults.at("checkpoint.write", step)
+            faults.inject("checkpoint.write", step)
             file.write(data[len(data) // 2 :])
 
-    write_with(path, write, reached=lambda stage: faults.at(f"checkpoint.{stage}", step))
+    write_with(path, write, reached=lambda stage: faults.inject(f"checkpoint.{stage}", step))
 
 
 def cpu_state(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -143,7 +143,7 @@ class CheckpointFolder:
         Raises:
             OSError: it could not be written; those before it stay.
         """
-        faults.at("checkpoint.begin", step)
+        faults.inject("checkpoint.begin", step)
         self.folder.mkdir(parents=True, exist_ok=True)
         save(self.path(step), state)
         self.retain()
@@ -153,7 +153,7 @@ class CheckpointFolder:
         """Delete what is older than the last `keep`."""
         steps = self.steps()
         for old in steps[: -self.keep]:
-            faults.at("checkpoint.delete", steps[-1])
+            faults.inject("checkpoint.delete", steps[-1])
             self.path(old).unlink()
 
     def prepare(self) -> None:

@@ -15,7 +15,7 @@ from engines.checkpoint.load_model import load_model
 from engines.config.detector import Config
 from engines.evaluate.calibration import load_calibration
 from engines.evaluate.predictions import PredictionArrays
-from engines.runtime.distributed import World, join, leave, together
+from engines.runtime.distributed import World, init_distributed, on_all_ranks, shutdown_distributed
 from engines.runtime.precision import PRECISIONS, resolve_precision
 from models.detector.dual_head import DualHead
 
@@ -48,12 +48,12 @@ def predict_split(
     Raises:
         UserError: on every rank alike, see `load_model` and `ShardSet`; label spaces that differ.
     """
-    world = join()
+    world = init_distributed()
     try:
-        model, config, info = together(world, lambda: load_model(checkpoint))
+        model, config, info = on_all_ranks(world, lambda: load_model(checkpoint))
         info["checkpoint"], info["split"] = Path(checkpoint).name, split
-        together(world, lambda: _describe(checkpoint, model, info, calibrated and not mirror))
-        shards = together(world, lambda: _open(data, split, verify, info, checkpoint))
+        on_all_ranks(world, lambda: _describe(checkpoint, model, info, calibrated and not mirror))
+        shards = on_all_ranks(world, lambda: _open(data, split, verify, info, checkpoint))
         from dataio.loading.dali_pipeline import default_threads
 
         torch.set_num_threads(threads or default_threads())
@@ -83,7 +83,7 @@ def predict_split(
             },
         )
     finally:
-        leave(world)
+        shutdown_distributed(world)
 
 
 _DESCRIBED = ("checkpoint", "step", "layout", "split", "weights_sha256", "calibration")

@@ -34,7 +34,15 @@ from engines.mlm.resume import (
 )
 from engines.mlm.trainer import FinetuneTrainer, RunCallback
 from engines.runtime.command import EXIT_RUN_AGAIN, EXIT_USER_ERROR, verdict_in_file
-from engines.runtime.distributed import FolderLock, StopRequest, World, from_main, join, leave, together
+from engines.runtime.distributed import (
+    FolderLock,
+    StopRequest,
+    World,
+    init_distributed,
+    on_all_ranks,
+    on_rank0,
+    shutdown_distributed,
+)
 from engines.runtime.exit_file import EXIT, write_exit
 from engines.runtime.run_log import RunLog
 from models.detector.flops import peak_flops
@@ -56,9 +64,9 @@ def run_finetuning(config: FinetuneConfig) -> int:
     folder = Path(config.run.dir)
     code, message, reason, lock = 1, "a programming error; see the log", "", None
     try:
-        lock = together(world, lambda: _claim(folder) if world.is_main else None)
+        lock = on_all_ranks(world, lambda: _claim(folder) if world.is_main else None)
         code, message, reason = _finetune(config, world, folder)
-        leave(world)  # the others need not wait while rank 0 answers
+        shutdown_distributed(world)  # the others need not wait while rank 0 answers
         if code == 0 and world.is_main and config.evaluate.benchmarks:
             answer_benchmarks(config, folder, world.device)
         return code
@@ -69,13 +77,13 @@ def run_finetuning(config: FinetuneConfig) -> int:
         if world.is_main and lock is not None:
             write_exit(folder, code, message, reason)
             lock.release()
-        leave(world)
+        shutdown_distributed(world)
 
 
 def start_deepspeed() -> World:
     """Join the other processes, with DeepSpeed's communication on top; also where there is only one."""
     _stand_alone_environment()
-    world = join()
+    world = init_distributed()
     import deepspeed
 
     # Wraps the group that exists; before from_pretrained, or ZeRO-3 takes this for the only process.
@@ -129,26 +137,26 @@ def _base_model(config: FinetuneConfig, folder: Path) -> None:
 
 
 def _finetune(config: FinetuneConfig, world: World, folder: Path) -> tuple[int, str, str]:
-    settings = together(world, lambda: zero.read_deepspeed(config.deepspeed))
+    settings = on_all_ranks(world, lambda: zero.read_deepspeed(config.deepspeed))
     stage = zero.stage_of(settings)
-    precision = together(world, lambda: resolve_mlm_precision(config.model.precision, world.device))
-    accumulation = together(world, lambda: _accumulation(config, world.size))
+    precision = on_all_ranks(world, lambda: resolve_mlm_precision(config.model.precision, world.device))
+    accumulation = on_all_ranks(world, lambda: _accumulation(config, world.size))
     stored = to_dict(config)
     checkpoints = folder / "checkpoints"
-    checkpoint = together(world, lambda: find_checkpoint(config, checkpoints))
-    from_main(world, lambda: ensure_conversations(config))
-    from_main(world, lambda: _base_model(config, folder))
+    checkpoint = on_all_ranks(world, lambda: find_checkpoint(config, checkpoints))
+    on_rank0(world, lambda: ensure_conversations(config))
+    on_rank0(world, lambda: _base_model(config, folder))
     config.model.weights = str(folder / "base") if config.model.weights == TINY else config.model.weights
-    source = together(world, lambda: _open(config))
+    source = on_all_ranks(world, lambda: _open(config))
     processor = make_processor(load_tokenizer(source.folder), source.config)
     train_set, val_set = open_datasets(config, world, folder, processor, source.config)
     longest = int(train_set.lengths.max())
-    together(world, lambda: check_memory(config, source.config, settings, world, precision, longest))
+    on_all_ranks(world, lambda: check_memory(config, source.config, settings, world, precision, longest))
     arguments = training_arguments(
         config, checkpoints, settings, accumulation, precision, world, len(train_set)
     )
     # The arguments must live before the model is made: ZeRO-3 looks them up to partition it.
-    model = together(world, lambda: load_model_to_tune(config, precision, world.device))
+    model = on_all_ranks(world, lambda: load_model_to_tune(config, precision, world.device))
     mark = {
         "world": world.size,
         "stage": stage,
@@ -158,11 +166,11 @@ def _finetune(config: FinetuneConfig, world: World, folder: Path) -> tuple[int, 
     }
     offset, wandb_id = 0, ""
     if checkpoint is not None:
-        found = together(world, lambda: read_mark(checkpoint))
-        together(world, lambda: check_same_finetuning(config, found, mark))
+        found = on_all_ranks(world, lambda: read_mark(checkpoint))
+        on_all_ranks(world, lambda: check_same_finetuning(config, found, mark))
         offset, wandb_id = found["metrics_offset"], found["wandb_id"]
         if needs_universal(found, world.size):
-            from_main(world, lambda: make_universal(checkpoint))
+            on_rank0(world, lambda: make_universal(checkpoint))
             settings["checkpoint"] = {"load_universal": True}
             arguments = training_arguments(
                 config, checkpoints, settings, accumulation, precision, world, len(train_set)
@@ -214,7 +222,7 @@ def _finetune(config: FinetuneConfig, world: World, folder: Path) -> tuple[int, 
         reason = callback.stop.reason
         return EXIT_RUN_AGAIN, f"stopped at step {last} ({reason}); the same command continues", reason
     chosen = Path(best) if best else checkpoints / f"checkpoint-{last}"
-    from_main(world, lambda: write_model(config, chosen, folder, processor, precision))
+    on_rank0(world, lambda: write_model(config, chosen, folder, processor, precision))
     if world.is_main:
         _say_end(callback.losses, chosen, folder)
     return 0, f"finished {last} steps", ""

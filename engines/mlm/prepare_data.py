@@ -15,7 +15,7 @@ from dataio.core.errors import UserError
 from dataio.vqa.conversations import Conversation, Rejected, check_images, read_conversations
 from engines.config.mlm import FinetuneConfig
 from engines.mlm.dataset import ConversationDataset, hold_out, require_one_step, tokenize_conversations
-from engines.runtime.distributed import World, from_main, together
+from engines.runtime.distributed import World, on_all_ranks, on_rank0
 from models.tinyllava.text import MARKERS
 
 _SHOWN = 5  # rejected samples that are named on the screen
@@ -76,12 +76,12 @@ def open_datasets(
         UserError: on every rank: unreadable files, rejected samples, or fewer conversations
             than one global batch.
     """
-    samples, held_out, rejected = from_main(world, lambda: read_samples(config))
+    samples, held_out, rejected = on_rank0(world, lambda: read_samples(config))
     most = config.data.max_length
     train, long_train = tokenize_conversations(samples, processor, shape, most)
     val, long_val = tokenize_conversations(held_out, processor, shape, most)
-    from_main(world, lambda: report_rejected([*rejected, *long_train, *long_val], config, folder))
-    together(
+    on_rank0(world, lambda: report_rejected([*rejected, *long_train, *long_val], config, folder))
+    on_all_ranks(
         world, lambda: require_one_step(len(train), config.train.global_batch, config.data.conversations)
     )
     return ConversationDataset(train, processor), ConversationDataset(val, processor) if val else None

@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from dataio.core.errors import UserError
 from engines.runtime.command import SharedError
-from engines.runtime.rendezvous import agree_on_name, meet
+from engines.runtime.rendezvous import agree_on_run_id, run_store
 
 T = TypeVar("T")
 LOCK_WAIT_SECONDS = 60.0
@@ -68,7 +68,7 @@ def die_with_launcher() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def join(timeout_minutes: float = 30.0) -> World:
+def init_distributed(timeout_minutes: float = 30.0) -> World:
     """Join the process group that torchrun's environment describes, or stand alone.
 
     Uses gloo for CPU tensors (control messages) and NCCL for CUDA tensors (gradients).
@@ -86,17 +86,19 @@ def join(timeout_minutes: float = 30.0) -> World:
     if distributed:
         timeout = datetime.timedelta(minutes=timeout_minutes)
         store, *_ = next(dist.rendezvous("env://", timeout=timeout))
-        name = agree_on_name(store, rank, size, 60 * timeout_minutes)
-        dist.init_process_group(backend, store=meet(name, store), rank=rank, world_size=size, timeout=timeout)
+        name = agree_on_run_id(store, rank, size, 60 * timeout_minutes)
+        dist.init_process_group(
+            backend, store=run_store(name, store), rank=rank, world_size=size, timeout=timeout
+        )
     return World(rank, size, local_rank, device, distributed, name)
 
 
-def leave(world: World) -> None:
+def shutdown_distributed(world: World) -> None:
     if world.distributed and dist.is_initialized():
         dist.destroy_process_group()
 
 
-def together(world: World, work: Callable[[], T]) -> T:
+def on_all_ranks(world: World, work: Callable[[], T]) -> T:
     """Run `work` on every rank; if it is a UserError anywhere, raise it on every rank.
 
     Without this, the ranks that succeed would wait in their next collective for the rank
@@ -118,9 +120,9 @@ def together(world: World, work: Callable[[], T]) -> T:
     return result  # type: ignore[return-value]
 
 
-def from_main(world: World, work: Callable[[], T]) -> T:
+def on_rank0(world: World, work: Callable[[], T]) -> T:
     """Run `work` on rank 0 alone and give its result, or its UserError, to every rank."""
-    result = together(world, lambda: work() if world.is_main else None)
+    result = on_all_ranks(world, lambda: work() if world.is_main else None)
     if world.distributed:
         box: list[Any] = [result]
         dist.broadcast_object_list(box, src=0)

@@ -38,7 +38,7 @@ def read_exit(folder: Path) -> dict[str, Any] | None:
     return verdict if isinstance(verdict, dict) and isinstance(verdict.get("code"), int) else None
 
 
-def settled(argv: Sequence[str], default_config: Path) -> int | None:
+def previous_exit_code(argv: Sequence[str], default_config: Path) -> int | None:
     """The exit code of a run that torchrun restarts in vain; None for all others.
 
     `torchrun --max-restarts` takes a worker that stopped as it was told (75), or refused its

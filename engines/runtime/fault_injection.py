@@ -42,8 +42,8 @@ POINTS = (
     "checkpoint.delete",
     "export",
 )
-_POISON = ("nan", "inf", "nan_gradient")
-KINDS = ("kill", "kill_all", "kill_launcher", "raise", "hang", "disk_full", *_POISON)
+_CORRUPTIONS = ("nan", "inf", "nan_gradient")
+KINDS = ("kill", "kill_all", "kill_launcher", "raise", "hang", "disk_full", *_CORRUPTIONS)
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def parse(text: str) -> list[Fault]:
                     f"{VARIABLE}: {condition!r} in {part!r}, expected step=N, rank=N or restart=N"
                 )
             conditions[name] = int(value)
-        if kind not in KINDS or point not in POINTS or (kind in _POISON and point != "step.forward"):
+        if kind not in KINDS or point not in POINTS or (kind in _CORRUPTIONS and point != "step.forward"):
             raise UserError(
                 f"{VARIABLE}: {what!r}, expected KIND@POINT with one of {', '.join(KINDS)} and one of "
                 f"{', '.join(POINTS)}"
@@ -95,19 +95,19 @@ def parse(text: str) -> list[Fault]:
 _faults: list[Fault] | None = parse(os.environ[VARIABLE]) if os.environ.get(VARIABLE) else None
 
 
-def at(point: str, step: int | None = None) -> None:
+def inject(point: str, step: int | None = None) -> None:
     """Let a fault strike here, if one was asked for."""
     if _faults is not None:
         for fault in _faults:
-            if fault.kind not in _POISON and fault.strikes(point, step):
+            if fault.kind not in _CORRUPTIONS and fault.strikes(point, step):
                 _strike(fault, step)
 
 
-def poison(logits: "torch.Tensor", step: int) -> "torch.Tensor":
+def corrupt_logits(logits: "torch.Tensor", step: int) -> "torch.Tensor":
     """The logits, or what a fault at `step.forward` makes of them."""
     if _faults is not None:
         for fault in _faults:
-            if fault.kind in _POISON and fault.strikes("step.forward", step):
+            if fault.kind in _CORRUPTIONS and fault.strikes("step.forward", step):
                 if fault.kind == "nan_gradient":
                     logits.register_hook(lambda gradient: gradient * math.nan)
                 else:

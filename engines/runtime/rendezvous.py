@@ -14,7 +14,7 @@ from typing import Any
 import torch.distributed as dist
 
 
-def agree_on_name(store: Any, rank: int, size: int, seconds: float) -> str:
+def agree_on_run_id(store: Any, rank: int, size: int, seconds: float) -> str:
     """A name that these `size` processes have in common, and no earlier ones had.
 
     Each puts a new token into the store. Rank 0 proposes the list of all it reads, and again when
@@ -48,6 +48,6 @@ def agree_on_name(store: Any, rank: int, size: int, seconds: float) -> str:
     raise TimeoutError(f"rank {rank} waited {seconds:.0f} s in vain for the other {size - 1} to start")
 
 
-def meet(name: str, store: Any) -> dist.PrefixStore:
+def run_store(name: str, store: Any) -> dist.PrefixStore:
     """The part of the launcher's store that only these processes use."""
     return dist.PrefixStore(f"run/{name}", store)

@@ -111,7 +111,7 @@ class RunLog:
             self._pending += text
         self._length += len(text)
         try:
-            faults.at("metrics.write", record["step"])
+            faults.inject("metrics.write", record["step"])
             self._flush()
         except OSError as error:
             if not self._warned:

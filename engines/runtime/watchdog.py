@@ -23,7 +23,7 @@ from typing import Any
 import torch.distributed as dist
 
 from engines.runtime.distributed import World
-from engines.runtime.rendezvous import meet
+from engines.runtime.rendezvous import run_store
 
 TICK_SECONDS = 0.5
 # A process that has said nothing for so many ticks has ended (or its machine has).
@@ -57,7 +57,7 @@ class Progress:
         return self.step, self.stage, self.count
 
 
-class Heartbeat:
+class HangWatchdog:
     """A process's progress, published to the launcher's store and watched.
 
     Args:
@@ -114,7 +114,7 @@ class Heartbeat:
             is_master=False,
             timeout=datetime.timedelta(seconds=20),
         )
-        return meet(f"{self._world.name}/heartbeat", store)
+        return run_store(f"{self._world.name}/heartbeat", store)
 
     def _publish(self) -> None:
         if self._store is None:

@@ -24,7 +24,7 @@ from engines.train.validate import Validation, to_pixels
 _CURVES = ("loss", "generator_error", "real_fake_error", "object_error")
 
 
-class Panels:
+class RunFigures:
     """Draws a run's pictures.
 
     Args:

@@ -21,18 +21,26 @@ from engines.config.detector import Config, parse_range
 from engines.config.values import to_dict, to_yaml
 from engines.runtime import fault_injection as faults
 from engines.runtime.command import EXIT_RUN_AGAIN, EXIT_USER_ERROR, verdict_in_file
-from engines.runtime.distributed import FolderLock, StopRequest, World, from_main, join, leave, together
+from engines.runtime.distributed import (
+    FolderLock,
+    StopRequest,
+    World,
+    init_distributed,
+    on_all_ranks,
+    on_rank0,
+    shutdown_distributed,
+)
 from engines.runtime.exit_file import EXIT, write_exit
 from engines.runtime.profiler import StepProfile
 from engines.runtime.run_log import RunLog
-from engines.runtime.watchdog import Heartbeat, LostRankError, is_lost_connection
+from engines.runtime.watchdog import HangWatchdog, LostRankError, is_lost_connection
 from engines.train.open_data import ensure_shards, open_sets
 from engines.train.resume import check_same_run, find_state
 from engines.train.trainer import Trainer
 from models.detector.flops import peak_flops
 
 if TYPE_CHECKING:
-    from engines.train.figures import Panels
+    from engines.train.figures import RunFigures
 
 
 def run_training(config: Config) -> int:
@@ -44,12 +52,12 @@ def run_training(config: Config) -> int:
     Raises:
         UserError: on every rank alike; exit.json is written by then.
     """
-    world = join()
+    world = init_distributed()
     folder = Path(config.run.dir)
     code, message, reason, lock = 1, "a programming error; see the log", "", None
     try:
-        # Rank 0 takes the lock and the others wait; together, not from_main: it cannot be sent.
-        lock = together(world, lambda: _claim(folder) if world.is_main else None)
+        # Rank 0 takes the lock and the others wait; on_all_ranks, not on_rank0: it cannot be sent.
+        lock = on_all_ranks(world, lambda: _claim(folder) if world.is_main else None)
         code, message, reason = _train(config, world, folder)
         return code
     except UserError as error:
@@ -63,7 +71,7 @@ def run_training(config: Config) -> int:
         if world.is_main and lock is not None:
             write_exit(folder, code, message, reason)
             lock.release()
-        leave(world)
+        shutdown_distributed(world)
 
 
 def _claim(folder: Path) -> FolderLock:
@@ -80,17 +88,18 @@ def _claim(folder: Path) -> FolderLock:
 
 
 def _train(config: Config, world: World, folder: Path) -> tuple[int, str, str]:
-    from_main(world, lambda: ensure_shards(config))
-    train_set, val_set = together(world, lambda: open_sets(config))
+    on_rank0(world, lambda: ensure_shards(config))
+    train_set, val_set = on_all_ranks(world, lambda: open_sets(config))
     audited = partial(audit_line, config.data.shards, required=config.data.require_audit)
-    from_main(world, lambda: print(audited(), flush=True))
+    on_rank0(world, lambda: print(audited(), flush=True))
     store = checkpoints.CheckpointFolder(folder / "checkpoints", config.checkpoint.keep)
-    state = together(world, lambda: find_state(config, world, store))
+    state = on_all_ranks(world, lambda: find_state(config, world, store))
     if state is not None:
-        together(world, lambda: check_same_run(config, world, state, train_set))
-    trainer = together(world, lambda: Trainer(config, world, train_set, val_set))
-    profile = together(
-        world, lambda: StepProfile(parse_range(config.train.profile), trainer.plan.total_steps, folder, world)
+        on_all_ranks(world, lambda: check_same_run(config, world, state, train_set))
+    trainer = on_all_ranks(world, lambda: Trainer(config, world, train_set, val_set))
+    profile = on_all_ranks(
+        world,
+        lambda: StepProfile(parse_range(config.train.profile), trainer.schedule.total_steps, folder, world),
     )
     if state is not None:
         trainer.load_state(state)
@@ -128,11 +137,11 @@ class _Run:
         self.saver = Saver(store, folder / "best.pt", self.log.sync, background=config.checkpoint.background)
         trainer.folder = folder
         shows = config.log.images > 0 and world.is_main and not self._finished()
-        self.panels: Panels | None = None
+        self.panels: RunFigures | None = None
         if shows:
             from engines.train import figures as panels  # a second to import, for the process that draws
 
-            self.panels = panels.Panels(folder, config, trainer.train_set.labels, self.log)
+            self.panels = panels.RunFigures(folder, config, trainer.train_set.labels, self.log)
         self._clock = time.perf_counter()
         self._logged_step = trainer.step
         self._peak = (
@@ -142,7 +151,7 @@ class _Run:
         )
 
     def _finished(self) -> bool:
-        return self.trainer.step >= self.trainer.plan.total_steps or self.trainer.stalled
+        return self.trainer.step >= self.trainer.schedule.total_steps or self.trainer.stalled
 
     def say(self, text: str) -> None:
         if self.world.is_main:
@@ -158,7 +167,7 @@ class _Run:
         gc.collect()
         gc.freeze()
         code = 1
-        trainer.heartbeat = heartbeat = Heartbeat(self.world, self.config.train.timeout, self._note_hang)
+        trainer.heartbeat = heartbeat = HangWatchdog(self.world, self.config.train.timeout, self._note_hang)
         try:
             code, message = self._loop()
             return code, message
@@ -178,13 +187,13 @@ class _Run:
             write_exit(self.folder, 1, message)
 
     def _introduce(self) -> None:
-        config, plan, trainer = self.config, self.trainer.plan, self.trainer
+        config, schedule, trainer = self.config, self.trainer.schedule, self.trainer
         if self.world.is_main:
             write_text(self.folder / "config.yaml", to_yaml(config))
         val = len(trainer.val_set) if trainer.val_set else 0
         self.say(
-            f"{self.folder}: {config.model.backbone}, {len(trainer.train_set)} training and {val} validation images, "
-            f"{plan.total_steps} steps of {config.train.global_batch} ({plan.steps_per_epoch} per epoch, the last "
+            f"{self.folder}: {config.model.backbone}, {len(trainer.train_set)} training and {val} validation "
+            f"images, {schedule.total_steps} steps of {config.train.global_batch} ({schedule.steps_per_epoch} per epoch, the last "
             f"{trainer.order.dropped} images of each epoch dropped), {self.world.size} x {self.world.device.type}, "
             f"{trainer.precision}"
         )
@@ -205,7 +214,7 @@ class _Run:
             self.say(f"continuing after step {self.resumed_from}")
 
     def _loop(self) -> tuple[int, str]:
-        plan, trainer = self.trainer.plan, self.trainer
+        schedule, trainer = self.trainer.schedule, self.trainer
         saved = self.resumed_from
         if self.panels is not None and self.resumed_from is None:
             self.panels.inputs(trainer.first_batch(), trainer.step)
@@ -215,21 +224,21 @@ class _Run:
             step = trainer.step
             self._end_trace(step)
             trainer.beat(0)
-            if step % plan.steps_per_epoch == 0:
-                faults.at("epoch.end", step)
-            if step % self.config.log.every == 0 or step == plan.total_steps:
+            if step % schedule.steps_per_epoch == 0:
+                faults.inject("epoch.end", step)
+            if step % self.config.log.every == 0 or step == schedule.total_steps:
                 self._log_training()
-            if plan.validates_after(step):
+            if schedule.validates_after(step):
                 self._validate()
             stalled = trainer.stalled
             # On a GPU the host runs ahead; asking every step would hold it back.
             asked = (step % 10 == 0 or self.world.device.type == "cpu") and self.stop.agreed()
-            if plan.saves_after(step) or asked or stalled:
+            if schedule.saves_after(step) or asked or stalled:
                 self._save()
                 saved = step
             if stalled:
-                return self._finish(f"stopped early after {step} of at most {plan.total_steps} steps")
-            if asked and step < plan.total_steps:
+                return self._finish(f"stopped early after {step} of at most {schedule.total_steps} steps")
+            if asked and step < schedule.total_steps:
                 self._settle()
                 self.stop.clear_file()
                 self.say(f"stopped after step {step} ({self.stop.reason}); run the same command to continue")
@@ -258,13 +267,13 @@ class _Run:
 
     def _settle(self) -> None:
         """Wait until all is written: what follows speaks of it."""
-        together(self.world, lambda: self.saver.finish() if self.world.is_main else None)
+        on_all_ranks(self.world, lambda: self.saver.finish() if self.world.is_main else None)
 
     def _log_training(self) -> None:
         trainer, now = self.trainer, time.perf_counter()
         steps, seconds = trainer.step - self._logged_step, now - self._clock
-        metrics = trainer.take_meters()
-        epoch = trainer.step / trainer.plan.steps_per_epoch
+        metrics = trainer.pop_metrics()
+        epoch = trainer.step / trainer.schedule.steps_per_epoch
         rate = steps * self.config.train.global_batch / seconds
         flops = rate * trainer.flops_per_image
         perf = {
@@ -281,7 +290,7 @@ class _Run:
         self._clock, self._logged_step, trainer.data_wait = now, trainer.step, 0.0
         self.log.write({"kind": "train", "step": trainer.step, "epoch": round(epoch, 6), **metrics}, perf)
         self.say(
-            f"step {trainer.step}/{trainer.plan.total_steps} epoch {epoch:.2f} loss {metrics['loss']:.4f} "
+            f"step {trainer.step}/{trainer.schedule.total_steps} epoch {epoch:.2f} loss {metrics['loss']:.4f} "
             f"{_errors(metrics)} lr {metrics['lr']:.4g} norm {_norm(metrics['grad_norm'])} | "
             f"{rate:.0f} img/s, wait {perf['data_wait_share']:.1%}, {perf['memory_gib']:.1f} GiB{mfu}"
         )
@@ -298,10 +307,10 @@ class _Run:
         if not self.best or score < self.best["score"]:
             self.best = {"score": score, "step": trainer.step, "metric": self.config.checkpoint.best}
             if self.world.is_main:
-                weights = trainer.weights_file(checkpoints.cpu_state(trainer.judged))
+                weights = trainer.weights_file(checkpoints.cpu_state(trainer.eval_model))
                 self.saver.best({**_HEADER, **weights, "metrics": metrics})
         said = trainer.watch(score)
-        faults.at("validation.end", trainer.step)
+        faults.inject("validation.end", trainer.step)
         if found:
             self.log.write({"kind": "val", "step": trainer.step, **metrics}, {"seconds": _since(begin)})
             mark = " (best)" if self.best["step"] == trainer.step else ""
@@ -328,11 +337,11 @@ class _Run:
     def _export(self) -> None:
         if not self.world.is_main:
             return
-        state = self.trainer.weights_file(checkpoints.cpu_state(self.trainer.judged))
+        state = self.trainer.weights_file(checkpoints.cpu_state(self.trainer.eval_model))
         tensors = state.pop("model")
         metadata = {key: json.dumps(value) for key, value in {**_HEADER, **state}.items()}
         path = self.folder / "final.safetensors"
-        faults.at("export", self.trainer.step)
+        faults.inject("export", self.trainer.step)
         try:
             write_with(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
         except (OSError, SafetensorError) as error:

@@ -21,13 +21,13 @@ FIELDS = (
 
 
 @dataclass
-class Tally:
+class MetricSums:
     """Sums over images: float64 [len(FIELDS)] on the device they were counted on."""
 
     sums: torch.Tensor
 
     @classmethod
-    def empty(cls, device: torch.device) -> "Tally":
+    def empty(cls, device: torch.device) -> "MetricSums":
         return cls(torch.zeros(len(FIELDS), dtype=torch.float64, device=device))
 
     def add(
@@ -62,12 +62,12 @@ class Tally:
             ]
         )
 
-    def reduce(self, world: World) -> "Tally":
+    def reduce(self, world: World) -> "MetricSums":
         """The sum over all ranks."""
         sums = self.sums.clone()
         if world.distributed:
             dist.all_reduce(sums)
-        return Tally(sums)
+        return MetricSums(sums)
 
     def metrics(self, loss_weights: tuple[float, float] = (1.0, 1.0)) -> dict[str, float | None]:
         """Errors as fractions and mean losses; None where no object is known."""

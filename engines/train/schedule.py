@@ -11,7 +11,7 @@ from engines.runtime.distributed import World
 
 
 @dataclass(frozen=True)
-class Plan:
+class StepSchedule:
     """The run in steps: how many, per epoch, how many frozen, every how many to validate and save."""
 
     total_steps: int
@@ -21,7 +21,7 @@ class Plan:
     save_every: int
 
     @classmethod
-    def of(cls, config: Config, steps_per_epoch: int) -> "Plan":
+    def of(cls, config: Config, steps_per_epoch: int) -> "StepSchedule":
         frozen = config.train.frozen_epochs
         total = config.train.steps or max(1, round(config.train.epochs * steps_per_epoch))
         return cls(

@@ -23,17 +23,17 @@ from engines.config.values import to_dict
 from engines.runtime import fault_injection as faults
 from engines.runtime.distributed import World
 from engines.runtime.precision import PRECISIONS, resolve_precision
-from engines.runtime.watchdog import Heartbeat
+from engines.runtime.watchdog import HangWatchdog
 from engines.train.batchnorm import RunningStatistics
 from engines.train.build import build_model, class_weights, make_deterministic, wrap
 from engines.train.ema import WeightAverage
-from engines.train.meters import FIELDS, Tally
+from engines.train.meters import FIELDS, MetricSums
 from engines.train.mixup import mix
 from engines.train.nonfinite import NonFinite, is_bad, mask_update, write_dump
 from engines.train.open_data import open_quarantine
 from engines.train.optim import Patience, build_optimizer, learning_rate
 from engines.train.schedule import (
-    Plan,
+    StepSchedule,
     data_fingerprint,
     share_of_micro_batches,
 )
@@ -63,7 +63,7 @@ class Trainer:
         self.train_set, self.val_set = train_set, val_set
         self.micro_batches = share_of_micro_batches(config.train, world)
         self.order = TrainingOrder(train_set, config.data, config.run.seed, config.train.global_batch)
-        self.plan = Plan.of(config, self.order.steps_per_epoch)
+        self.schedule = StepSchedule.of(config, self.order.steps_per_epoch)
         self.precision = resolve_precision(config.train.precision, world.device)
         make_deterministic(config)
         self._check_watched()
@@ -101,7 +101,7 @@ class Trainer:
         self.nonfinite = NonFinite(config.train, world.device)
         # Where nonfinite.json goes, if anywhere, and who is told that this process goes on.
         self.folder: Path | None = None
-        self.heartbeat: Heartbeat | None = None
+        self.heartbeat: HangWatchdog | None = None
         # A GPU's host must not wait in every step: there the update is masked instead, and
         # the bad step reported at the next log.
         self.checks_every_step = world.device.type == "cpu"
@@ -121,7 +121,7 @@ class Trainer:
     @property
     def frozen(self) -> bool:
         """Whether only the heads learn in the step to come."""
-        return self.step < self.plan.frozen_steps
+        return self.step < self.schedule.frozen_steps
 
     def _prepare_forward(self) -> None:
         """Freeze or thaw the backbone, and wrap the model for it: DDP must know what has gradients."""
@@ -153,7 +153,7 @@ class Trainer:
                 rank=self.world.rank,
                 world=self.world.size,
                 first_step=self.step,
-                last_step=self.plan.total_steps,
+                last_step=self.schedule.total_steps,
                 announce=self.train_in_memory is None,
             )
             self._loader = self._open_training_loader(work, self.config.train.micro_batch)
@@ -184,7 +184,7 @@ class Trainer:
 
     def _next_batch(self) -> Batch:
         begin = time.perf_counter()
-        faults.at("data.next", self.step)
+        faults.inject("data.next", self.step)
         batch = next(self._batches())
         self.data_wait += time.perf_counter() - begin
         return batch
@@ -197,13 +197,13 @@ class Trainer:
                 `check_finite` on a GPU, with the update masked until then).
         """
         config, world = self.config, self.world
-        faults.at("step.begin", self.step)
+        faults.inject("step.begin", self.step)
         self.beat()
-        if self.step == self.plan.frozen_steps > 0:
+        if self.step == self.schedule.frozen_steps > 0:
             self._thaw()
         self._set_training_mode()
         known_objects = max(1, self.order.known_objects(self.step))
-        tally = Tally.empty(world.device)
+        tally = MetricSums.empty(world.device)
         self.statistics.begin_step()
         for number in range(self.micro_batches):
             batch = self._next_batch()
@@ -220,7 +220,7 @@ class Trainer:
             with self._gradient_sync(number == self.micro_batches - 1):
                 with named("forward"), self._autocast():
                     generator_logits, object_logits = self.forward(image)
-                generator_logits = faults.poison(generator_logits, self.step)
+                generator_logits = faults.corrupt_logits(generator_logits, self.step)
                 by_generator, by_object = dual_head_loss(
                     generator_logits,
                     object_logits,
@@ -239,7 +239,7 @@ class Trainer:
                     self.scaler.scale(loss * world.size).backward()
             with torch.no_grad():
                 tally.add(generator_logits, object_logits, batch.generator, batch.object)
-        with named("optimiser"):
+        with named("optimizer"):
             self._update(tally)
         self.step += 1
         if self.average is not None:
@@ -250,12 +250,12 @@ class Trainer:
             return contextlib.nullcontext()
         return self.forward.no_sync()
 
-    def _update(self, tally: Tally) -> None:
+    def _update(self, tally: MetricSums) -> None:
         rate = learning_rate(
             self.config.optim,
             self.step,
-            self.plan.total_steps,
-            frozen_steps=self.plan.frozen_steps,
+            self.schedule.total_steps,
+            frozen_steps=self.schedule.frozen_steps,
             cuts=self.cuts,
         )
         for group in self.optimizer.param_groups:
@@ -283,7 +283,7 @@ class Trainer:
         self._meters[:-1] += sums
         self._meters[-1] = norm.double()
 
-    def _share_statistics(self, tally: Tally) -> None:
+    def _share_statistics(self, tally: MetricSums) -> None:
         """Average the running statistics and sum the tally over ranks, in one collective."""
         if self.world.distributed and self.world.size > 1:
             packed = torch.cat([self.statistics.flat.double() / self.world.size, tally.sums])
@@ -312,11 +312,11 @@ class Trainer:
         if self.heartbeat is not None:
             self.heartbeat.beat(self.step, stage)
 
-    def take_meters(self) -> dict[str, Any]:
+    def pop_metrics(self) -> dict[str, Any]:
         """Training metrics since the last call; waits for the device."""
         self.check_finite()
         weights = (self.config.loss.generator, self.config.loss.object)
-        metrics = dict(Tally(self._meters[:-1]).metrics(weights))
+        metrics = dict(MetricSums(self._meters[:-1]).metrics(weights))
         norm = float(self._meters[-1])
         metrics["grad_norm"] = norm if math.isfinite(norm) else None
         if self.nonfinite.skips:
@@ -350,7 +350,7 @@ class Trainer:
             )
 
     def _each_validation_batch(self) -> None:
-        faults.at("validation.batch", self.step)
+        faults.inject("validation.batch", self.step)
         self.beat(1)
 
     def watch(self, score: float) -> str:
@@ -366,7 +366,7 @@ class Trainer:
             if self.plateau.waited > config.optim.plateau_patience:
                 self.plateau.waited, self.cuts = 0, self.cuts + 1
                 said = f"no improvement: the learning rate is multiplied by {config.optim.plateau_factor}"
-        if self.step > config.train.early_stop_after * self.plan.steps_per_epoch:
+        if self.step > config.train.early_stop_after * self.schedule.steps_per_epoch:
             self.patience.see(score)
         return said
 
@@ -408,7 +408,7 @@ class Trainer:
         if self.average is not None:
             self.average.module.load_state_dict(state["ema"])
         self._loader = None
-        if self.plan.frozen_steps:
+        if self.schedule.frozen_steps:
             self._prepare_forward()
 
     def weights_file(self, model_state: dict[str, torch.Tensor]) -> dict[str, Any]:

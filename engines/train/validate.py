@@ -16,7 +16,7 @@ from dataio.loading.quarantine import Quarantine
 from dataio.shards.shard_set import ShardSet
 from engines.config.detector import Config
 from engines.runtime.distributed import World
-from engines.train.meters import Tally
+from engines.train.meters import MetricSums
 from models.detector.dual_head import DualHead
 
 
@@ -78,7 +78,7 @@ def validate(
         each_batch: is called before each batch. quarantine, in_memory: of `shards`, see `open_loader`.
     """
     model.eval()
-    tally = Tally.empty(world.device)
+    sums = MetricSums.empty(world.device)
     classes = len(model.generators)
     confusion = torch.zeros(classes * classes, dtype=torch.int64, device=world.device)
     mistakes: list[Mistake] = []
@@ -97,7 +97,7 @@ def validate(
     for batch in loader:
         each_batch()
         generator_logits, object_logits = model(batch.image)
-        tally.add(generator_logits, object_logits, batch.generator, batch.object)
+        sums.add(generator_logits, object_logits, batch.generator, batch.object)
         pairs = batch.generator * classes + generator_logits.argmax(1)
         confusion += torch.bincount(pairs, minlength=classes * classes)
         if config.log.images:
@@ -109,7 +109,7 @@ def validate(
             everybodys: list[list[Mistake]] = [[] for _ in range(world.size)]
             dist.all_gather_object(everybodys, mistakes)
             mistakes = sorted((m for own in everybodys for m in own), reverse=True)[: config.log.images]
-    metrics = tally.reduce(world).metrics((config.loss.generator, config.loss.object))
+    metrics = sums.reduce(world).metrics((config.loss.generator, config.loss.object))
     return Validation(metrics, confusion.view(classes, classes).cpu().numpy(), mistakes)
 
 

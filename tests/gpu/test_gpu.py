@@ -60,7 +60,7 @@ def losses(trainer: Trainer, steps: int) -> list[float]:
     found = []
     for _ in range(steps):
         trainer.train_step()
-        found.append(trainer.take_meters()["loss"])
+        found.append(trainer.pop_metrics()["loss"])
     return found
 
 
@@ -88,7 +88,7 @@ def test_a_bad_update_is_masked_on_the_device_and_reported_at_the_next_log(build
     trainer.train_step()
     assert all(torch.equal(a, b.detach()) for a, b in zip(before, trainer.model.parameters(), strict=True))
     with pytest.raises(UserError, match="step 2: the loss or its gradient is not finite"):
-        trainer.take_meters()
+        trainer.pop_metrics()
 
 
 def test_validation_agrees_with_the_cpu(build):

@@ -16,7 +16,7 @@ from dataio.core.errors import UserError
 from dataio.shards.shard_set import ShardSet
 from engines.checkpoint.async_saver import snapshot
 from engines.config.detector import parse_config
-from engines.runtime.distributed import World, join, leave
+from engines.runtime.distributed import World, init_distributed, shutdown_distributed
 from engines.train.trainer import Trainer
 from tests.support import differences
 
@@ -84,15 +84,15 @@ def poison_last_rank(trainer: Trainer, seen: dict[str, Any]) -> None:
 
 def main() -> None:
     output, resume_from, flags = Path(sys.argv[1]), [int(k) for k in sys.argv[2].split(",")], sys.argv[3:]
-    world: World = join()
+    world: World = init_distributed()
     config = parse_config(flags, ROOT / "configs" / "quickstart.yaml")
     sets = ShardSet(config.data.shards, "train"), ShardSet(config.data.shards, "val")
     trainer = Trainer(config, world, *sets)
-    seen: dict[str, Any] = {"steps_per_epoch": trainer.plan.steps_per_epoch, "losses": []}
+    seen: dict[str, Any] = {"steps_per_epoch": trainer.schedule.steps_per_epoch, "losses": []}
     states = {}
-    while trainer.step < trainer.plan.total_steps:
+    while trainer.step < trainer.schedule.total_steps:
         record_step(trainer, seen)
-        seen["losses"].append(trainer.take_meters()["loss"])
+        seen["losses"].append(trainer.pop_metrics()["loss"])
         states[trainer.step] = seen_state(trainer)
         seen.setdefault("first_statistics", trainer.statistics.flat.clone())
     seen["validation"] = trainer.validate().metrics  # must leave no trace in what follows
@@ -101,9 +101,9 @@ def main() -> None:
     for step in resume_from:
         again = Trainer(config, world, *sets)
         again.load_state(states[step])
-        while again.step < again.plan.total_steps:
+        while again.step < again.schedule.total_steps:
             again.train_step()
-            again.take_meters()
+            again.pop_metrics()
         seen["differences"][step] = differences(final, seen_state(again))
     poison_last_rank(Trainer(config, world, *sets), seen)
     seen["all_ranks_agree"] = True
@@ -113,7 +113,7 @@ def main() -> None:
         seen["all_ranks_agree"] = all(f == seen["differences"] for f in found)
     if world.is_main:
         torch.save(seen, output / f"world_{world.size}.pt")
-    leave(world)
+    shutdown_distributed(world)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from dataio.core.errors import UserError
 from engines.config.detector import parse_config, parse_range
 from tests.support import flags
 
-RANGES = {"read", "decode", "augment", "forward", "backward", "all-reduce", "optimiser"}
+RANGES = {"read", "decode", "augment", "forward", "backward", "all-reduce", "optimizer"}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_each_rank_writes_its_ranges_and_the_run_is_the_same_bit_for_bit(run, to
         names = [event["name"] for event in events]
         assert set(names) == RANGES
         # Two steps of two micro-batches on this rank; one update each.
-        assert (names.count("forward"), names.count("optimiser")) == (4, 2)
+        assert (names.count("forward"), names.count("optimizer")) == (4, 2)
         reduces = [event for event in events if event["name"] == "all-reduce"]
         backward = [event for event in events if event["name"] == "backward"]
         assert any(inside(one, other) for one in reduces for other in backward)

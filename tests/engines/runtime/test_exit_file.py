@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from engines.runtime.exit_file import guess_run_folder, read_exit, settled, write_exit
+from engines.runtime.exit_file import guess_run_folder, previous_exit_code, read_exit, write_exit
 from tests.support import environment
 
 
@@ -35,9 +35,9 @@ def test_a_restarted_worker_leaves_at_once_where_the_run_has_its_verdict(tmp_pat
     write_exit(tmp_path, code, "why", "SIGTERM" if code == 75 else "")
     words = ["--run.dir", str(tmp_path)]
     monkeypatch.delenv("TORCHELASTIC_RESTART_COUNT", raising=False)
-    assert settled(words, tmp_path / "none.yaml") is None
+    assert previous_exit_code(words, tmp_path / "none.yaml") is None
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    assert settled(words, tmp_path / "none.yaml") == left
+    assert previous_exit_code(words, tmp_path / "none.yaml") == left
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[]", '{"code": "2"}'])

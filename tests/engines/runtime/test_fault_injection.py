@@ -64,7 +64,7 @@ def test_every_point_is_in_the_code_once(repo_root):
 
 def test_without_the_variable_a_point_is_one_comparison():
     assert faults._faults is None
-    body = ast.parse(inspect.getsource(faults.at)).body[0]
+    body = ast.parse(inspect.getsource(faults.inject)).body[0]
     assert isinstance(body, ast.FunctionDef)
     # Behind the docstring there is only the question whether there are faults at all.
     assert [type(statement) for statement in body.body[1:]] == [ast.If]

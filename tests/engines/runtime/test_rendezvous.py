@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch.distributed as dist
 
-from engines.runtime.rendezvous import agree_on_name
+from engines.runtime.rendezvous import agree_on_run_id
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def store():
 def meeting(store, size, seconds=60.0):
     def one(rank):
         client = dist.TCPStore("127.0.0.1", store.port, is_master=False)
-        return agree_on_name(client, rank, size, seconds)
+        return agree_on_run_id(client, rank, size, seconds)
 
     with ThreadPoolExecutor(size) as pool:
         return list(pool.map(one, range(size)))
@@ -37,7 +37,7 @@ def test_nobody_settles_on_the_token_of_a_dead_one(store):
 
     def one(rank):
         client = dist.TCPStore("127.0.0.1", store.port, is_master=False)
-        found[rank] = agree_on_name(client, rank, 3, 60)
+        found[rank] = agree_on_run_id(client, rank, 3, 60)
 
     early = [threading.Thread(target=one, args=(rank,)) for rank in (0, 1)]
     for thread in early:
@@ -52,4 +52,4 @@ def test_nobody_settles_on_the_token_of_a_dead_one(store):
 
 def test_who_waits_in_vain_says_so(store):
     with pytest.raises(TimeoutError, match="rank 0 waited 1 s in vain for the other 1 to start"):
-        agree_on_name(store, 0, 2, 1.0)
+        agree_on_run_id(store, 0, 2, 1.0)

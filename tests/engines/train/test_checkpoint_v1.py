@@ -51,8 +51,8 @@ def test_a_run_continues_from_it(tiny_network, tiny_shards, tmp_path):
     trainer = Trainer(config, world, train, val)
     trainer.load_state(state)
     losses = []
-    while trainer.step < trainer.plan.total_steps:
+    while trainer.step < trainer.schedule.total_steps:
         trainer.train_step()
-        losses.append(trainer.take_meters()["loss"])
+        losses.append(trainer.pop_metrics()["loss"])
     assert losses == pytest.approx(LOSSES, rel=1e-2)
     assert trainer.validate().metrics["loss"] == pytest.approx(VALIDATION, rel=1e-2)

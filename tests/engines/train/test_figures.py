@@ -9,7 +9,7 @@ from dataio.shards.shard_set import ShardSet
 from engines.config.detector import parse_config
 from engines.runtime.distributed import World
 from engines.runtime.run_log import LogConfig, RunLog
-from engines.train.figures import Panels
+from engines.train.figures import RunFigures
 from engines.train.trainer import Trainer
 from engines.train.validate import to_pixels
 from tests.support import flags
@@ -58,7 +58,7 @@ def test_every_panel_is_drawn_and_can_be_read(trainer, tmp_path):
         log.write(
             {"kind": "train", "step": step, "loss": 2.0 / step, "generator_error": 0.5, "object_error": None}
         )
-    panels = Panels(tmp_path, trainer.config, trainer.train_set.labels, log)
+    panels = RunFigures(tmp_path, trainer.config, trainer.train_set.labels, log)
     panels.inputs(trainer.first_batch(), 0)
     panels.validation(trainer.validate(), 1)
     panels.curves()

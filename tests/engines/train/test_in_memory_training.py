@@ -41,7 +41,7 @@ def trained(trainer, until):
     found = []
     while trainer.step < until:
         trainer.train_step()
-        found.append((trainer.take_meters(), trainer.validate().metrics))
+        found.append((trainer.pop_metrics(), trainer.validate().metrics))
     return found
 
 
@@ -127,7 +127,7 @@ READING = ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__",
 def test_between_logs_a_step_never_reads_a_tensor_of_the_device(build, monkeypatch, changes):
     trainer = build(**changes)
     trainer.checks_every_step = False  # as on a GPU
-    thaws = trainer.plan.frozen_steps
+    thaws = trainer.schedule.frozen_steps
     found: list[str] = []
 
     def forbid(name: str) -> None:
@@ -150,7 +150,7 @@ def test_between_logs_a_step_never_reads_a_tensor_of_the_device(build, monkeypat
         for name, function in original.items():
             monkeypatch.setattr(torch.Tensor, name, function)
     assert found == []
-    assert trainer.take_meters()["loss"] > 0 and trainer.step == 5
+    assert trainer.pop_metrics()["loss"] > 0 and trainer.step == 5
 
 
 def test_the_probe_finds_what_waits(build):

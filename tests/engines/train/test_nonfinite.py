@@ -78,17 +78,17 @@ def test_it_stops_before_the_update_and_leaves_a_dump(build, fault, tmp_path, wh
 def test_skipping_leaves_no_trace_but_the_count(build, fault):
     trainer = build(train__nonfinite="skip")
     trainer.train_step()
-    trainer.take_meters()
+    trainer.pop_metrics()
     before = learnt(trainer)
     fault("nan@step.forward:step=1")
     trainer.train_step()
     assert differences(before, learnt(trainer)) == []
-    metrics = trainer.take_meters()
+    metrics = trainer.pop_metrics()
     assert metrics["skipped"] == 1 and metrics["grad_norm"] is None
     assert json.dumps(metrics, allow_nan=False)
     trainer.train_step()
     assert differences(before, learnt(trainer)) != []
-    metrics = trainer.take_meters()
+    metrics = trainer.pop_metrics()
     assert metrics["skipped"] == 1 and math.isfinite(metrics["loss"])
 
 
@@ -106,7 +106,7 @@ def test_a_run_that_skips_resumes_exactly(build, fault):
     whole, states = build(train__nonfinite="skip"), {}
     while whole.step < 8:
         whole.train_step()
-        whole.take_meters()
+        whole.pop_metrics()
         states[whole.step] = snapshot({"model": whole.model.state_dict(), **whole.state()})
     assert states[8]["skipped"] == 2
     for step in (1, 2, 4):
@@ -114,7 +114,7 @@ def test_a_run_that_skips_resumes_exactly(build, fault):
         again.load_state(states[step])
         while again.step < 8:
             again.train_step()
-            again.take_meters()
+            again.pop_metrics()
         assert differences(states[8], snapshot({"model": again.model.state_dict(), **again.state()})) == []
 
 
@@ -130,7 +130,7 @@ def test_more_than_the_cap_stop_the_run_with_the_weights_of_the_last_good_step(
     with pytest.raises(UserError, match=r"and 3 steps were not, more than train\.nonfinite_cap 2"):
         for _ in range(6):
             trainer.train_step()
-        trainer.take_meters()
+        trainer.pop_metrics()
     assert differences(before, learnt(trainer)) == []
 
 
@@ -167,7 +167,7 @@ def test_fp16_where_the_host_looks_later_nothing_is_updated_after_a_bad_step(bui
         trainer.train_step()
     assert differences(before, [p.detach() for p in trainer.model.parameters()]) == []
     with pytest.raises(UserError, match="step 2: the loss"):
-        trainer.take_meters()
+        trainer.pop_metrics()
 
 
 def test_the_step_has_no_look_at_the_device_where_it_may_not_wait(build, monkeypatch):

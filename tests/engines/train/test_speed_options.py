@@ -25,7 +25,7 @@ def losses(tiny_shards, repo_root):
         found = []
         for _ in range(5):
             trainer.train_step()
-            found.append(trainer.take_meters()["loss"])
+            found.append(trainer.pop_metrics()["loss"])
         return found
 
     return train

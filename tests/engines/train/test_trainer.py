@@ -34,7 +34,7 @@ def train(trainer, steps):
     losses = []
     for _ in range(steps):
         trainer.train_step()
-        losses.append(trainer.take_meters()["loss"])
+        losses.append(trainer.pop_metrics()["loss"])
     return losses
 
 
@@ -68,7 +68,7 @@ def test_where_the_host_does_not_wait_a_bad_update_is_masked_and_reported_later(
     trainer.train_step()
     assert all(torch.equal(a, b.detach()) for a, b in zip(before, trainer.model.parameters(), strict=True))
     with pytest.raises(UserError, match="step 2: the loss or its gradient is not finite"):
-        trainer.take_meters()
+        trainer.pop_metrics()
 
 
 def test_clipping_bounds_the_step(build):

@@ -105,7 +105,7 @@ LONG = {
 def test_a_run_with_the_option_differs_and_resumes_bit_for_bit(build, name):
     options = {**COMMON, **OPTIONS[name]}
     trainer, states = build(**options), {}
-    steps = trainer.plan.total_steps
+    steps = trainer.schedule.total_steps
     while trainer.step < steps:
         trainer.train_step()
         if trainer.step % 2 == 0:
@@ -144,11 +144,11 @@ def test_the_average_is_the_written_out_sum_and_is_what_is_judged(build):
         for name, value in cpu_state(trainer.model).items():
             if name in average:
                 average[name] = decay * average[name] + (1 - decay) * value.double()
-    found = cpu_state(trainer.judged)
+    found = cpu_state(trainer.eval_model)
     for name, value in average.items():
         torch.testing.assert_close(found[name].double(), value, rtol=1e-5, atol=1e-6)
     judged, raw = trainer.validate().metrics, build().validate().metrics
-    assert trainer.judged is not trainer.model and judged != raw
+    assert trainer.eval_model is not trainer.model and judged != raw
 
 
 def test_plateau_cuts_as_torchs_scheduler_does(build):
@@ -168,7 +168,7 @@ def test_plateau_cuts_as_torchs_scheduler_does(build):
 
 def test_early_stopping_waits_for_its_epochs_and_then_for_an_improvement(build):
     trainer = build(train__early_stop=2, train__early_stop_after=1.0, train__early_stop_threshold=0.1)
-    per_epoch = trainer.plan.steps_per_epoch
+    per_epoch = trainer.schedule.steps_per_epoch
     seen = []
     for epoch, score in enumerate([0.1, 0.5, 0.49, 0.3, 0.29, 0.28], start=1):
         trainer.step = epoch * per_epoch
@@ -188,7 +188,7 @@ def test_frozen_epochs_leave_the_backbone_alone_and_then_do_not(build):
     trainer = build(
         train__steps=6, train__frozen_epochs=3 / 7, optim__frozen_lr=0.03, optim__warmup=0, optim__lr=0.002
     )
-    assert trainer.plan.frozen_steps == 3
+    assert trainer.schedule.frozen_steps == 3
     start, rates = cpu_state(trainer.model), []
     for _ in range(3):
         trainer.train_step()
