@@ -192,10 +192,10 @@ class _Run:
             write_text(self.folder / "config.yaml", to_yaml(config))
         val = len(trainer.val_set) if trainer.val_set else 0
         self.say(
-            f"{self.folder}: {config.model.backbone}, {len(trainer.train_set)} training and {val} validation "
-            f"images, {schedule.total_steps} steps of {config.train.global_batch} ({schedule.steps_per_epoch} per epoch, the last "
-            f"{trainer.order.dropped} images of each epoch dropped), {self.world.size} x {self.world.device.type}, "
-            f"{trainer.precision}"
+            f"{self.folder}: {config.model.backbone}, {len(trainer.train_set)} training and {val} validation images, "
+            f"{schedule.total_steps} steps of {config.train.global_batch} ({schedule.steps_per_epoch} per epoch, the "
+            f"last {trainer.order.dropped} images of each epoch dropped), {self.world.size} x "
+            f"{self.world.device.type}, {trainer.precision}"
         )
         if trainer.weight_report is not None:
             self.say(f"{config.model.weights}: {trainer.weight_report}; all names are in weights.txt")

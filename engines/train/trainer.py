@@ -328,7 +328,7 @@ class Trainer:
     # ---- validation -----------------------------------------------------------------
 
     @property
-    def judged(self) -> DualHead:
+    def eval_model(self) -> DualHead:
         """The network that is validated and kept as best: the averaged one where there is one."""
         if self.average is not None:
             assert isinstance(self.average.module, DualHead)
@@ -340,7 +340,7 @@ class Trainer:
         assert self.val_set is not None
         with self._autocast():
             return validate(
-                self.judged,
+                self.eval_model,
                 self.val_set,
                 self.config,
                 self.world,
