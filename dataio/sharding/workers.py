@@ -1,7 +1,6 @@
 """Writing many shards at once, and saying how far it is."""
 
 import concurrent.futures
-import ctypes
 import multiprocessing
 import os
 import signal
@@ -15,6 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from dataio.core.errors import UserError
+from dataio.core.parent_process import die_with_parent
 from dataio.sharding.plan import Plan, ShardTask
 from dataio.sharding.writer import write_shard
 from dataio.sources.source import Source
@@ -27,10 +27,8 @@ def default_workers() -> int:
 
 
 def _start_worker(output: Path, plan: Plan, source: Source, label: str) -> None:
-    # No worker outlives its parent, however that dies; Ctrl-C is the parent's to handle.
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() == 1:
-        os._exit(1)
+    die_with_parent(signal.SIGKILL)
+    # The parent handles Ctrl-C.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _worker.update(output=output, plan=plan, source=source, label=label)
 

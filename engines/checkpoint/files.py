@@ -172,7 +172,7 @@ class CheckpointFolder:
         except OSError as error:
             raise UserError(
                 f"{self.folder}: checkpoints cannot be written there ({error.strerror}); make it writable, free "
-                "space, or choose another --run.dir"
+                "space, or choose another run.dir"
             ) from None
 
     def load_newest(self, warn: Callable[[str], None]) -> dict[str, Any] | None:
@@ -190,7 +190,7 @@ class CheckpointFolder:
         if steps:
             raise UserError(
                 f"{self.folder}: all {len(steps)} checkpoints are damaged; "
-                "start again with --resume none and another --run.dir"
+                "start again with resume none and another run.dir"
             )
         return None
 

@@ -5,6 +5,8 @@ from typing import Any
 
 import yaml
 
+from dataio.core.errors import UserError
+
 # Keys that may change between a run and its continuation without changing its result
 # (on the data side: the folder may move, its content may not; see Trainer).
 FREE_KEYS = frozenset(
@@ -75,6 +77,22 @@ def changed_keys(
     old = {**flatten(to_dict(type(current)())), **flatten(stored)}
     new = flatten(to_dict(current))
     return [(key, old[key], new.get(key)) for key in old if key not in free and old[key] != new.get(key)]
+
+
+def refuse_changed_keys(stored: dict[str, Any], current: Any, free: frozenset[str] = FREE_KEYS) -> None:
+    """Check that a continuation has the configuration of the run's start.
+
+    Raises:
+        UserError: a key that is not `free` has another value; names the first ones.
+    """
+    changes = changed_keys(stored, current, free)
+    if changes:
+        (key, old, new), *others = changes
+        more = f" (and {len(others)} more: {', '.join(name for name, *_ in others[:5])})" if others else ""
+        raise UserError(
+            f"{key} is {new!r}, but this run was started with {old!r}{more}: that would change its result; "
+            "use the old value or another run.dir"
+        )
 
 
 def to_yaml(config: Any) -> str:

@@ -6,15 +6,16 @@ end in one table. A grid that is killed continues where it was: finished runs ar
 """
 
 import csv
-import ctypes
 import io
 import itertools
 import json
+import os
 import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,6 +24,7 @@ import yaml
 
 from dataio.core.atomic import write_text
 from dataio.core.errors import UserError
+from dataio.core.parent_process import die_with_parent
 from engines.checkpoint.files import CheckpointFolder
 from engines.runtime.command import Stopped
 from engines.runtime.paths import ROOT, find_config
@@ -182,7 +184,11 @@ def _call(words: list[str], log: Path, mode: str) -> int:
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, mode) as file:
         child = subprocess.Popen(
-            [sys.executable, *words], stdout=file, stderr=subprocess.STDOUT, preexec_fn=_end_with_parent
+            [sys.executable, *words],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            # A training that outlived a killed grid would block the next; on SIGTERM torchrun's workers save.
+            preexec_fn=partial(die_with_parent, signal.SIGTERM, os.getpid()),
         )
 
         def hand_on(number: int, frame: FrameType | None) -> None:
@@ -198,12 +204,6 @@ def _call(words: list[str], log: Path, mode: str) -> int:
     if asked:
         raise Stopped(signal.Signals(asked[0]).name)
     return code
-
-
-def _end_with_parent() -> None:
-    # A training that outlived a killed grid would stand in the way of the next one. SIGTERM,
-    # on which torchrun ends its workers and they save.
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM, 0, 0, 0)
 
 
 def _failure(folder: Path) -> str:

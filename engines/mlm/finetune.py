@@ -33,9 +33,8 @@ from engines.mlm.resume import (
     steps_of,
 )
 from engines.mlm.trainer import FinetuneTrainer, RunCallback
-from engines.runtime.command import EXIT_RUN_AGAIN, EXIT_USER_ERROR, verdict_in_file
+from engines.runtime.command import EXIT_RUN_AGAIN
 from engines.runtime.distributed import (
-    FolderLock,
     StopRequest,
     World,
     init_distributed,
@@ -43,7 +42,7 @@ from engines.runtime.distributed import (
     on_rank0,
     shutdown_distributed,
 )
-from engines.runtime.exit_file import EXIT, write_exit
+from engines.runtime.run_folder import Outcome, run_in_folder
 from engines.runtime.run_log import RunLog
 from models.detector.flops import peak_flops
 from models.tinyllava.checkpoint import load_tinyllava, open_model_folder, save_tinyllava
@@ -62,22 +61,15 @@ def run_finetuning(config: FinetuneConfig) -> int:
     """
     world = start_deepspeed()
     folder = Path(config.run.dir)
-    code, message, reason, lock = 1, "a programming error; see the log", "", None
-    try:
-        lock = on_all_ranks(world, lambda: _claim(folder) if world.is_main else None)
-        code, message, reason = _finetune(config, world, folder)
+
+    def run() -> Outcome:
+        outcome = _finetune(config, world, folder)
         shutdown_distributed(world)  # the others need not wait while rank 0 answers
-        if code == 0 and world.is_main and config.evaluate.benchmarks:
+        if outcome.code == 0 and world.is_main and config.evaluate.benchmarks:
             answer_benchmarks(config, folder, world.device)
-        return code
-    except UserError as error:
-        code, message = EXIT_USER_ERROR, str(error)
-        raise
-    finally:
-        if world.is_main and lock is not None:
-            write_exit(folder, code, message, reason)
-            lock.release()
-        shutdown_distributed(world)
+        return outcome
+
+    return run_in_folder(folder, world, run)
 
 
 def start_deepspeed() -> World:
@@ -113,19 +105,6 @@ def _stand_alone_environment() -> None:
     )
 
 
-def _claim(folder: Path) -> FolderLock:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FolderLock(folder)
-        (folder / EXIT).unlink(missing_ok=True)
-        # A batch script removes it itself, and may have been warned since.
-        if not verdict_in_file():
-            (folder / "stop").unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"--run.dir {folder}: cannot be written ({error.strerror}); choose another") from None
-    return lock
-
-
 def _base_model(config: FinetuneConfig, folder: Path) -> None:
     """Random weights are made once and kept, so that every stage and restart begins alike."""
     base = folder / "base"
@@ -136,7 +115,7 @@ def _base_model(config: FinetuneConfig, folder: Path) -> None:
         config.model.weights = str(base)
 
 
-def _finetune(config: FinetuneConfig, world: World, folder: Path) -> tuple[int, str, str]:
+def _finetune(config: FinetuneConfig, world: World, folder: Path) -> Outcome:
     settings = on_all_ranks(world, lambda: zero.read_deepspeed(config.deepspeed))
     stage = zero.stage_of(settings)
     precision = on_all_ranks(world, lambda: resolve_mlm_precision(config.model.precision, world.device))
@@ -220,12 +199,14 @@ def _finetune(config: FinetuneConfig, world: World, folder: Path) -> tuple[int, 
     if callback.stopped:
         callback.stop.clear_file()
         reason = callback.stop.reason
-        return EXIT_RUN_AGAIN, f"stopped at step {last} ({reason}); the same command continues", reason
+        return Outcome(
+            EXIT_RUN_AGAIN, f"stopped at step {last} ({reason}); the same command continues", reason
+        )
     chosen = Path(best) if best else checkpoints / f"checkpoint-{last}"
     on_rank0(world, lambda: write_model(config, chosen, folder, processor, precision))
     if world.is_main:
         _say_end(callback.losses, chosen, folder)
-    return 0, f"finished {last} steps", ""
+    return Outcome(0, f"finished {last} steps")
 
 
 def _accumulation(config: FinetuneConfig, size: int) -> int:

@@ -8,8 +8,9 @@ from typing import Any
 
 from dataio.core.errors import UserError
 from engines.config.mlm import FINETUNE_FREE_KEYS, FinetuneConfig
-from engines.config.values import changed_keys
+from engines.config.values import refuse_changed_keys
 from engines.mlm.trainer import COMPLETE_FILE
+from engines.runtime.run_folder import refuse_to_start_over
 
 PREFIX = "checkpoint-"
 
@@ -32,17 +33,15 @@ def find_checkpoint(config: FinetuneConfig, folder: Path) -> Path | None:
     """
     steps = steps_of(folder)
     if config.resume == "none":
-        if steps:
-            raise UserError(
-                f"--resume none: {folder} holds checkpoints up to step {steps[-1]}; choose another --run.dir, "
-                "remove them, or use --resume auto"
-            )
+        refuse_to_start_over(folder, steps)
         return None
     if config.resume == "auto":
         return folder / f"{PREFIX}{steps[-1]}" if steps else None
     path = Path(config.resume)
     if not (path / COMPLETE_FILE).is_file():
-        raise UserError(f"--resume {path}: not a complete checkpoint; expected RUN/checkpoints/{PREFIX}N")
+        raise UserError(
+            f"not a complete checkpoint; expected RUN/checkpoints/{PREFIX}N", field="resume", value=path
+        )
     return path
 
 
@@ -66,14 +65,7 @@ def check_same_finetuning(config: FinetuneConfig, mark: dict[str, Any], now: dic
     Args:
         now: stage, precision and data of this start, as in the mark.
     """
-    changes = changed_keys(mark["config"], config, FINETUNE_FREE_KEYS | {"deepspeed"})
-    if changes:
-        key, old, new = changes[0]
-        more = f" (and {len(changes) - 1} more)" if len(changes) > 1 else ""
-        raise UserError(
-            f"{key} is {new!r}, but this run was started with {old!r}{more}: that would change its result; use "
-            "the old value or another --run.dir"
-        )
+    refuse_changed_keys(mark["config"], config, FINETUNE_FREE_KEYS | {"deepspeed"})
     if mark["stage"] != now["stage"]:
         raise UserError(
             f"deepspeed {config.deepspeed} is ZeRO-{now['stage']}, but the checkpoint was written by "
@@ -86,7 +78,7 @@ def check_same_finetuning(config: FinetuneConfig, mark: dict[str, Any], now: dic
         )
     if mark["data"] != now["data"]:
         raise UserError(
-            "data.conversations: not those the run was started with; use those or another --run.dir"
+            "data.conversations: not those the run was started with; use those or another run.dir"
         )
 
 

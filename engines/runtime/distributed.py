@@ -1,11 +1,8 @@
-"""Processes: joining the others, agreeing with them, stopping together, never outliving."""
+"""The processes of a run: joining them, raising errors on all, stopping all after the same step."""
 
-import ctypes
 import datetime
-import fcntl
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,12 +14,11 @@ import torch
 import torch.distributed as dist
 
 from dataio.core.errors import UserError
+from dataio.core.parent_process import die_with_parent
 from engines.runtime.command import SharedError
 from engines.runtime.rendezvous import agree_on_run_id, run_store
 
 T = TypeVar("T")
-LOCK_WAIT_SECONDS = 60.0
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -54,18 +50,13 @@ class World:
 
 
 def die_with_launcher() -> None:
-    """Ask the kernel to kill this process when torchrun dies, however it dies.
+    """Under torchrun: let the kernel kill this process when torchrun ends, however it ends.
 
-    A worker that outlived its launcher would race the next run on the same folder. Only
-    under torchrun: a process started by hand may outlive its shell (nohup).
+    A worker that outlived its launcher would write into the same folder as the next run. A
+    process started by hand may outlive its shell (nohup).
     """
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
-    if os.getppid() == 1:  # it died before the call
-        os.kill(os.getpid(), signal.SIGKILL)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        die_with_parent(signal.SIGKILL)
 
 
 def init_distributed(timeout_minutes: float = 30.0) -> World:
@@ -108,15 +99,15 @@ def on_all_ranks(world: World, work: Callable[[], T]) -> T:
     try:
         result = work()
     except UserError as error:
-        problem = str(error)
-    problems: list[str | None] = [problem]
+        problem = (error.message, error.field, None if error.value is None else str(error.value))
+    problems: list[tuple[str, str, str | None] | None] = [problem]
     if world.distributed:
         problems = [None] * world.size
         dist.all_gather_object(problems, problem)
-    for rank, found in enumerate(problems):
-        if found is not None:
-            others = "" if rank == 0 else f" (rank {rank})"
-            raise SharedError(f"{found}{others}")
+    for rank, raised in enumerate(problems):
+        if raised is not None:
+            message, field, value = raised
+            raise SharedError(message if rank == 0 else f"{message} (rank {rank})", field=field, value=value)
     return result  # type: ignore[return-value]
 
 
@@ -128,36 +119,6 @@ def on_rank0(world: World, work: Callable[[], T]) -> T:
         dist.broadcast_object_list(box, src=0)
         result = box[0]
     return result  # type: ignore[return-value]
-
-
-class FolderLock:
-    """An exclusive lock on a run folder, held until the process ends.
-
-    Raises:
-        UserError: another run held it for `LOCK_WAIT_SECONDS`.
-    """
-
-    def __init__(self, folder: Path, wait_seconds: float = LOCK_WAIT_SECONDS) -> None:
-        self._file = open(folder / ".lock", "a+")  # noqa: SIM115 (held open on purpose)
-        deadline = time.monotonic() + wait_seconds
-        while True:
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    self._file.seek(0)
-                    holder = self._file.read().strip() or "an unknown process"
-                    raise UserError(
-                        f"{folder}: another run is using this folder ({holder}); stop it or choose another --run.dir"
-                    ) from None
-                time.sleep(0.2)
-        self._file.truncate(0)
-        self._file.write(f"pid {os.getpid()} on {socket.gethostname()}")
-        self._file.flush()
-
-    def release(self) -> None:
-        self._file.close()
 
 
 class StopRequest:

@@ -2,7 +2,6 @@
 
 import gc
 import json
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -20,18 +19,17 @@ from engines.checkpoint.async_saver import Saver, snapshot
 from engines.config.detector import Config, parse_range
 from engines.config.values import to_dict, to_yaml
 from engines.runtime import fault_injection as faults
-from engines.runtime.command import EXIT_RUN_AGAIN, EXIT_USER_ERROR, verdict_in_file
+from engines.runtime.command import EXIT_RUN_AGAIN
 from engines.runtime.distributed import (
-    FolderLock,
     StopRequest,
     World,
     init_distributed,
     on_all_ranks,
     on_rank0,
-    shutdown_distributed,
 )
-from engines.runtime.exit_file import EXIT, write_exit
+from engines.runtime.exit_file import write_exit
 from engines.runtime.profiler import StepProfile
+from engines.runtime.run_folder import Outcome, run_in_folder
 from engines.runtime.run_log import RunLog
 from engines.runtime.watchdog import HangWatchdog, LostRankError, is_lost_connection
 from engines.train.open_data import ensure_shards, open_sets
@@ -54,40 +52,10 @@ def run_training(config: Config) -> int:
     """
     world = init_distributed()
     folder = Path(config.run.dir)
-    code, message, reason, lock = 1, "a programming error; see the log", "", None
-    try:
-        # Rank 0 takes the lock and the others wait; on_all_ranks, not on_rank0: it cannot be sent.
-        lock = on_all_ranks(world, lambda: _claim(folder) if world.is_main else None)
-        code, message, reason = _train(config, world, folder)
-        return code
-    except UserError as error:
-        code, message = EXIT_USER_ERROR, str(error)
-        raise
-    except LostRankError as error:
-        message = f"{error}; run the same command to continue"
-        print(f"error: {message}", file=sys.stderr, flush=True)
-        return code
-    finally:
-        if world.is_main and lock is not None:
-            write_exit(folder, code, message, reason)
-            lock.release()
-        shutdown_distributed(world)
+    return run_in_folder(folder, world, lambda: _train(config, world, folder))
 
 
-def _claim(folder: Path) -> FolderLock:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FolderLock(folder)
-        (folder / EXIT).unlink(missing_ok=True)
-        # A batch script removes it itself, and may have been warned since.
-        if not verdict_in_file():
-            (folder / "stop").unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"--run.dir {folder}: cannot be written ({error.strerror}); choose another") from None
-    return lock
-
-
-def _train(config: Config, world: World, folder: Path) -> tuple[int, str, str]:
+def _train(config: Config, world: World, folder: Path) -> Outcome:
     on_rank0(world, lambda: ensure_shards(config))
     train_set, val_set = on_all_ranks(world, lambda: open_sets(config))
     audited = partial(audit_line, config.data.shards, required=config.data.require_audit)
@@ -105,7 +73,7 @@ def _train(config: Config, world: World, folder: Path) -> tuple[int, str, str]:
         trainer.load_state(state)
     run = _Run(config, world, folder, store, trainer, state, profile)
     code, message = run.to_the_end()
-    return code, message, run.stop.reason if code == EXIT_RUN_AGAIN else ""
+    return Outcome(code, message, run.stop.reason if code == EXIT_RUN_AGAIN else "")
 
 
 class _Run:

@@ -8,9 +8,10 @@ from dataio.loading.loader import resamples
 from dataio.shards.shard_set import ShardSet, label_mismatch
 from engines.checkpoint import files as checkpoints
 from engines.config.detector import Config
-from engines.config.values import FREE_KEYS, changed_keys
+from engines.config.values import FREE_KEYS, refuse_changed_keys
 from engines.runtime.distributed import World
 from engines.runtime.precision import resolve_precision
+from engines.runtime.run_folder import refuse_to_start_over
 from engines.train.schedule import data_fingerprint
 
 
@@ -18,17 +19,15 @@ def find_state(config: Config, world: World, store: checkpoints.CheckpointFolder
     if world.is_main:
         store.prepare()
     if config.resume == "none":
-        if store.steps():
-            raise UserError(
-                f"--resume none: {store.folder} holds checkpoints up to step {store.steps()[-1]}; "
-                "choose another --run.dir, remove them, or use --resume auto"
-            )
+        refuse_to_start_over(store.folder, store.steps())
         return None
     if config.resume != "auto":
         state = checkpoints.load(config.resume)
         if "optimizer" not in state:
             raise UserError(
-                f"--resume {config.resume}: has weights only; resume from a file in RUN/checkpoints/"
+                "has weights only; resume from a file in RUN/checkpoints/",
+                field="resume",
+                value=config.resume,
             )
         return state
 
@@ -44,28 +43,17 @@ def check_same_run(config: Config, world: World, state: dict[str, Any], train_se
     free = FREE_KEYS
     if not any(resamples(train_set, config.data, train) for train in (True, False)):
         free |= {"data.resident"}  # the same pixels, however they come
-    changes = changed_keys(state["config"], config, free)
-    if changes:
-        key, old, new = changes[0]
-        more = (
-            f" (and {len(changes) - 1} more: {', '.join(c[0] for c in changes[1:6])})"
-            if len(changes) > 1
-            else ""
-        )
-        raise UserError(
-            f"{key} is {new!r}, but this run was started with {old!r}{more}: that would change its result; "
-            "use the old value or another --run.dir"
-        )
+    refuse_changed_keys(state["config"], config, free)
     mismatch = label_mismatch(state["labels"], train_set.labels)
     if mismatch:
         raise UserError(
             f"the checkpoint's {mismatch} ({train_set.folder}); use the shards the run was started with or "
-            "another --run.dir"
+            "another run.dir"
         )
     if state["data"] != data_fingerprint(train_set):
         raise UserError(
             f"data.shards {train_set.folder}: its training shards are not those the run was started with; "
-            "use those or another --run.dir"
+            "use those or another run.dir"
         )
     precision = resolve_precision(config.train.precision, world.device)
     if state["precision"] != precision:

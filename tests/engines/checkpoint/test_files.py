@@ -72,7 +72,7 @@ def test_a_folder_that_cannot_be_written_is_an_error_before_the_first_step(tmp_p
 def test_all_damaged_is_refused(folder):
     for step in folder.steps():
         folder.path(step).write_bytes(b"PK")
-    with pytest.raises(UserError, match="all 2 checkpoints are damaged; start again with --resume none"):
+    with pytest.raises(UserError, match="all 2 checkpoints are damaged; start again with resume none"):
         folder.load_newest(lambda text: None)
 
 
