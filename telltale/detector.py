@@ -28,7 +28,7 @@ from telltale.images import ImageLike, as_inputs
 from telltale.results import ImagePrediction, Predictions
 
 if TYPE_CHECKING:
-    from engines.predict.detector import Seen
+    from engines.predict.detector import Prediction
 
 
 def load(path_or_run: str | PathLike[str], *, batch: int | None = None) -> "ImageDetector":
@@ -141,11 +141,11 @@ class ImageDetector:
         """
         score = self._score(target)
         path, encoded = self._prepare(image)
-        (answer,) = self._detector.see([encoded])
+        (answer,) = self._detector.predict([encoded])
         if isinstance(answer, Undecodable):
             raise UserError(f"{path}: not a readable image ({answer})")
         maps = grad_cams(self._detector.model, answer.pixels.clone(), score)
-        picture = self._detector.picture(answer)
+        picture = self._detector.input_picture(answer)
         return ImageExplanation(
             prediction=_to_prediction(path, answer),
             target=target,
@@ -182,7 +182,7 @@ class ImageDetector:
             raise UserError(f"{given.path}: not a readable image ({one_line(error)})") from None
 
 
-def _to_prediction(path: str, answer: "Seen") -> ImagePrediction:
+def _to_prediction(path: str, answer: "Prediction") -> ImagePrediction:
     return ImagePrediction(
         path=path,
         verdict=answer.verdict,

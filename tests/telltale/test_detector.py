@@ -127,7 +127,7 @@ def test_explanations_are_grad_cams(run, detector, photos, pixels):
         target: detector.explain(photos / "a.png", target) for target in ("fake", "real", "adm", "cat")
     }
     engine = Detector(run)
-    (answer,) = engine.see([engine.prepare((photos / "a.png").read_bytes())])
+    (answer,) = engine.predict([engine.prepare((photos / "a.png").read_bytes())])
     assert not isinstance(answer, Undecodable)
     heats = {"fake": True, "real": False}
     for target, fake in heats.items():
