@@ -15,8 +15,8 @@ RUN apt-get update \
 WORKDIR /telltale
 # The packages first: they change less often than the code.
 COPY setup.cfg pyproject.toml constraints.txt README.md LICENSE Makefile ./
-RUN mkdir dataio models engines launch \
-    && touch dataio/__init__.py models/__init__.py engines/__init__.py launch/__init__.py \
+RUN mkdir dataio models engines launch telltale \
+    && touch dataio/__init__.py models/__init__.py engines/__init__.py launch/__init__.py telltale/__init__.py \
     && python -m venv .venv \
     && .venv/bin/pip install --no-cache-dir --constraint constraints.txt --editable ".[test]"
 COPY . .

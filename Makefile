@@ -12,13 +12,14 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 
 .DELETE_ON_ERROR:
-.PHONY: help venv quickstart test test-slow lint clean
+.PHONY: help venv quickstart test test-slow lint docs clean
 
 help:
 	@echo "make quickstart  install, draw a small data set, shard it, train, evaluate (results in $(RUN)/)"
 	@echo "make test        install and run the tests (under 15 minutes on two cores)"
 	@echo "make test-slow   run the longer tests, which CI runs too (half an hour)"
-	@echo "make lint        ruff and mypy"
+	@echo "make lint        ruff, mypy and the import contract"
+	@echo "make docs        build the documentation site into site/; warnings are errors"
 	@echo "make venv        install only, into $(VENV)/"
 	@echo "make clean       remove caches; $(VENV)/, data/ and runs/ stay"
 	@echo "PYTHON=python3.12 make ... chooses the interpreter (Python 3.11 or newer)"
@@ -28,12 +29,12 @@ venv: $(STAMP)
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	@command -v "$(PYTHON)" >/dev/null || { echo "error: $(PYTHON) not found: install Python 3.11 or newer, or name one with PYTHON=/path/to/python3 make ..." >&2; exit 2; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is $$("$(PYTHON)" --version 2>&1), telltale needs Python 3.11 or newer: name one with PYTHON=python3.12 make ..." >&2; exit 2; }
-	@# What is there is reused, unless it does not run (moved, half made, its Python gone).
+	@# A working environment is kept; a moved or incomplete one is made again.
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable ".[test,dev]"
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable ".[test,dev,docs]"
 	@touch $@
 
-# Processes: one for each GPU, else 2, as far as that number divides the micro-batches of a step.
+# One process for each GPU, else 2; fewer where that number does not divide the micro-batches of a step.
 quickstart: $(STAMP)
 	@processes=$$($(BIN)/python -c 'import torch, yaml; t = yaml.safe_load(open("configs/quickstart.yaml"))["train"]; m = t["global_batch"] // t["micro_batch"]; print(max(n for n in range(1, min(m, torch.cuda.device_count() or 2) + 1) if m % n == 0))'); \
 	echo "training with $$processes processes"; \
@@ -50,7 +51,11 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m mypy
+	$(BIN)/lint-imports
+
+docs: $(STAMP)
+	$(BIN)/mkdocs build --strict --quiet
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
