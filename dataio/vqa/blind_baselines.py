@@ -1,9 +1,9 @@
-"""What a benchmark's questions give away without their images.
+"""Image-blind baselines: how well a benchmark can be answered without its images.
 
-A rule answers from the text alone. Its score is an expectation (ties are broken evenly), so
-that nothing here is random. The reference's multiple-choice benchmark is solved to 81 % by
-its longest option; these rules are printed beside every score, and a benchmark of ours that
-one of them beats chance on is not written.
+Each baseline answers from the question's text alone. Its score is an expected accuracy (ties
+are split evenly), so nothing here is random. Choosing the longest option answers 81 % of the
+reference's multiple-choice benchmark. The baselines are therefore reported beside every score,
+and `dataio.vqa.questions` refuses to write a benchmark on which one of them beats chance.
 """
 
 import re
@@ -25,7 +25,7 @@ VqaItem = Mapping[str, Any]
 
 
 def kind_of(item: VqaItem) -> str:
-    """The kind of question: by its answer, since the reference's items do not say."""
+    """The kind of question, decided by its answer: the reference's items have no field for it."""
     truth = str(item["ground_truth"])
     if truth in ("Real", "Fake"):
         return TRUE_FALSE
@@ -33,39 +33,42 @@ def kind_of(item: VqaItem) -> str:
 
 
 def options_of(item: VqaItem) -> dict[str, str]:
-    """The options in a question's text, by letter; empty where there are none."""
+    """The options in a question's text, by letter; empty if it has none."""
     return dict(_OPTION.findall(str(item["question"])))
 
 
 def label_in_text(text: str, *, first: bool = False) -> str:
-    """Give "Fake" or "Real" where the first sentence with a verdict names exactly one, else "".
+    """The label that a text states: "Fake", "Real", or "" if it is missing or ambiguous.
+
+    Only the first sentence that names a label counts. Synonyms ("synthetic", "genuine") and
+    negations ("not real") are understood.
 
     Args:
-        first: take the first one named even where the other follows, as in an option's
-            reasons ("The image is artificial: real cameras are not black").
+        first: take the first label of that sentence even if the other one follows, as in an
+            option with a reason ("The image is artificial: real cameras are not black").
     """
     for sentence in re.split(r"(?<=[.!?])\s+|\n", text):
-        found = []
+        labels = []
         for negation, word in _WORD.findall(sentence):
             fake = re.fullmatch(_FAKE, word, re.IGNORECASE) is not None
-            found.append("Fake" if fake != bool(negation) else "Real")
-        if found:
-            return found[0] if first or len(set(found)) == 1 else ""
+            labels.append("Fake" if fake != bool(negation) else "Real")
+        if labels:
+            return labels[0] if first or len(set(labels)) == 1 else ""
     return ""
 
 
 def expected_correct(item: VqaItem, choices: Sequence[str]) -> float:
-    """Chance of the right answer when one of `choices` is taken at random."""
+    """Probability of the right answer when one of `choices` is drawn uniformly."""
     return choices.count(str(item["ground_truth"])) / len(choices) if choices else 0.0
 
 
 def blind_scores(items: Sequence[VqaItem]) -> dict[str, float]:
-    """Accuracy of each blind rule over items of one kind, by name.
+    """Accuracy of each image-blind baseline over items of one kind, by name.
 
-    true_false: always_fake, always_real, and by_wording (the answer most common among the
-    other items of the same wording). multiple_choice: longest_option, shortest_option,
-    most_common_letter, and always_fake and always_real, which take any option of that
-    verdict. open: none.
+    true_false: always_fake, always_real, and by_wording (the most common answer among the
+    other items with the same wording). multiple_choice: longest_option, shortest_option,
+    most_common_letter, and always_fake and always_real, which choose any option with that
+    label. open: none.
     """
     if not items:
         return {}
@@ -82,10 +85,10 @@ def blind_scores(items: Sequence[VqaItem]) -> dict[str, float]:
         rules = {
             "longest_option": lambda item: _by_length(item, max),
             "shortest_option": lambda item: _by_length(item, min),
-            # Any of the most common letters is as common: no tie to break.
+            # Equally common letters have the same accuracy, so any of them will do.
             "most_common_letter": lambda item: [top[0]],
-            "always_fake": lambda item: _of_verdict(item, "Fake"),
-            "always_real": lambda item: _of_verdict(item, "Real"),
+            "always_fake": lambda item: _with_label(item, "Fake"),
+            "always_real": lambda item: _with_label(item, "Real"),
         }
     else:
         return {}
@@ -96,26 +99,26 @@ def blind_scores(items: Sequence[VqaItem]) -> dict[str, float]:
 
 
 def chance_of(items: Sequence[VqaItem]) -> float:
-    """Accuracy of a guess among the options, over items of one kind."""
+    """Expected accuracy of a uniform guess among the options, over items of one kind."""
     if kind_of(items[0]) == TRUE_FALSE:
         return 0.5
     return sum(1 / len(options_of(item)) for item in items) / len(items)
 
 
 def baselines_above_chance(items: Sequence[VqaItem]) -> list[tuple[str, float, float]]:
-    """(rule, its accuracy, chance) of the rules that beat chance significantly.
+    """(baseline, its accuracy, chance) of each baseline significantly better than chance.
 
-    One-sided exact binomial test at `SIGNIFICANCE`; empty for a benchmark that cannot be gamed so.
+    One-sided exact binomial test at level `SIGNIFICANCE`. Empty for a sound benchmark.
     """
     if not items or kind_of(items[0]) == OPEN:
         return []
     chance, count = chance_of(items), len(items)
-    found = []
+    better = []
     for rule, accuracy in blind_scores(items).items():
         right = int(accuracy * count + 1e-9)
         if binomtest(right, count, chance, alternative="greater").pvalue < SIGNIFICANCE:
-            found.append((rule, accuracy, chance))
-    return found
+            better.append((rule, accuracy, chance))
+    return better
 
 
 def _by_length(item: VqaItem, extreme: Callable[..., int]) -> list[str]:
@@ -124,8 +127,8 @@ def _by_length(item: VqaItem, extreme: Callable[..., int]) -> list[str]:
     return [letter for letter, text in options.items() if len(text) == length]
 
 
-def _of_verdict(item: VqaItem, verdict: str) -> list[str]:
-    return [letter for letter, text in options_of(item).items() if label_in_text(text, first=True) == verdict]
+def _with_label(item: VqaItem, label: str) -> list[str]:
+    return [letter for letter, text in options_of(item).items() if label_in_text(text, first=True) == label]
 
 
 def _by_wording(items: Sequence[VqaItem]) -> Callable[[VqaItem], Sequence[str]]:
@@ -133,8 +136,8 @@ def _by_wording(items: Sequence[VqaItem]) -> Callable[[VqaItem], Sequence[str]]:
 
     def rule(item: VqaItem) -> Sequence[str]:
         question, truth = str(item["question"]), str(item["ground_truth"])
-        # Without the item itself, whose answer the rule must not have seen; that makes the
-        # other answer one more common where both are as common, which is no reason to give it.
+        # Leave one out: the item's own answer must not count. Where both answers are equally
+        # common, leaving it out puts the wrong one ahead by 1, so a lead of 1 counts as a tie.
         scores = {a: counts[question, a] - (a == truth) for a in ("Fake", "Real")}
         return [answer for answer, count in scores.items() if count >= max(scores.values()) - 1]
 

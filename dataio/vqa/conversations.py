@@ -1,8 +1,8 @@
-"""Finetuning conversations: LLaVA's JSON beside a folder of images, or in WebDataset tars.
+"""Finetuning conversations: LLaVA's JSON with a folder of images, or WebDataset tars.
 
 A sample is {"id", "image" (absent for text alone), "conversations": [{"from": "human" |
-"gpt", "value"}, ...]}. Whatever does not fit is rejected by name with the reason; nothing is
-mended silently.
+"gpt", "value"}, ...]}. An invalid sample is rejected with its id and the reason; nothing is
+fixed silently.
 """
 
 import io
@@ -18,12 +18,12 @@ from typing import Any
 
 from PIL import Image
 
-from dataio.core.errors import UserError
+from dataio.core.errors import UserError, one_line, reason_of
 from dataio.shards.tar_reader import safe_members
 
 IMAGE_PLACEHOLDER = "<image>"
 _ASKS, _ANSWERS = ("human", "user"), ("gpt", "assistant")
-_MEMBERS_KEPT = 64  # tars whose list of members is remembered, in each process
+_MEMBERS_KEPT = 64  # tars whose member list each process caches
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Conversation:
     Attributes:
         id: unique in its set. image: an absolute path, "TAR/MEMBER", or None.
         turns: (question, answer) pairs, at least one.
-        metadata: what the file said besides (generator, object_category).
+        metadata: the sample's other labels (generator, object_category).
     """
 
     id: str
@@ -53,20 +53,20 @@ class Rejected:
 def read_conversations(
     path: str | Path, images: str | Path | None = None, markers: Sequence[str] = ()
 ) -> tuple[list[Conversation], list[Rejected]]:
-    """Read and check a set of conversations; images are not opened (see `check_images`).
+    """Read and validate a set of conversations; images are not opened (see `check_images`).
 
     Args:
         path: a JSON file, a folder with conversations.json, or a folder of WebDataset tars
             (`<key>.json` with "conversations", the image beside it).
         images: folder that image paths are relative to; None is the file's own. An absolute
-            path that is not there is looked for in it by its last part.
-        markers: texts that an answer must not hold: the template's own.
+            path that does not exist is searched for in it by its file name.
+        markers: texts reserved for the chat template, which a conversation must not contain.
 
     Returns:
-        the good samples, in file order; the rejected ones.
+        the valid samples, in file order; the rejected ones.
 
     Raises:
-        UserError: nothing readable there, or no sample is good.
+        UserError: no readable file, or no valid sample.
     """
     path = Path(path)
     good: list[Conversation] = []
@@ -113,7 +113,7 @@ def _read_list(file: Path) -> list[Any]:
         records = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(
-            f"{file}: not readable as JSON ({' '.join(str(error).split())}); mend or re-make it"
+            f"{file}: not readable as JSON ({one_line(error)}); fix it or write it again"
         ) from None
     if not isinstance(records, list):
         raise UserError(
@@ -170,9 +170,9 @@ def _turns(values: Any, markers: Sequence[str]) -> list[tuple[str, str]]:
     texts = []
     for number, value in enumerate(values):
         roles = _ANSWERS if number % 2 else _ASKS
-        found = value.get("from") if isinstance(value, dict) else None
-        if found not in roles:
-            raise ValueError(f"its message {number} is from {found!r}, expected {roles[0]!r}")
+        role = value.get("from") if isinstance(value, dict) else None
+        if role not in roles:
+            raise ValueError(f"its message {number} is from {role!r}, expected {roles[0]!r}")
         text = value.get("value")
         if not isinstance(text, str):
             raise ValueError(f"its message {number} has no text")
@@ -192,7 +192,7 @@ def _turns(values: Any, markers: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def resolve_image(image: str, folder: Path) -> str:
-    """Where an image of a set lies: as said, or in `folder`."""
+    """The path of a sample's image: absolute and existing, or in `folder`."""
     if not os.path.isabs(image):
         return str(folder / image)
     if not image_exists(image) and (folder / Path(image).name).is_file():
@@ -201,14 +201,14 @@ def resolve_image(image: str, folder: Path) -> str:
 
 
 def split_tar(image: str) -> tuple[str, str] | None:
-    """("DIR/NAME.tar", "MEMBER") of an image in a tar, None for a file of its own."""
-    tar, mark, member = image.partition(".tar/")
-    return (f"{tar}.tar", member) if mark else None
+    """("DIR/NAME.tar", "MEMBER") of an image in a tar, None for a plain file."""
+    tar, separator, member = image.partition(".tar/")
+    return (f"{tar}.tar", member) if separator else None
 
 
 @lru_cache(maxsize=_MEMBERS_KEPT)
 def tar_members(tar: str) -> dict[str, tuple[int, int]]:
-    """(offset, size) of each file of an uncompressed tar, by name, in its order.
+    """(offset, size) in bytes of each file of an uncompressed tar, by name, in the tar's order.
 
     Raises:
         UserError: not a readable tar.
@@ -217,9 +217,7 @@ def tar_members(tar: str) -> dict[str, tuple[int, int]]:
         with tarfile.open(tar, "r:") as archive:
             return {m.name: (m.offset_data, m.size) for m in safe_members(archive, tar)}
     except (OSError, tarfile.TarError, ValueError, OverflowError) as error:
-        raise UserError(
-            f"{tar}: not a readable tar ({' '.join(str(error).split())}); copy it again"
-        ) from None
+        raise UserError(f"{tar}: not a readable tar ({one_line(error)}); copy it again") from None
 
 
 def image_exists(image: str) -> bool:
@@ -233,7 +231,7 @@ def read_image_bytes(image: str) -> bytes:
     """The bytes of a file, or of a member of a tar ("DIR/NAME.tar/MEMBER").
 
     Raises:
-        UserError: not there.
+        UserError: missing or unreadable.
     """
     inside = split_tar(image)
     try:
@@ -246,27 +244,31 @@ def read_image_bytes(image: str) -> bytes:
     except KeyError:
         raise UserError(f"{image}: no such member in the tar") from None
     except OSError as error:
-        raise UserError(f"{image}: cannot be read ({error.strerror})") from None
+        raise UserError(f"{image}: cannot be read ({reason_of(error)})") from None
 
 
 def load_rgb(image: str) -> Image.Image:
-    """Decode an image: RGB, any size.
+    """Decode an image of any size as RGB.
 
     Raises:
-        UserError: missing or corrupt; names it.
+        UserError: missing or corrupt.
     """
     data = read_image_bytes(image)
     try:
         with Image.open(io.BytesIO(data)) as opened:
             return opened.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{image}: not a readable image ({' '.join(str(error).split())[:200]})") from None
+        raise UserError(f"{image}: not a readable image ({one_line(error)[:200]})") from None
 
 
 def check_images(
     samples: Sequence[Conversation], workers: int = 4
 ) -> tuple[list[Conversation], list[Rejected]]:
-    """Decode every image once, so that none breaks a run at hour ten; (good, rejected)."""
+    """Decode every image once before the run, so that a corrupt one does not stop it hours later.
+
+    Returns:
+        the samples with a readable image or none; the rejected ones.
+    """
 
     def problem(sample: Conversation) -> str:
         if sample.image is None:
@@ -279,5 +281,6 @@ def check_images(
 
     with ThreadPoolExecutor(workers) as pool:
         problems = list(pool.map(problem, samples))
-    good = [sample for sample, why in zip(samples, problems, strict=True) if not why]
-    return good, [Rejected(s.id, why) for s, why in zip(samples, problems, strict=True) if why]
+    pairs = list(zip(samples, problems, strict=True))
+    good = [sample for sample, reason in pairs if not reason]
+    return good, [Rejected(sample.id, reason) for sample, reason in pairs if reason]

@@ -1,8 +1,8 @@
-"""Questions about labelled images: finetuning conversations, and benchmarks that resist guessing.
+"""Questions about labeled images: finetuning conversations and benchmarks.
 
-Everything is drawn from the labels (real or fake, generator, object) by a seed. Nothing is
-said of artefacts, which the labels do not know. Benchmarks are balanced so that no rule of
-`dataio.vqa.blind_baselines` beats chance, and are not written where one does.
+Everything is drawn from the labels (real or fake, generator, object) with a seed. Answers do
+not describe artifacts, because the labels do not. Benchmarks are balanced so that no baseline
+of `dataio.vqa.blind_baselines` beats chance, and are not written if one does.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from dataio.core.atomic import write_text
-from dataio.core.errors import UserError
+from dataio.core.errors import UserError, writing
 from dataio.layouts.manifest import ManifestLayout
 from dataio.shards.shard_set import ShardSet
 from dataio.vqa.blind_baselines import (
@@ -62,7 +62,8 @@ class LabeledImage:
 
     Attributes:
         image: a path, or "TAR/MEMBER". generator: "nature" for a photograph.
-        object: a name, or "" where unknown. group: "" or what it shares with its like.
+        object: its name, or "" if unknown.
+        group: images of one group stay in one split; "" for none.
     """
 
     image: str
@@ -77,12 +78,12 @@ class LabeledImage:
 
 @dataclass(frozen=True, kw_only=True)
 class VqaSizes:
-    """How much to make.
+    """How many conversations and benchmark items to write.
 
     Attributes:
         train, val: finetuning conversations. true_false, multiple_choice: benchmark items.
-        formats: which kinds of questions the conversations ask, evenly.
-        seed: of every draw.
+        formats: kinds of questions in the conversations, in equal shares.
+        seed: of all random choices.
     """
 
     train: int = 1000
@@ -97,14 +98,14 @@ def images_of_shards(folder: str | Path, split: str) -> list[LabeledImage]:
     """The images of one split of a shard folder, as members of its tars."""
     shards = ShardSet(folder, split)
     generators, objects = shards.labels.generators, shards.labels.objects
-    found = []
+    images = []
     for row in shards.rows:
         tar = shards.folder / shards.shards[int(row["shard"])]["file"]
         name = objects[int(row["object"])] if row["object"] >= 0 else ""
-        found.append(
+        images.append(
             LabeledImage(f"{tar}/{int(row['key']):09d}.jpg", generators[int(row["generator"])], name)
         )
-    return found
+    return images
 
 
 def images_of_manifest(file: str | Path, root: str | Path | None = None) -> dict[str, list[LabeledImage]]:
@@ -112,43 +113,44 @@ def images_of_manifest(file: str | Path, root: str | Path | None = None) -> dict
     layout = ManifestLayout(file, root=root, flag="--manifest")
     if not Path(layout.root).is_dir():
         raise UserError(
-            f"--root {layout.root}: expected a folder of images; shard an archive first (launch/shard.py)"
+            "expected a folder of images; write shards from an archive first", field="root", value=layout.root
         )
-    found: dict[str, list[LabeledImage]] = {"train": [], "val": [], "test": []}
+    images: dict[str, list[LabeledImage]] = {"train": [], "val": [], "test": []}
     for record in layout.records():
         name = layout.objects[record.object] if record.object is not None else ""
         path = os.path.join(layout.root, record.path)
-        found[record.split].append(LabeledImage(path, record.generator, name, record.group))
-    return found
+        images[record.split].append(LabeledImage(path, record.generator, name, record.group))
+    return images
 
 
-def write_vqa(images: dict[str, list[LabeledImage]], output: str | Path, plan: VqaSizes) -> dict[str, Any]:
+def write_vqa(images: dict[str, list[LabeledImage]], output: str | Path, sizes: VqaSizes) -> dict[str, Any]:
     """Write conversations.json, val.json, true_false.json, multiple_choice.json, summary.json.
 
     Args:
-        images: by split: conversations come from train and val, benchmarks from test.
+        images: by split. Conversations use train and val, benchmarks use test.
         output: folder; image paths in the files are relative to it.
 
     Returns:
-        the summary: counts and blind scores.
+        the summary: counts and the accuracy of the image-blind baselines.
 
     Raises:
-        UserError: too few images of a verdict, a benchmark that a blind rule beats, or a
-            folder that cannot be written. Nothing is written then.
+        UserError: too few real or fake images, a benchmark on which an image-blind baseline
+            beats chance, or a folder that cannot be written. Nothing is written in the first
+            two cases.
     """
     output = Path(output)
-    rng = np.random.default_rng(plan.seed)
-    trained = _balanced(images["train"], plan.train, rng, "train")
-    checked = _balanced(images["val"], plan.val, rng, "val")
-    held = _without(images["test"], [*trained, *checked], plan)
+    rng = np.random.default_rng(sizes.seed)
+    train = _balanced(images["train"], sizes.train, rng, "train")
+    val = _balanced(images["val"], sizes.val, rng, "val")
+    unseen = _without(images["test"], [*train, *val], sizes)
     benchmarks = {
-        TRUE_FALSE: _true_false(_balanced(held, plan.true_false, rng, "test"), rng),
-        MULTIPLE_CHOICE: _multiple_choice(held, plan.multiple_choice, rng),
+        TRUE_FALSE: _true_false(_balanced(unseen, sizes.true_false, rng, "test"), rng),
+        MULTIPLE_CHOICE: _multiple_choice(unseen, sizes.multiple_choice, rng),
     }
     names = [image.object for image in images["train"] if image.object]
     files: dict[str, list[dict[str, Any]]] = {
-        "conversations": _conversations(trained, names, plan.formats, rng),
-        "val": _conversations(checked, names, plan.formats, rng),
+        "conversations": _conversations(train, names, sizes.formats, rng),
+        "val": _conversations(val, names, sizes.formats, rng),
         **benchmarks,
     }
     for kind, items in benchmarks.items():
@@ -156,16 +158,16 @@ def write_vqa(images: dict[str, list[LabeledImage]], output: str | Path, plan: V
     summary = {
         "format": "telltale-vqa",
         "version": 1,
-        "seed": plan.seed,
+        "seed": sizes.seed,
         "counts": {name: len(items) for name, items in files.items()},
         "generators": {
             name: dict(sorted(Counter(item["metadata"]["generator"] for item in items).items()))
             for name, items in files.items()
         },
         "blind": {kind: blind_scores(items) for kind, items in benchmarks.items() if items},
-        "left_out_of_test": len(images["test"]) - len(held),
+        "left_out_of_test": len(images["test"]) - len(unseen),
     }
-    try:
+    with writing(output, field="output"):
         output.mkdir(parents=True, exist_ok=True)
         for name, items in files.items():
             for item in items:
@@ -173,27 +175,25 @@ def write_vqa(images: dict[str, list[LabeledImage]], output: str | Path, plan: V
             if items:
                 write_text(output / f"{name}.json", json.dumps(items, indent=1) + "\n")
         write_text(output / "summary.json", json.dumps(summary, indent=2) + "\n")
-    except OSError as error:
-        raise UserError(f"--output {output}: cannot be written ({error.strerror}); choose another") from None
     return summary
 
 
 def refuse_if_guessable(name: str, items: Sequence[dict[str, Any]]) -> None:
-    """Raise a UserError where a blind rule beats chance on a benchmark."""
-    broken = baselines_above_chance(items)
-    if broken:
-        told = ", ".join(f"{rule} {accuracy:.1%}" for rule, accuracy, _ in broken)
+    """Raise a UserError if an image-blind baseline beats chance on a benchmark."""
+    better = baselines_above_chance(items)
+    if better:
+        scores = ", ".join(f"{baseline} {accuracy:.1%}" for baseline, accuracy, _ in better)
         raise UserError(
-            f"{name}: not written, since a rule that sees no image beats chance ({chance_of(items):.0%}): {told}; "
-            "give it more images, or more evenly labelled ones"
+            f"{name}: not written, because an image-blind baseline beats chance ({chance_of(items):.0%}): "
+            f"{scores}; use more images, or more evenly labeled ones"
         )
 
 
 def _without(
-    test: Iterable[LabeledImage], used: Iterable[LabeledImage], plan: VqaSizes
+    test: Iterable[LabeledImage], used: Iterable[LabeledImage], sizes: VqaSizes
 ) -> list[LabeledImage]:
-    """The images that share neither their bytes nor their group with those trained on."""
-    if plan.true_false == plan.multiple_choice == 0:
+    """The test images that share neither bytes nor group with a training image."""
+    if sizes.true_false == sizes.multiple_choice == 0:
         return []
     digests, groups = set(), set()
     for image in used:
@@ -210,22 +210,21 @@ def _digest(image: str) -> bytes:
 def _balanced(
     images: Sequence[LabeledImage], count: int, rng: np.random.Generator, split: str
 ) -> list[LabeledImage]:
-    """Half photographs, half fakes evenly over their generators, in random order."""
+    """Half photographs, half fakes spread evenly over their generators, in random order."""
     if count == 0:
         return []
     if count % 2:
-        raise UserError(
-            f"{count} questions for {split}: expected an even number, half of them about real images"
-        )
+        raise UserError(f"{count} questions for {split}: expected an even number, half about real images")
     pools: dict[str, list[LabeledImage]] = defaultdict(list)
     for place in rng.permutation(len(images)):
         pools[images[place].generator].append(images[place])
     fakes = sorted(name for name in pools if name != NATURE)
     half = count // 2
     if len(pools[NATURE]) < half or sum(len(pools[name]) for name in fakes) < half:
-        have = ", ".join(f"{len(pools[name])} {name}" for name in [NATURE, *fakes])
+        available = ", ".join(f"{len(pools[name])} {name}" for name in [NATURE, *fakes])
         raise UserError(
-            f"{count} questions for {split} need {half} real and {half} fake images, it has {have}; ask for fewer"
+            f"{count} questions for {split} need {half} real and {half} fake images, it has {available}; "
+            "ask for fewer"
         )
     chosen = pools[NATURE][:half]
     while len(chosen) < count:
@@ -252,7 +251,7 @@ def _metadata(image: LabeledImage) -> dict[str, str]:
 
 
 def _true_false(images: Sequence[LabeledImage], rng: np.random.Generator) -> list[dict[str, Any]]:
-    """Every wording is asked as often about real as about fake images."""
+    """Items in which every wording occurs equally often for real and for fake images."""
     items, asked = [], Counter[bool]()
     first = int(rng.integers(len(SHORT_QUESTIONS)))
     for number, image in enumerate(images):
@@ -263,7 +262,7 @@ def _true_false(images: Sequence[LabeledImage], rng: np.random.Generator) -> lis
 
 
 def _option(name: str, fake: bool) -> str:
-    """Both verdicts in four letters, so that an option's length tells its object alone."""
+    """An option's text. Both labels have four letters, so its length depends on the object alone."""
     article = "an" if name[:1].lower() in "aeiou" else "a"
     return f"A {'fake' if fake else 'real'} photograph of {article} {name}."
 
@@ -276,10 +275,12 @@ def _spoken(name: str) -> str:
 def choice_question(
     image: LabeledImage, other: str, letter: str, wording: str, rng: np.random.Generator
 ) -> tuple[str, str]:
-    """A question of four options (both verdicts of the image's object and of another), its answer.
+    """A question with four options, and its answer.
+
+    The options combine both labels with the image's object and with another object.
 
     Args:
-        other: the object it does not show. letter: where the right option goes.
+        other: an object that the image does not show. letter: of the right option.
     """
     right = _option(_spoken(image.object), image.fake)
     wrong = [
@@ -301,12 +302,13 @@ def _multiple_choice(
     if count and len({_spoken(name) for name in names}) < 2:
         raise UserError(
             "multiple choice needs at least two objects among the test images, found "
-            f"{len(set(names))}; ask for 0 of them"
+            f"{len(set(names))}; ask for 0 multiple-choice items"
         )
     chosen = _balanced(known, count, rng, "multiple choice (known objects)")
     items = []
     for number, image in enumerate(chosen):
-        # Letters in turn; distractors longer and shorter in turn, so that length tells nothing.
+        # Letters alternate, and so do longer and shorter distractors: neither the letter nor the
+        # length carries information about the answer.
         other = distractor(image.object, names, longer=number // len(LETTERS) % 2 == 0, rng=rng)
         wording = CHOICE_QUESTIONS[number // 2 % len(CHOICE_QUESTIONS)]
         question, letter = choice_question(image, other, LETTERS[number % len(LETTERS)], wording, rng)
@@ -315,20 +317,21 @@ def _multiple_choice(
 
 
 def distractor(name: str, names: Sequence[str], *, longer: bool, rng: np.random.Generator) -> str:
-    """Another object of `names`, of the same length in its option or on the side asked for.
+    """Another object of `names` with an option of the same length, else a longer or shorter one.
 
-    Drawn by how often it is shown, so that how common an object is tells nothing either.
+    Drawn in proportion to its frequency, so that an object's frequency carries no information
+    about the answer.
     """
-    own = len(_option(_spoken(name), False))
+    length = len(_option(_spoken(name), False))
     others = [other for other in names if _spoken(other) != _spoken(name)]
-    lengths = [len(_option(_spoken(other), False)) - own for other in others]
-    for fits in (
-        [o for o, d in zip(others, lengths, strict=True) if d == 0],
-        [o for o, d in zip(others, lengths, strict=True) if (d > 0) == longer],
+    differences = [len(_option(_spoken(other), False)) - length for other in others]
+    for candidates in (
+        [o for o, d in zip(others, differences, strict=True) if d == 0],
+        [o for o, d in zip(others, differences, strict=True) if (d > 0) == longer],
         others,
     ):
-        if fits:
-            return fits[int(rng.integers(len(fits)))]
+        if candidates:
+            return candidates[int(rng.integers(len(candidates)))]
     raise ValueError("no other object")
 
 
@@ -368,7 +371,7 @@ def _conversations(
 
 
 def explanation(image: LabeledImage) -> str:
-    """The verdict first, then what the labels know."""
+    """The answer to an open question: the label first, then the object and the generator."""
     shown = f" of {_with_article(_spoken(image.object))}" if image.object else ""
     if not image.fake:
         return f"This is a real image. It is a photograph{shown}."

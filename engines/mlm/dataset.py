@@ -1,4 +1,4 @@
-"""From conversations to batches for the language model."""
+"""From conversations to batches of tokens and pixels."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ from dataio.vqa.conversations import Conversation, Rejected, load_rgb
 from models.tinyllava.model import image_tokens
 from models.tinyllava.text import IGNORE, TokenizedTurns, preprocess_image, tokenize_turns
 
-_GROUPED_STEPS = 50  # steps whose conversations are sorted by length together
+_GROUPED_STEPS = 50  # conversations are sorted by length within so many steps
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class ConversationDataset(Dataset[dict[str, Any]]):
 
     def __init__(self, conversations: Sequence[TokenizedConversation], processor: LlavaProcessor) -> None:
         self.conversations, self._processor = list(conversations), processor
-        self.lengths = np.asarray([len(one.tokens) for one in self.conversations], np.int64)
+        self.lengths = np.asarray([len(conversation.tokens) for conversation in self.conversations], np.int64)
 
     def __len__(self) -> int:
         return len(self.conversations)
@@ -77,7 +77,10 @@ class ConversationDataset(Dataset[dict[str, Any]]):
 
 
 class Collator:
-    """Right-padded batches; one of text alone gets a black image that goes nowhere.
+    """Right-padded batches.
+
+    A batch of text alone gets a black image whose features are not used, so that every rank runs
+    the same modules.
 
     Returns input_ids, labels, attention_mask int64 [N, T] and pixel_values float32
     [images or 1, 3, S, S].
@@ -98,18 +101,17 @@ class Collator:
         return {
             "input_ids": padded("input_ids", self._pad_id),
             "labels": padded("labels", IGNORE),
-            # By length, not by id: the end token is the padding token, and is learnt.
+            # By length, not by id: the end token is also the padding token, and is learned.
             "attention_mask": torch.nn.utils.rnn.pad_sequence(mask, batch_first=True),
             "pixel_values": torch.stack(images),
         }
 
 
 class GlobalOrder(Sampler[int]):
-    """The order of an epoch: a function of seed and epoch, whatever the number of processes.
+    """The order of an epoch: a function of seed and epoch, not of the number of processes.
 
-    The tail that fills no global batch is dropped. With `lengths`, conversations of
-    similar length share a global batch: they are sorted within windows of 50 steps, and
-    the steps shuffled again.
+    The incomplete last global batch is dropped. With `lengths`, conversations of similar length
+    share a global batch: they are sorted within windows of 50 steps, then the steps are shuffled.
     """
 
     def __init__(self, count: int, global_batch: int, seed: int, lengths: np.ndarray | None = None) -> None:
@@ -138,20 +140,20 @@ class GlobalOrder(Sampler[int]):
 def hold_out(
     samples: Sequence[Conversation], fraction: float, seed: int
 ) -> tuple[list[Conversation], list[Conversation]]:
-    """(training, validation): by a hash of the image's name, so that one image is in one part."""
+    """(training, validation) samples, split by a hash of the image's name: an image is in one part."""
     limit = int(fraction * 2**32)
 
-    def held(sample: Conversation) -> bool:
+    def is_held_out(sample: Conversation) -> bool:
         name = f"{seed}:{(sample.image or sample.id).rpartition('/')[2]}"
         return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little") < limit
 
-    return [s for s in samples if not held(s)], [s for s in samples if held(s)]
+    return [s for s in samples if not is_held_out(s)], [s for s in samples if is_held_out(s)]
 
 
-def require_one_step(count: int, global_batch: int, what: str) -> None:
-    """Raise a UserError where there are fewer conversations than one step takes."""
+def require_one_step(count: int, global_batch: int, source: str) -> None:
+    """Raise a UserError if there are fewer conversations than a global batch."""
     if count < global_batch:
         raise UserError(
-            f"train.global_batch is {global_batch}, but {what} has {count} conversations; "
-            "use a smaller one or more conversations"
+            f"train.global_batch is {global_batch}, but {source} has {count} conversations; "
+            "use a smaller global batch or more conversations"
         )

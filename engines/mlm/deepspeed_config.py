@@ -1,13 +1,13 @@
-"""DeepSpeed's JSON, read and checked before anything is loaded."""
+"""Read and validate DeepSpeed's JSON before anything is loaded."""
 
 import json
 from collections.abc import Mapping
 from typing import Any
 
-from dataio.core.errors import UserError
+from dataio.core.errors import UserError, one_line
 from engines.runtime.paths import find_config
 
-# The Trainer owns these: it fills "auto" and builds AdamW with a rate for each part.
+# The Trainer sets these: it fills in "auto" and builds AdamW with a rate for each part.
 _OURS = (
     "optimizer",
     "scheduler",
@@ -18,12 +18,15 @@ _OURS = (
 
 
 def read_deepspeed(path: str) -> dict[str, Any]:
-    """The file's settings; a relative path is looked for from here, then among telltale's own.
+    """The file's settings.
+
+    Args:
+        path: absolute, relative to the working directory, or of a file that telltale ships.
 
     Raises:
-        UserError: no such file, not JSON, a stage other than 1 to 3, a key of ZeRO-3 at
-            another stage (DeepSpeed would ignore or trip over it), a setting that the
-            experiment's own file decides.
+        UserError: no such file, not JSON, a stage other than 1 to 3, a key of ZeRO-3 with
+            another stage (DeepSpeed ignores some and fails on others), or a setting that the
+            experiment's configuration decides.
     """
     file = find_config(path)
     if not file.is_file():
@@ -33,8 +36,9 @@ def read_deepspeed(path: str) -> dict[str, Any]:
         zero = settings["zero_optimization"]
         stage = zero["stage"]
     except (ValueError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path}: not a DeepSpeed file with zero_optimization.stage ({reason})") from None
+        raise UserError(
+            f"{path}: not a DeepSpeed file with zero_optimization.stage ({one_line(error)})"
+        ) from None
     if stage not in (1, 2, 3):
         raise UserError(f"{path}: zero_optimization.stage is {stage!r}, expected 1, 2 or 3")
     for key in zero:
@@ -60,5 +64,6 @@ def stage_of(settings: Mapping[str, Any]) -> int:
     return int(settings["zero_optimization"]["stage"])
 
 
-def offloads(settings: Mapping[str, Any], what: str = "offload_optimizer") -> bool:
-    return settings["zero_optimization"].get(what, {}).get("device", "none") != "none"
+def offloads(settings: Mapping[str, Any], key: str = "offload_optimizer") -> bool:
+    """Whether `offload_optimizer` or `offload_param` names a device."""
+    return settings["zero_optimization"].get(key, {}).get("device", "none") != "none"

@@ -1,4 +1,4 @@
-"""A finetuning run of TinyLLaVA from start to end."""
+"""A finetuning run of TinyLLaVA from start to finish."""
 
 import gc
 import hashlib
@@ -15,7 +15,7 @@ import transformers
 from transformers import TrainingArguments
 
 from dataio.core.atomic import write_text
-from dataio.core.errors import UserError
+from dataio.core.errors import UserError, as_user_error
 from engines.config.mlm import FinetuneConfig
 from engines.config.values import to_dict, to_yaml
 from engines.mlm import deepspeed_config as zero
@@ -45,26 +45,26 @@ from engines.runtime.distributed import (
 from engines.runtime.run_folder import Outcome, run_in_folder
 from engines.runtime.run_log import RunLog
 from models.detector.flops import peak_flops
-from models.tinyllava.checkpoint import load_tinyllava, open_model_folder, save_tinyllava
+from models.tinyllava.checkpoint import ModelFolder, load_tinyllava, open_model_folder, save_tinyllava
 from models.tinyllava.config import TINY
 from models.tinyllava.text import load_tokenizer, make_processor
 
 
 def run_finetuning(config: FinetuneConfig) -> int:
-    """Finetune as `config` says, or continue; every rank calls this.
+    """Start or resume a run; every rank calls this.
 
     Returns:
-        0 when the run is finished, 75 when it was asked to stop and saved.
+        0 if the run is finished, 75 if it was asked to stop and has saved a checkpoint.
 
     Raises:
-        UserError: on every rank alike; exit.json is written by then.
+        UserError: on every rank; exit.json has been written.
     """
     world = start_deepspeed()
     folder = Path(config.run.dir)
 
     def run() -> Outcome:
         outcome = _finetune(config, world, folder)
-        shutdown_distributed(world)  # the others need not wait while rank 0 answers
+        shutdown_distributed(world)  # so that the other ranks end while rank 0 answers
         if outcome.code == 0 and world.is_main and config.evaluate.benchmarks:
             answer_benchmarks(config, folder, world.device)
         return outcome
@@ -73,12 +73,13 @@ def run_finetuning(config: FinetuneConfig) -> int:
 
 
 def start_deepspeed() -> World:
-    """Join the other processes, with DeepSpeed's communication on top; also where there is only one."""
+    """Initialize the process group and DeepSpeed's communication, also for a single process."""
     _stand_alone_environment()
     world = init_distributed()
     import deepspeed
 
-    # Wraps the group that exists; before from_pretrained, or ZeRO-3 takes this for the only process.
+    # Wraps the existing process group. Must run before from_pretrained: ZeRO-3 would otherwise
+    # partition the weights as if this were the only process.
     deepspeed.init_distributed(verbose=False)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -86,15 +87,18 @@ def start_deepspeed() -> World:
 
 
 def _stand_alone_environment() -> None:
-    """What a launcher would have set; DeepSpeed asks for it also where there is one process."""
+    """Set the environment variables that a launcher sets and DeepSpeed needs even for one process."""
     local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1")))
-    # DeepSpeed's launcher leaves it open, and every process would take all cores.
+    # DeepSpeed's launcher does not set it, and every process would start a thread on every core.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // local)))
-    # DeepSpeed compiles on first use, with the ninja it finds: this environment's, though it was
-    # not activated. Another ninja's or another environment's build would be compiled over each time.
+    # DeepSpeed compiles its operators on first use with the ninja on PATH. Use this environment's,
+    # even if it is not activated, and a build folder of its own: with a shared folder, each
+    # environment would compile the operators again.
     os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
-    own = hashlib.sha256(sys.prefix.encode()).hexdigest()[:8]
-    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "torch_extensions" / own))
+    environment = hashlib.sha256(sys.prefix.encode()).hexdigest()[:8]
+    os.environ.setdefault(
+        "TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "torch_extensions" / environment)
+    )
     if "WORLD_SIZE" in os.environ:
         return
     with socket.socket() as probe:
@@ -106,7 +110,7 @@ def _stand_alone_environment() -> None:
 
 
 def _base_model(config: FinetuneConfig, folder: Path) -> None:
-    """Random weights are made once and kept, so that every stage and restart begins alike."""
+    """Write random:tiny's weights once, so that every rank, ZeRO stage and restart begins with the same."""
     base = folder / "base"
     if config.model.weights == TINY:
         if not (base / "config.json").is_file():
@@ -134,21 +138,21 @@ def _finetune(config: FinetuneConfig, world: World, folder: Path) -> Outcome:
     arguments = training_arguments(
         config, checkpoints, settings, accumulation, precision, world, len(train_set)
     )
-    # The arguments must live before the model is made: ZeRO-3 looks them up to partition it.
+    # The arguments must exist before the model: ZeRO-3 reads them to partition it.
     model = on_all_ranks(world, lambda: load_model_to_tune(config, precision, world.device))
     mark = {
         "world": world.size,
         "stage": stage,
         "precision": precision,
-        "data": conversations_digest([one.sample for one in train_set.conversations]),
+        "data": conversations_digest([conversation.sample for conversation in train_set.conversations]),
         "config": stored,
     }
     offset, wandb_id = 0, ""
     if checkpoint is not None:
-        found = on_all_ranks(world, lambda: read_mark(checkpoint))
-        on_all_ranks(world, lambda: check_same_finetuning(config, found, mark))
-        offset, wandb_id = found["metrics_offset"], found["wandb_id"]
-        if needs_universal(found, world.size):
+        saved = on_all_ranks(world, lambda: read_mark(checkpoint))
+        on_all_ranks(world, lambda: check_same_finetuning(config, saved, mark))
+        offset, wandb_id = saved["metrics_offset"], saved["wandb_id"]
+        if needs_universal(saved, world.size):
             on_rank0(world, lambda: make_universal(checkpoint))
             settings["checkpoint"] = {"load_universal": True}
             arguments = training_arguments(
@@ -213,16 +217,15 @@ def _accumulation(config: FinetuneConfig, size: int) -> int:
     micro, batch = config.train.micro_batch, config.train.global_batch
     if batch % (micro * size):
         raise UserError(
-            f"train.global_batch is {batch}, expected a multiple of train.micro_batch {micro} times {size} processes"
+            f"train.global_batch is {batch}, expected a multiple of train.micro_batch {micro} times {size} "
+            "processes"
         )
     return batch // (micro * size)
 
 
-def _open(config: FinetuneConfig) -> Any:
-    try:
+def _open(config: FinetuneConfig) -> ModelFolder:
+    with as_user_error("model.weights "):
         return open_model_folder(config.model.weights)
-    except ValueError as error:
-        raise UserError(f"model.weights {' '.join(str(error).split())}") from None
 
 
 def training_arguments(
@@ -234,15 +237,20 @@ def training_arguments(
     world: World,
     count: int,
 ) -> TrainingArguments:
-    """The run's configuration in the Trainer's words; `count` conversations, `settings` DeepSpeed's."""
+    """The run's configuration as the Trainer's arguments.
+
+    Args:
+        settings: DeepSpeed's. accumulation: micro-batches of a process per step.
+        count: number of training conversations.
+    """
     train, optim = config.train, config.optim
     on_gpu = world.device.type == "cuda"
     schedule = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}[optim.schedule]
-    # By steps, not by epoch: the last step validates and saves once, not twice.
+    # In steps, not epochs: the last step would otherwise validate and save twice.
     validate = train.validate_every or count // train.global_batch
     return TrainingArguments(
         output_dir=str(checkpoints),
-        # Without it, accelerate counts no processes on a CPU, and takes plain DDP.
+        # Without it, accelerate sees no processes on a CPU and uses plain DDP.
         use_cpu=not on_gpu,
         deepspeed=settings,
         seed=config.run.seed,
@@ -269,7 +277,8 @@ def training_arguments(
         eval_steps=validate,
         save_strategy="steps",
         save_steps=validate,
-        # A checkpoint is complete only behind the deletion of the oldest: never keep one alone.
+        # The Trainer deletes the oldest checkpoint before `on_save` marks the new one as complete:
+        # with a limit of 1 there would be a moment without a complete checkpoint.
         save_total_limit=max(2, config.checkpoint.keep),
         metric_for_best_model="loss",
         greater_is_better=False,
@@ -296,19 +305,20 @@ def _say_start(
     held: int,
     zero_kind: str,
     precision: str,
-    source: Any,
+    source: ModelFolder,
 ) -> None:
     if not world.is_main:
         return
-    learnt = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters() if p.requires_grad)
-    every = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters())
+    # Under ZeRO-3 a parameter is empty between uses; its size is in `ds_numel`.
+    sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in trainer.model.parameters()]
+    learned, total = sum(size for size, learns in sizes if learns), sum(size for size, _ in sizes)
     batch = config.train.global_batch
     steps = config.train.steps or math.ceil(count // batch * config.train.epochs)
     kind = "published names" if source.published else "Hugging Face names"
     print(
         f"{config.run.dir}: DeepSpeed {zero_kind}, "
         f"{world.size} x {world.device.type}, {precision}\n"
-        f"{source.folder} ({kind}): {learnt:,} of {every:,} parameters learn (language {config.tune.language}, "
+        f"{source.folder} ({kind}): {learned:,} of {total:,} parameters learn (language {config.tune.language}, "
         f"connector {'full' if config.tune.connector else 'frozen'}, vision {config.tune.vision})\n"
         f"{count} conversations, {held} for validation; {steps} steps of {batch}"
         + (f", the last {count % batch} of each epoch dropped" if count % batch else ""),

@@ -1,4 +1,4 @@
-"""The model of a finetuning run: loaded, partly frozen, with adapters."""
+"""The model of a finetuning run: loading, freezing, adapters, parameter groups."""
 
 from typing import Any
 
@@ -6,34 +6,36 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
-from dataio.core.errors import UserError
+from dataio.core.errors import UserError, one_line
 from engines.config.mlm import FinetuneConfig, MlmOptimConfig, TuneConfig
 from models.tinyllava.checkpoint import load_tinyllava
 from models.tinyllava.model import part_of
 
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# Every linear layer of Phi-2 but the output, as the reference's recipe: 192 in the published model.
+# Every linear layer of Phi-2 except the output, as in the reference's recipe: 192 in the published model.
 LORA_TARGETS = r".*language_model\..*\.(q_proj|k_proj|v_proj|dense|fc1|fc2)"
 
 
-def resolve_mlm_precision(wanted: str, device: torch.device) -> str:
-    """fp32, bf16 or fp16.
+def resolve_mlm_precision(precision: str, device: torch.device) -> str:
+    """fp32, bf16 or fp16; "auto" is bf16 on a GPU and fp32 on a CPU.
 
     Raises:
-        UserError: fp16 on a CPU, where DeepSpeed has none.
+        UserError: fp16 on a CPU, which DeepSpeed does not support.
     """
-    if wanted == "auto":
+    if precision == "auto":
         return "bf16" if device.type == "cuda" else "fp32"
-    if wanted == "fp16" and device.type == "cpu":
-        raise UserError("model.precision is fp16, which DeepSpeed has on GPUs alone; use bf16, fp32 or auto")
-    return wanted
+    if precision == "fp16" and device.type == "cpu":
+        raise UserError(
+            "model.precision is fp16, which DeepSpeed supports only on GPUs; use bf16, fp32 or auto"
+        )
+    return precision
 
 
 def load_model_to_tune(config: FinetuneConfig, precision: str, device: torch.device) -> nn.Module:
-    """The model to train, its parts frozen or not.
+    """The model to train, with parts frozen and adapters added as `config.tune` says.
 
     Raises:
-        UserError: the weights cannot be read, or qlora where it cannot run.
+        UserError: the weights cannot be read, or qlora without a GPU.
     """
     options: dict[str, Any] = {"attn_implementation": config.model.attention}
     if config.tune.language == "qlora":
@@ -45,7 +47,7 @@ def load_model_to_tune(config: FinetuneConfig, precision: str, device: torch.dev
             config.model.weights, dtype=TORCH_DTYPES[precision], seed=config.run.seed, **options
         )
     except (ValueError, ImportError) as error:
-        raise UserError(f"model.weights {' '.join(str(error).split())}") from None
+        raise UserError(f"model.weights {one_line(error)}") from None
     if config.model.dropout >= 0:
         set_dropout(model, config.model.dropout)
     model.config.use_cache = False
@@ -67,7 +69,7 @@ def _four_bits(device: torch.device, dtype: torch.dtype) -> Any:
 
 
 def set_dropout(model: Any, share: float) -> None:
-    """Phi-2's residual dropout, in the configuration and in the layers made from it."""
+    """Set Phi-2's residual dropout, in the configuration and in the existing layers."""
     model.config.text_config.resid_pdrop = share
     for name, module in model.named_modules():
         if isinstance(module, nn.Dropout) and name.endswith("resid_dropout"):
@@ -75,19 +77,19 @@ def set_dropout(model: Any, share: float) -> None:
 
 
 def apply_tuning(model: Any, config: TuneConfig) -> Any:
-    """Freeze what does not learn; wrap in adapters where the language model learns by them.
+    """Freeze the parts that do not learn; add adapters to the language model if configured.
 
     Raises:
-        UserError: a first layer of the tower that it does not have.
+        UserError: `vision_from_layer` is behind the last layer of the tower that is used.
     """
     layers = model.config.vision_config.num_hidden_layers
     if config.vision == "partial" and config.vision_from_layer >= layers - 1:
         raise UserError(
-            f"tune.vision_from_layer is {config.vision_from_layer}, but features are taken behind layer "
+            f"tune.vision_from_layer is {config.vision_from_layer}, but features are the output of layer "
             f"{layers - 2} of this tower; use {layers - 2} or less"
         )
     model.requires_grad_(False)
-    # Features are the tower's second last: its last layer and norm get no gradient.
+    # Features are the tower's second-last hidden state: its last layer and norm get no gradient.
     used = range(config.vision_from_layer if config.vision == "partial" else 0, layers - 1)
     tower = [f"vision_tower.encoder.layers.{layer}" for layer in used] if config.vision != "frozen" else []
     if config.vision == "full":
@@ -102,31 +104,31 @@ def apply_tuning(model: Any, config: TuneConfig) -> Any:
             target_modules=LORA_TARGETS,
             use_dora=config.language == "dora",
         )
-        # Of the model's type: ZeRO-3 flattens parameters together, and keeps fp32 masters of them.
+        # In the model's dtype: ZeRO-3 flattens all parameters into one buffer, and keeps fp32 copies.
         wrapped = get_peft_model(model, lora, autocast_adapter_dtype=False)
-        _thaw(wrapped, modules)
+        _unfreeze(wrapped, modules)
         return wrapped
     if config.language == "full":
         for name, parameter in model.named_parameters():
             if part_of(name) == "language":
                 parameter.requires_grad_(True)
-    _thaw(model, modules)
+    _unfreeze(model, modules)
     return model
 
 
-def _thaw(model: nn.Module, modules: list[str]) -> None:
+def _unfreeze(model: nn.Module, modules: list[str]) -> None:
     for name, parameter in model.named_parameters():
         if any(f".{module}." in f".{name}" for module in modules):
             parameter.requires_grad_(True)
 
 
 def merge_adapters(model: Any) -> Any:
-    """Adapters folded into their weights; other models as they are."""
+    """Merge adapters into the weights; a model without adapters is returned unchanged."""
     return model.merge_and_unload() if isinstance(model, PeftModel) else model
 
 
 def mlm_parameter_groups(model: nn.Module, config: MlmOptimConfig) -> list[dict[str, Any]]:
-    """Groups for AdamW: a rate for each part, and no decay of norms and biases."""
+    """Parameter groups for AdamW: a learning rate for each part, no weight decay of norms and biases."""
     rates = {
         "language": config.lr,
         "connector": config.connector_lr or config.lr,
@@ -135,7 +137,7 @@ def mlm_parameter_groups(model: nn.Module, config: MlmOptimConfig) -> list[dict[
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            # ZeRO-3 has emptied the parameter; its true shape is beside it.
+            # Under ZeRO-3 the parameter is empty; `ds_shape` has its shape.
             shape = getattr(parameter, "ds_shape", parameter.shape)
             groups.setdefault((part_of(name), len(shape) > 1), []).append(parameter)
     return [

@@ -1,4 +1,4 @@
-"""What a finetuning run leaves: the whole model, its adapter, its answers."""
+"""The results of a finetuning run: the merged model, its adapter, its answers to benchmarks."""
 
 import os
 import shutil
@@ -22,15 +22,16 @@ from models.tinyllava.model import without_zero3_init
 def write_model(
     config: FinetuneConfig, checkpoint: Path, folder: Path, processor: LlavaProcessor, precision: str
 ) -> None:
-    """RUN/model: whole, with Hugging Face's names, adapters merged; RUN/adapter where there is one.
+    """Write RUN/model with Hugging Face's names and merged adapters, and RUN/adapter if there is one.
 
-    Written on the host from files, so that it is the same whatever the stage was.
+    The model is read from the checkpoint's files on the host, so the result does not depend on
+    the ZeRO stage.
     """
     source = open_model_folder(config.model.weights)
     adapter = (checkpoint / "adapter_config.json").is_file()
-    with without_zero3_init():  # rank 0 loads alone
+    with without_zero3_init():  # rank 0 alone loads, so nothing may be partitioned
         if adapter:
-            # Merged in fp32 and rounded once.
+            # Merge in fp32, so that the sum is rounded once.
             base, _ = load_tinyllava(config.model.weights, dtype=torch.float32)
             load_unfrozen(base, checkpoint)
             model: Any = merge_adapters(PeftModel.from_pretrained(base, checkpoint)).to(
@@ -53,7 +54,7 @@ def write_model(
 
 
 def answer_benchmarks(config: FinetuneConfig, folder: Path, device: torch.device) -> None:
-    """Ask the finished model what `evaluate.benchmarks` asks; a table and RUN/vqa/NAME for each."""
+    """Answer `evaluate.benchmarks` with the finished model: prints a table, writes RUN/vqa/NAME."""
     answerer = load_for_answers(folder / "model", config.evaluate.batch, device)
     for benchmark, name in zip(
         config.evaluate.benchmarks, result_names(config.evaluate.benchmarks), strict=True
@@ -65,11 +66,11 @@ def answer_benchmarks(config: FinetuneConfig, folder: Path, device: torch.device
 
 
 def result_names(benchmarks: Sequence[str]) -> list[str]:
-    """A folder's name for each benchmark: its file's, with as many folders before it as tell all apart."""
+    """A folder name for each benchmark: its file's stem, with parent folders until all are distinct."""
     paths = [Path(os.path.abspath(benchmark)).with_suffix("").parts[1:] for benchmark in benchmarks]
     for depth in range(1, max(map(len, paths), default=0) + 1):
         names = ["_".join(parts[-depth:]) for parts in paths]
         if len(set(names)) == len(names):
             return names
-    # One file twice: its second answers are the first ones.
+    # The same file twice: both results are equal.
     return ["_".join(parts[-1:]) for parts in paths]

@@ -1,10 +1,10 @@
-"""What a finetuning run reads: conversations found, checked, and told of where they are bad."""
+"""Load and validate the conversations of a finetuning run; report the rejected ones."""
 
 import csv
 import hashlib
 import io
 import json
-import sys
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,30 +18,32 @@ from engines.mlm.dataset import ConversationDataset, hold_out, require_one_step,
 from engines.runtime.distributed import World, on_all_ranks, on_rank0
 from models.tinyllava.text import MARKERS
 
-_SHOWN = 5  # rejected samples that are named on the screen
+logger = logging.getLogger(__name__)
+
+_SHOWN = 5  # rejected samples named in the message
 
 
 def ensure_conversations(config: FinetuneConfig) -> None:
-    """Draw the set a configuration asks for, where there is none yet."""
-    wanted, target = config.data.generate, Path(config.data.conversations)
-    if wanted.images == 0 or target.exists():
+    """Write the synthetic set that `data.generate` describes, unless `data.conversations` exists."""
+    generate, target = config.data.generate, Path(config.data.conversations)
+    if generate.images == 0 or target.exists():
         return
     from dataio.sharding.quickstart import make_synthetic_shards
     from dataio.vqa.questions import VqaSizes, images_of_shards, write_vqa
 
     shards = target.parent / "shards"
     if not (shards / "manifest.json").is_file():
-        print(f"drawing {wanted.images} synthetic images of {wanted.size} px into {shards}", flush=True)
-        make_synthetic_shards(shards, images=wanted.images, size=wanted.size, seed=wanted.seed)
+        print(f"drawing {generate.images} synthetic images of {generate.size} px into {shards}", flush=True)
+        make_synthetic_shards(shards, images=generate.images, size=generate.size, seed=generate.seed)
     images = {split: images_of_shards(shards, split) for split in ("train", "val", "test")}
-    plan = VqaSizes(
-        train=wanted.questions,
-        val=wanted.val,
-        true_false=wanted.benchmark,
-        multiple_choice=wanted.benchmark,
-        seed=wanted.seed,
+    sizes = VqaSizes(
+        train=generate.questions,
+        val=generate.val,
+        true_false=generate.benchmark,
+        multiple_choice=generate.benchmark,
+        seed=generate.seed,
     )
-    write_vqa(images, target.parent, plan)
+    write_vqa(images, target.parent, sizes)
 
 
 def read_samples(config: FinetuneConfig) -> tuple[list[Conversation], list[Conversation], list[Rejected]]:
@@ -50,16 +52,15 @@ def read_samples(config: FinetuneConfig) -> tuple[list[Conversation], list[Conve
     images = data.images or None
     samples, rejected = read_conversations(data.conversations, images, MARKERS)
     if data.val:
-        held, more = read_conversations(data.val, images, MARKERS)
-        rejected += more
+        held_out, rejected_val = read_conversations(data.val, images, MARKERS)
+        rejected += rejected_val
     else:
-        samples, held = hold_out(samples, data.val_fraction, config.run.seed)
+        samples, held_out = hold_out(samples, data.val_fraction, config.run.seed)
     if data.check_images:
-        samples, more = check_images(samples)
-        rejected += more
-        held, more = check_images(held)
-        rejected += more
-    return samples, held, rejected
+        samples, unreadable = check_images(samples)
+        held_out, unreadable_val = check_images(held_out)
+        rejected += [*unreadable, *unreadable_val]
+    return samples, held_out, rejected
 
 
 def open_datasets(
@@ -88,7 +89,11 @@ def open_datasets(
 
 
 def report_rejected(rejected: Sequence[Rejected], config: FinetuneConfig, folder: Path) -> None:
-    """List rejected samples in RUN/rejected.csv; stop unless told to go on without them."""
+    """List rejected samples in RUN/rejected.csv.
+
+    Raises:
+        UserError: there are some, and `data.skip_rejected` is false.
+    """
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["id", "reason"])
@@ -96,18 +101,18 @@ def report_rejected(rejected: Sequence[Rejected], config: FinetuneConfig, folder
     write_text(folder / "rejected.csv", text.getvalue())
     if not rejected:
         return
-    told = "; ".join(f"{sample.id}: {sample.reason}" for sample in rejected[:_SHOWN])
+    reasons = "; ".join(f"{sample.id}: {sample.reason}" for sample in rejected[:_SHOWN])
     more = f"; all are in {folder / 'rejected.csv'}" if len(rejected) > _SHOWN else ""
     if not config.data.skip_rejected:
         raise UserError(
-            f"{config.data.conversations}: {len(rejected)} unusable samples: {told}{more}; mend them, or go on "
-            "without them with --data.skip_rejected true"
+            f"{config.data.conversations}: {len(rejected)} unusable samples: {reasons}{more}; fix them, or leave "
+            "them out with data.skip_rejected: true"
         )
-    print(f"warning: going on without {len(rejected)} unusable samples: {told}{more}", file=sys.stderr)
+    logger.warning("leaving out %d unusable samples: %s%s", len(rejected), reasons, more)
 
 
 def conversations_digest(samples: Sequence[Conversation]) -> str:
-    """SHA-256 of what is learnt; images by the end of their names, since folders may move."""
+    """SHA-256 of the conversations; of an image only its file name counts, because folders move."""
     digest = hashlib.sha256()
     for sample in samples:
         name = (sample.image or "").rpartition("/")[2]

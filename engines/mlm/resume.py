@@ -1,4 +1,4 @@
-"""Continuing a finetuning run, on the same number of processes or on another."""
+"""Resume a finetuning run, on the same or another number of processes."""
 
 import json
 import subprocess
@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dataio.core.errors import UserError
+from dataio.core.errors import UserError, one_line
 from engines.config.mlm import FINETUNE_FREE_KEYS, FinetuneConfig
 from engines.config.values import refuse_changed_keys
 from engines.mlm.trainer import COMPLETE_FILE
@@ -17,19 +17,20 @@ PREFIX = "checkpoint-"
 
 def steps_of(folder: Path) -> list[int]:
     """Steps of the complete checkpoints of a run, oldest first."""
-    found = []
+    steps = []
     for path in folder.glob(f"{PREFIX}*"):
         number = path.name.removeprefix(PREFIX)
         if number.isdigit() and (path / COMPLETE_FILE).is_file():
-            found.append(int(number))
-    return sorted(found)
+            steps.append(int(number))
+    return sorted(steps)
 
 
 def find_checkpoint(config: FinetuneConfig, folder: Path) -> Path | None:
-    """The checkpoint that `config.resume` asks for, or None to begin.
+    """The checkpoint that `config.resume` selects, or None to start from the beginning.
 
     Raises:
-        UserError: none is asked for where there are some, or a file that is none.
+        UserError: `resume` is "none" although there are checkpoints, or names a folder that is
+            not a complete checkpoint.
     """
     steps = steps_of(folder)
     if config.resume == "none":
@@ -46,7 +47,7 @@ def find_checkpoint(config: FinetuneConfig, folder: Path) -> Path | None:
 
 
 def read_mark(checkpoint: Path) -> dict[str, Any]:
-    """What `RunCallback` wrote: step, world, stage, config, data, metrics_offset, wandb_id.
+    """The record that `RunCallback` wrote: step, world, stage, config, data, metrics_offset, wandb_id.
 
     Raises:
         UserError: damaged.
@@ -55,15 +56,19 @@ def read_mark(checkpoint: Path) -> dict[str, Any]:
         return json.loads((checkpoint / COMPLETE_FILE).read_text())
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{checkpoint / COMPLETE_FILE}: cannot be read ({error}); resume from another checkpoint"
+            f"{checkpoint / COMPLETE_FILE}: cannot be read ({one_line(error)}); resume from another checkpoint"
         ) from None
 
 
 def check_same_finetuning(config: FinetuneConfig, mark: dict[str, Any], now: dict[str, Any]) -> None:
-    """A continuation must not silently become another run.
+    """Refuse to resume with settings or data that would change the result.
 
     Args:
+        mark: of the checkpoint, see `read_mark`.
         now: stage, precision and data of this start, as in the mark.
+
+    Raises:
+        UserError: names the first difference.
     """
     refuse_changed_keys(mark["config"], config, FINETUNE_FREE_KEYS | {"deepspeed"})
     if mark["stage"] != now["stage"]:
@@ -74,11 +79,11 @@ def check_same_finetuning(config: FinetuneConfig, mark: dict[str, Any], now: dic
     if mark["precision"] != now["precision"]:
         raise UserError(
             f"model.precision is {now['precision']} on this machine, the run was started with {mark['precision']}; "
-            f"add --model.precision {mark['precision']}"
+            f"set model.precision to {mark['precision']}"
         )
     if mark["data"] != now["data"]:
         raise UserError(
-            "data.conversations: not those the run was started with; use those or another run.dir"
+            "data.conversations: differ from those the run was started with; use those or another run.dir"
         )
 
 
@@ -87,10 +92,10 @@ def needs_universal(mark: dict[str, Any], world_size: int) -> bool:
 
 
 def make_universal(checkpoint: Path) -> None:
-    """Convert DeepSpeed's state to its universal form, which any number of processes loads.
+    """Convert DeepSpeed's state to its universal form, which any number of processes can load.
 
     Raises:
-        UserError: the conversion failed; gives its last line.
+        UserError: the conversion failed; with the last line of its output.
     """
     tag = (checkpoint / "latest").read_text().strip()
     target = checkpoint / f"{tag}_universal"
@@ -98,12 +103,12 @@ def make_universal(checkpoint: Path) -> None:
         return
     command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
     command += ["--input_folder", str(checkpoint / tag), "--output_folder", str(target)]
-    # Without the missing state (the step of parameters that have no optimiser) it asserts.
+    # The converter fails on parameters without optimizer state unless it may inject it.
     command += ["--inject_missing_state", "--num_extract_workers", "1", "--num_merge_workers", "1"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        said = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise UserError(
-            f"{checkpoint}: cannot be made loadable on another number of processes ({said}); resume on the "
-            "number it was written by"
+            f"{checkpoint}: cannot be converted for another number of processes ({reason}); resume on "
+            "the number of processes that wrote it"
         )

@@ -1,4 +1,4 @@
-"""Hugging Face's Trainer with our order, rates for each part, log and checkpoints."""
+"""Hugging Face's Trainer with our order, per-part learning rates, log and checkpoints."""
 
 import json
 import math
@@ -22,8 +22,10 @@ from engines.runtime.distributed import StopRequest, World
 from engines.runtime.run_log import RunLog
 from models.tinyllava.text import IGNORE
 
-COMPLETE_FILE = "complete.json"  # written last into a checkpoint: without it, it is none
-THAWED = "trained_in_full.safetensors"  # what learns beside adapters, which PEFT does not save
+COMPLETE_FILE = "complete.json"  # written last; a checkpoint without it is incomplete
+_UNFROZEN_FILE = (
+    "trained_in_full.safetensors"  # parameters that learn besides adapters; PEFT does not save them
+)
 
 
 class FinetuneTrainer(Trainer):
@@ -41,7 +43,7 @@ class FinetuneTrainer(Trainer):
         self._settings = settings
         self.seen_tokens, self.seen_samples = 0, 0
         if settings.train.loss == "batches":
-            # The reference's averaging: each micro-batch by its own tokens, then their mean.
+            # As the reference: average each micro-batch over its tokens, then the micro-batches.
             self.model_accepts_loss_kwargs = False
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
@@ -54,28 +56,28 @@ class FinetuneTrainer(Trainer):
         if self.optimizer is None:
             optim = self._settings.optim
             groups = mlm_parameter_groups(self.model if model is None else model, optim)
-            # Also where its state is offloaded: DeepSpeed's own AdamW for hosts (0.19.8) took other
-            # steps than this one where groups have rates of their own.
+            # Also when its state is offloaded: with several learning rates, DeepSpeed's CPU AdamW
+            # (0.19.8) does not take the same steps as this one.
             self.optimizer = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas)
         return self.optimizer
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None and self.is_deepspeed_enabled:
-            self._mend_universal()
+            self._fix_universal_state()
 
-    def _mend_universal(self) -> None:
-        """Undo what loading a universal ZeRO-3 checkpoint does to several parameter groups.
+    def _fix_universal_state(self) -> None:
+        """Restore the parameter groups' settings after loading a universal ZeRO-3 checkpoint.
 
         DeepSpeed (seen in 0.19.8) gives all groups the first one's rate and decay, and one
-        shared `step` tensor, which AdamW then raises once for each group.
+        shared `step` tensor, which AdamW then increments once for each group.
         """
         optimizer = self.model_wrapped.optimizer.optimizer
-        wanted = mlm_parameter_groups(self.model, self._settings.optim)
-        for group, ours, rate in zip(
-            optimizer.param_groups, wanted, self.lr_scheduler.get_last_lr(), strict=True
+        configured = mlm_parameter_groups(self.model, self._settings.optim)
+        for group, settings, rate in zip(
+            optimizer.param_groups, configured, self.lr_scheduler.get_last_lr(), strict=True
         ):
-            group.update(lr=rate, initial_lr=ours["lr"], weight_decay=ours["weight_decay"])
+            group.update(lr=rate, initial_lr=settings["lr"], weight_decay=settings["weight_decay"])
         for state in optimizer.state.values():
             if torch.is_tensor(state.get("step")):
                 state["step"] = state["step"].clone()
@@ -91,25 +93,25 @@ class FinetuneTrainer(Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> Any:
-        """Mean loss per learnt token of the validation conversations.
+        """Mean loss per learned token of the validation conversations.
 
-        The Trainer's own averages batches, so that its figure changes with their size and
-        the number of processes. Every process runs as many batches, as ZeRO-3 needs: the
-        ones that have fewer repeat a conversation without counting it.
+        The Trainer's own method averages over batches, so its result depends on their size and
+        on the number of processes. Every process runs the same number of batches, as ZeRO-3's
+        collectives require: a process that has fewer repeats a conversation without counting it.
         """
         begun = time.perf_counter()
         data: Any = self.eval_dataset
         rank, size, batch = self.args.process_index, self.args.world_size, self.args.eval_batch_size
         sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         model = self.model_wrapped
-        model.eval()  # DeepSpeed's returns nothing
+        model.eval()  # DeepSpeed's eval() returns None
         for start in range(0, len(data), batch * size):
             places = range(start + rank * batch, start + (rank + 1) * batch)
             items = [data[place] for place in places if place < len(data)]
             inputs = self._prepare_inputs(self.data_collator(items or [data[0]]))
             with self.compute_loss_context_manager():
-                one = torch.ones((), device=self.args.device)
-                loss = model(**inputs, num_items_in_batch=one, use_cache=False).loss
+                count = torch.ones((), device=self.args.device)  # sums the loss over the tokens
+                loss = model(**inputs, num_items_in_batch=count, use_cache=False).loss
             if items:
                 sums[0] += loss.double()
                 sums[1] += (inputs["labels"][:, 1:] != IGNORE).sum()
@@ -126,40 +128,41 @@ class FinetuneTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save and isinstance(self.model, PeftModel) and output_dir is not None:
-            # Under ZeRO-3 the values are in `state_dict` alone; elsewhere, in the model.
+            # Under ZeRO-3 only `state_dict` has the values; otherwise the model has them.
             values = state_dict if state_dict is not None else self.model.state_dict()
             names = [n for n, p in self.model.named_parameters() if p.requires_grad and ".lora_" not in n]
-            thawed = {name_without_peft(name): values[name].detach().cpu().contiguous() for name in names}
-            if thawed:
-                save_file(thawed, Path(output_dir) / THAWED)
+            unfrozen = {name_without_peft(name): values[name].detach().cpu().contiguous() for name in names}
+            if unfrozen:
+                save_file(unfrozen, Path(output_dir) / _UNFROZEN_FILE)
 
 
 def name_without_peft(peft: str) -> str:
-    """A parameter's name without PEFT's wrapping."""
+    """A parameter's name in the model that PEFT wraps."""
     return peft.removeprefix("base_model.model.").replace(".base_layer.", ".")
 
 
 def load_unfrozen(model: torch.nn.Module, folder: Path) -> None:
-    """Put what learnt beside the adapters into a model without them."""
-    if (folder / THAWED).is_file():
-        tensors = load_file(folder / THAWED)
+    """Load the parameters that learned besides the adapters into a model without adapters."""
+    if (folder / _UNFROZEN_FILE).is_file():
+        tensors = load_file(folder / _UNFROZEN_FILE)
         missing = model.load_state_dict(tensors, strict=False)
         if missing.unexpected_keys:
-            raise UserError(f"{folder / THAWED}: holds {missing.unexpected_keys[0]}, which the model lacks")
+            raise UserError(
+                f"{folder / _UNFROZEN_FILE}: holds {missing.unexpected_keys[0]}, which the model lacks"
+            )
 
 
 class RunCallback(TrainerCallback):
-    """Our log, our checkpoints' marks, validation at the end, and stopping together.
+    """Writes the log, marks checkpoints as complete, validates at the end, and stops all ranks together.
 
     Attributes:
-        trainer: to be set once it is made. stopped: whether the run ended before its end.
+        trainer: to be set once it exists. stopped: whether the run was stopped before its last step.
         losses: of the logged steps.
 
     Args:
-        world, folder: of the run. log: of rank 0. stop: what was asked of the run.
-        total_steps: of the run. every: steps between checkpoints besides validations.
-        mark: what the mark of a checkpoint says besides.
-        flops: of one token, forward and backward; peak: of the device per second, or None.
+        world, folder: of the run. log: of rank 0. stop: a pending request to stop.
+        mark: what each checkpoint's mark records besides the step and the log's position.
+        flops: FLOPs of one token, forward and backward. peak: FLOPs of the device per second, or None.
     """
 
     def __init__(
@@ -255,7 +258,7 @@ class RunCallback(TrainerCallback):
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Mark the checkpoint as complete, once every rank has written its part."""
+        """Mark the checkpoint as complete, after every rank has written its part."""
         self.world.barrier()
         if self.world.is_main:
             path = self.folder / "checkpoints" / f"checkpoint-{state.global_step}"

@@ -195,7 +195,7 @@ def choice(number, truth, lengths):
 )
 def test_a_benchmark_that_a_rule_beats_is_refused(items, rule):
     assert rule in [name for name, *_ in baselines_above_chance(items)]
-    with pytest.raises(UserError, match=f"sees no image beats chance .*{rule}"):
+    with pytest.raises(UserError, match=f"image-blind baseline beats chance .*{rule}"):
         refuse_if_guessable("benchmark", items)
 
 
