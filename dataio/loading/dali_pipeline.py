@@ -1,10 +1,12 @@
 """The DALI pipeline: one definition for the CPU and the GPU, without any state of its own."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from dataio.loading import augment
 
@@ -15,6 +17,35 @@ if TYPE_CHECKING:
 def default_threads() -> int:
     """The cores of the machine that are this process's share."""
     return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def pipeline_inputs(
+    encoded: Sequence[NDArray[np.uint8]], boxes: NDArray[np.int32], flips: NDArray[np.int32]
+) -> tuple[Any, ...]:
+    """One batch in the form that the pipeline's source yields, without augmentation parameters.
+
+    Args:
+        encoded: the images' bytes, N arrays. boxes: int32 [N, 4] as (y, x, height, width).
+        flips: int32 [N].
+    """
+    # DALI takes dense arrays only.
+    start, shape = (np.ascontiguousarray(part) for part in (boxes[:, :2], boxes[:, 2:]))
+    return encoded, start, shape, flips
+
+
+def run_pipeline(pipeline: Any, device: torch.device) -> Any:
+    """The pipeline's next batch as a DALI tensor list; on a GPU in PyTorch's current stream."""
+    if device.type == "cuda":
+        return pipeline.run(torch.cuda.current_stream(device))[0]
+    return pipeline.run()[0]
+
+
+def as_images(batch: Any) -> torch.Tensor:
+    """A DALI batch in NHWC as a tensor [N, C, H, W] over the same memory, channels-last.
+
+    DLPack's reference count keeps DALI's buffer alive, but DALI may use it again.
+    """
+    return torch.from_dlpack(batch.as_tensor()).permute(0, 3, 1, 2)
 
 
 def build_pipeline(

@@ -23,7 +23,7 @@ from dataio.images.headers import header_fault
 from dataio.loading.augment import WEBP, draw_knobs, through_webp
 from dataio.loading.balanced_order import BalancedOrder
 from dataio.loading.config import DataConfig
-from dataio.loading.dali_pipeline import build_pipeline
+from dataio.loading.dali_pipeline import as_images, build_pipeline, pipeline_inputs, run_pipeline
 from dataio.loading.order import EpochOrder, centre_boxes, train_boxes
 from dataio.loading.quarantine import Quarantine
 from dataio.loading.trace import named
@@ -332,9 +332,7 @@ class Loader:
         return sample_id, None
 
     def _inputs(self, work: Work, encoded: list[NDArray[np.uint8]]) -> tuple[Any, ...]:
-        # DALI takes dense arrays only.
-        start, shape = (np.ascontiguousarray(part) for part in (work.boxes[:, :2], work.boxes[:, 2:]))
-        inputs = (encoded, start, shape, work.flips)
+        inputs = pipeline_inputs(encoded, work.boxes, work.flips)
         if work.knobs is not None:
             with named("augment"):
                 for number in np.flatnonzero(work.knobs[:, WEBP]):
@@ -348,18 +346,14 @@ class Loader:
         images = self._images()
         _, work = self._in_flight.popleft()
         rows = self.shards.rows[work.ids]
-        # DALI's buffer outlives this call through DLPack's reference count. NHWC memory
-        # seen as NCHW is what PyTorch calls channels_last.
-        image = torch.from_dlpack(images.as_tensor()).permute(0, 3, 1, 2)
+        image = as_images(images)
         labels = torch.from_numpy(np.stack([rows["generator"], rows["object"]]).astype(np.int64))
         labels = labels.to(self.device, non_blocking=True)
         return Batch(image, labels[0], labels[1], torch.from_numpy(work.ids))
 
     def _run(self, pipeline: Any) -> Any:
         with named("decode"):
-            if self.device.type == "cuda":
-                return pipeline.run(torch.cuda.current_stream(self.device))[0]
-            return pipeline.run()[0]
+            return run_pipeline(pipeline, self.device)
 
     def _images(self) -> Any:
         while True:

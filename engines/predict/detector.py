@@ -1,4 +1,4 @@
-"""Single images for a detector, by the same path as evaluation: codec, DALI, network."""
+"""A detector for single images, through evaluation's own path: codec, DALI, network."""
 
 import io
 from collections.abc import Iterator, Sequence
@@ -10,28 +10,36 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dataio.core.errors import UserError
+from dataio.core.errors import UserError, reason_of
 from dataio.images.codec import CodecPolicy, Encoded, Undecodable, encode
-from dataio.loading.dali_pipeline import build_pipeline, default_threads
+from dataio.loading.dali_pipeline import (
+    as_images,
+    build_pipeline,
+    default_threads,
+    pipeline_inputs,
+    run_pipeline,
+)
 from dataio.loading.order import centre_boxes
 from engines.checkpoint.load_model import load_model
 from engines.evaluate.calibration import load_calibration, uncalibrated_verdict
 from engines.evaluate.split_inference import forward
 from engines.runtime.precision import resolve_precision
+from engines.train.validate import to_pixels
 
 _LARGEST_BATCH = 64  # of images whose bytes wait in memory, by default
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One image as the detector sees it, and what it says.
+    """The network's input for one image, and its answers.
 
     Attributes:
-        pixels: float32 [1, 3, S, S], normalised, on the detector's device.
+        pixels: float32 [1, 3, S, S], normalized, on the detector's device.
         p_fake: 1 - P(nature), calibrated where `calibrated`. verdict: "real", "AI-generated"
             or "unsure".
-        generator, object: the likeliest names, nature among them; object "" where none.
-        p_generator: of that generator, never calibrated.
+        generator, object: the likeliest names; the generator may be "nature", object is "" where
+            the detector has no object head.
+        p_generator: probability of that generator, never calibrated.
     """
 
     pixels: torch.Tensor
@@ -44,11 +52,11 @@ class Prediction:
 
 
 class Detector:
-    """A checkpoint that looks at images in batches, through one DALI pipeline.
+    """Runs a checkpoint on images in batches, through one DALI pipeline.
 
     Args:
         checkpoint: RUN, RUN/best.pt or an export. batch: the most images of one call of
-            `predict`; None takes evaluation's, at most 64.
+            `predict`; by default evaluation's batch, at most 64.
 
     Raises:
         UserError: what `load_model` and `load_calibration` raise.
@@ -63,7 +71,7 @@ class Detector:
         self._precision = resolve_precision(self.config.train.precision, self.device)
         layout = torch.channels_last if self.config.train.channels_last else torch.contiguous_format
         self.model.to(self.device, memory_format=layout)  # type: ignore[call-overload]
-        self._next: tuple[Any, ...] = ()
+        self._inputs: tuple[Any, ...] = ()
         self._pipeline: Any = None
 
     def prepare(self, source: bytes) -> Encoded:
@@ -75,44 +83,40 @@ class Detector:
         return encode(source, self.policy)
 
     def predict(self, images: Sequence[Encoded]) -> list[Prediction | Undecodable]:
-        """What the network says of at most `batch` prepared images, in their order.
+        """Predict at most `batch` prepared images, in their order.
 
-        One that DALI cannot decode, though Pillow could, is returned as the reason.
+        An image that DALI cannot decode, though Pillow could, gives an `Undecodable` instead.
 
         Raises:
-            UserError: the network's answers are NaN.
+            UserError: the network's outputs are not finite.
         """
         if not images:
             return []
         try:
             pixels = self._decode(images)
         except RuntimeError as error:
-            # A pipeline that met an undecodable image is dead, and does not say which it was.
+            # After an undecodable image a pipeline cannot go on, and DALI does not say which it was.
             self._pipeline = None
             if "memory" in str(error):
                 raise
             if len(images) > 1:
                 return [prediction for image in images for prediction in self.predict([image])]
             return [Undecodable("DALI cannot decode it")]
-        return list(self._look(pixels))
+        return list(self._classify(pixels))
 
     def input_picture(self, prediction: Prediction) -> np.ndarray:
-        """The network's input to look at, uint8 [S, S, 3]."""
-        data = self.config.data
-        mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (data.mean, data.std))
-        shown = ((prediction.pixels[0].cpu() * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
-        return shown.permute(1, 2, 0).numpy()
+        """The network's input as a picture, uint8 [S, S, 3]."""
+        return to_pixels(prediction.pixels, self.config)[0]
 
     def _decode(self, images: Sequence[Encoded]) -> torch.Tensor:
-        """Evaluation's crop of each: float32 [N, 3, S, S], normalised, channels-last in memory."""
+        """Evaluation's crop of each: float32 [N, 3, S, S], normalized, channels-last in memory."""
         size = (np.asarray([i.width for i in images]), np.asarray([i.height for i in images]))
         boxes, flips = centre_boxes(self.config.data.eval_crop, *size)
-        start, shape = (np.ascontiguousarray(part) for part in (boxes[:, :2], boxes[:, 2:]))
-        self._next = ([np.frombuffer(i.data, np.uint8) for i in images], start, shape, flips)
+        self._inputs = pipeline_inputs([np.frombuffer(i.data, np.uint8) for i in images], boxes, flips)
         if self._pipeline is None:
             self._pipeline = build_pipeline(
                 self._feed(),
-                # No batch ahead: the next one is not known before this one is done.
+                # No prefetch: the next batch is not known before this one is done.
                 replace(self.config.data, prefetch=1, threads=self.config.data.threads or default_threads()),
                 self.batch,
                 self.device,
@@ -120,35 +124,33 @@ class Detector:
                 pad=False,
                 augmented=False,
             )
-        stream = [torch.cuda.current_stream(self.device)] if self.device.type == "cuda" else []
-        (found,) = self._pipeline.run(*stream)
-        # A copy, since DALI's buffer is used again.
-        return torch.from_dlpack(found.as_tensor()).clone().permute(0, 3, 1, 2)
+        # A copy, since DALI uses its buffer again.
+        return as_images(run_pipeline(self._pipeline, self.device)).clone()
 
     def _feed(self) -> Iterator[tuple[Any, ...]]:
         while True:
-            yield self._next
+            yield self._inputs
 
-    def _look(self, pixels: torch.Tensor) -> Iterator[Prediction]:
+    def _classify(self, pixels: torch.Tensor) -> Iterator[Prediction]:
         with torch.inference_mode():
             generator, objects = (
                 head.double().softmax(1).cpu().numpy()
                 for head in forward(self.model, pixels, self._precision)
             )
         if not np.isfinite(generator).all():
-            raise UserError("the detector's probabilities are no numbers; did the training diverge?")
+            raise UserError("the detector's probabilities are not finite; did the training diverge?")
         p_fake = np.clip(generator[:, 1:].sum(1), 0.0, 1.0)
         if self.calibration is not None:
             p_fake = self.calibration.probability(p_fake)
         verdict = self.calibration.verdict if self.calibration else uncalibrated_verdict
         names = self.model.objects
         for number, (p, object_) in enumerate(zip(generator, objects, strict=True)):
-            best, one = int(p.argmax()), float(p_fake[number])
+            best, probability = int(p.argmax()), float(p_fake[number])
             yield Prediction(
                 pixels=pixels[number : number + 1],
-                p_fake=one,
+                p_fake=probability,
                 calibrated=self.calibration is not None,
-                verdict=verdict(one),
+                verdict=verdict(probability),
                 generator=self.model.generators[best],
                 p_generator=float(p[best]),
                 object=names[int(object_.argmax())] if names else "",
@@ -156,17 +158,17 @@ class Detector:
 
 
 def predict_file(detector: Detector, path: str | Path) -> Prediction:
-    """Read, prepare and look at one file.
+    """Read, prepare and predict one file.
 
     Raises:
-        UserError: missing or undecodable.
+        UserError: the file is missing or undecodable.
     """
     try:
         (prediction,) = detector.predict([detector.prepare(Path(path).read_bytes())])
         if isinstance(prediction, Undecodable):
             raise prediction
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        raise UserError(f"{path}: cannot be read ({reason_of(error)})") from None
     except Undecodable as error:
         raise UserError(f"{path}: not a readable image ({error})") from None
     return prediction
