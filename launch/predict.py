@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from dataio.loading.dali_pipeline import default_threads
     from dataio.sources.inputs import find_inputs
     from engines.predict.detector import Detector
-    from engines.predict.predict import PredictionCounts, predict, print_rows, write_rows
+    from engines.predict.predict import run_predict
 
     torch.set_num_threads(default_threads())
     detector = Detector(options.checkpoint, options.batch)
@@ -58,14 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     inputs = find_inputs(options.paths, sys.stdin.buffer, null=options.null)
     workers = options.workers or default_threads()
-    counts = PredictionCounts()
-    rows = predict(detector, inputs, workers=workers, explain=options.explain)
-    rows = counts.count(rows, bar=bool(options.output))  # a table on the screen is progress enough
+    counts = run_predict(detector, inputs, workers=workers, output=options.output, explain=options.explain)
     if options.output:
-        write_rows(options.output, rows, maps=bool(options.explain))
         print(f"{counts}\nresults: {options.output}")
-    else:
-        print_rows(rows)
     if not counts.read:
         print(f"error: no image could be read; first {counts.first_error}", file=sys.stderr)
         return EXIT_USER_ERROR

@@ -139,7 +139,9 @@ def last_convolution(model: DualHead) -> nn.Module:
     """
     found = [module for module in model.backbone.modules() if isinstance(module, nn.Conv2d)]
     if len(found) < 2:
-        raise UserError("Grad-CAM needs a convolutional backbone, this detector's has none; use --no-cam")
+        raise UserError(
+            "Grad-CAM needs a convolutional backbone, this detector's has none; leave out the maps"
+        )
     return found[-1]
 
 

@@ -1,4 +1,4 @@
-"""From inputs to rows: what a detector says of each image, as CSV, JSON lines or a table."""
+"""Predict a stream of images: rows as CSV, as JSON lines or as a table."""
 
 import contextlib
 import csv
@@ -19,7 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from dataio.core.atomic import write_with
-from dataio.core.errors import UserError, reason_of
+from dataio.core.errors import UserError, one_line, reason_of, writing
 from dataio.images.codec import Encoded, Undecodable
 from dataio.sources.inputs import Input
 from dataio.sources.provenance import read_credentials
@@ -31,12 +31,12 @@ _FORMATS = (".csv", ".jsonl")
 
 @dataclass
 class PredictionRow:
-    """One line of the output; None where an image could not be read.
+    """One line of the output; fields are None where an image could not be read.
 
     Attributes:
-        p_fake: calibrated where `calibrated`. generator: the likeliest, nature among them.
-        credentials: what the file says of its own origin; no part of the score.
-        maps: what the names of --explain's files begin with.
+        p_fake: calibrated where `calibrated`. generator: the likeliest; may be "nature".
+        credentials: the origin that the file's metadata state; not used for the score.
+        maps: the common prefix of the files that `MapWriter` wrote.
     """
 
     path: str
@@ -54,20 +54,20 @@ class PredictionRow:
 def predict(
     detector: Detector, inputs: Iterable[Input], *, workers: int, explain: str | None = None
 ) -> Iterator[PredictionRow]:
-    """A row for each input, in order; a few batches are in memory, however many inputs there are.
+    """A row for each input, in order. Memory holds a few batches, whatever the number of inputs.
 
     Args:
         workers: threads that read and encode. explain: folder for pictures and maps, or None.
 
     Raises:
-        UserError: the maps cannot be written, or this network has none.
+        UserError: the maps cannot be written, or the network has no convolutions to map.
     """
     maps = MapWriter(detector, Path(explain)) if explain is not None else None
     number = 0
     with _quiet_pillow(), ThreadPoolExecutor(workers, "prepare") as pool:
         pending: list[tuple[PredictionRow, Encoded | None]] = []
-        for one in _ahead(pool, inputs, lambda given: _prepare(detector, given), 2 * detector.batch):
-            pending.append(one)
+        for prepared in _ahead(pool, inputs, lambda given: _prepare(detector, given), 2 * detector.batch):
+            pending.append(prepared)
             if len(pending) == detector.batch:
                 yield from _rows(detector, pending, maps, number)
                 number, pending = number + len(pending), []
@@ -76,7 +76,7 @@ def predict(
 
 @contextlib.contextmanager
 def _quiet_pillow() -> Iterator[None]:
-    """Warnings as `open_image` sets them, for all threads at once: their filters are shared."""
+    """Set `open_image`'s warning filters once for all threads, which share the filters."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -113,10 +113,10 @@ def _prepare(detector: Detector, given: Input) -> tuple[PredictionRow, Encoded |
     except OSError as error:
         row.error = f"cannot be read ({reason_of(error)})"
     except Undecodable as error:
-        row.error = f"not a readable image ({_one_line(str(error))})"
-    # Files from anywhere find errors in decoders that nobody knew; one of them stops no run.
+        row.error = f"not a readable image ({one_line(error)[:200]})"
+    # Arbitrary files trigger unknown decoder errors; one file must not stop the run.
     except Exception as error:
-        row.error = f"cannot be processed ({type(error).__name__}: {_one_line(str(error))})"
+        row.error = f"cannot be processed ({type(error).__name__}: {one_line(error)[:200]})"
     return row, None
 
 
@@ -145,12 +145,12 @@ def _rows(
 
 
 class MapWriter:
-    """Saves each image as the detector saw it, its Grad-CAM map, and the map over the image.
+    """Saves the network's input for each image, its Grad-CAM map, and the map over the image.
 
-    The map says where the picture speaks for its verdict; for "AI-generated" where that is unsure.
+    The map is of the verdict; of "AI-generated" where the verdict is unsure.
 
     Raises:
-        UserError: the folder cannot be made, or the network has no map.
+        UserError: the folder cannot be made, or the network has no convolutions to map.
     """
 
     def __init__(self, detector: Detector, folder: Path) -> None:
@@ -158,29 +158,23 @@ class MapWriter:
         try:
             last_convolution(detector.model)
         except UserError as error:
-            raise UserError(str(error).replace("use --no-cam", "leave out --explain")) from None
-        try:
+            reason = error.message.partition(";")[0]
+            raise UserError(f"{reason}; leave it out", field="explain", value=folder) from None
+        with writing(folder, field="explain"):
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise self._unwritable(error) from None
 
     def save(self, number: int, path: str, prediction: Prediction) -> str:
-        """Write NUMBER-NAME-{original,map,overlay}.png; returns what they begin with."""
+        """Write NUMBER-NAME-{original,map,overlay}.png; returns their common prefix."""
         stem = re.sub(r"[^A-Za-z0-9._-]+", "_", Path(path).stem)[:60]
         picture = self.detector.input_picture(prediction)
         heat = grad_cam(self.detector.model, prediction.pixels.clone(), fake=prediction.verdict != "real")
-        grey = (heat * 255).round().astype("uint8")
-        parts = {"original": picture, "map": grey, "overlay": overlay(picture, heat)}
-        try:
+        gray = (heat * 255).round().astype("uint8")
+        parts = {"original": picture, "map": gray, "overlay": overlay(picture, heat)}
+        with writing(self.folder, field="explain"):
             for name, part in parts.items():
                 file = self.folder / f"{number:06d}-{stem}-{name}.png"
                 write_with(file, partial(_write_bytes, to_png(part)))
-        except OSError as error:
-            raise self._unwritable(error) from None
         return str(self.folder / f"{number:06d}-{stem}")
-
-    def _unwritable(self, error: OSError) -> UserError:
-        return UserError(f"--explain {self.folder}: cannot be written ({reason_of(error)}); choose another")
 
 
 def _write_bytes(data: bytes, path: Path) -> None:
@@ -188,7 +182,7 @@ def _write_bytes(data: bytes, path: Path) -> None:
 
 
 class PredictionCounts:
-    """Counts verdicts and errors on their way to the output."""
+    """Counts of verdicts and errors, taken while rows pass to the output."""
 
     def __init__(self) -> None:
         self.verdicts: Counter[str] = Counter()
@@ -196,7 +190,7 @@ class PredictionCounts:
         self.first_error = ""
 
     def count(self, rows: Iterable[PredictionRow], *, bar: bool) -> Iterator[PredictionRow]:
-        """Pass rows on, with a progress bar where that is wanted and a person watches."""
+        """Count rows and pass them on; `bar` shows progress if standard error is a terminal."""
         for row in tqdm(rows, unit="img", disable=not (bar and sys.stderr.isatty()), leave=False):
             if row.verdict is not None:
                 self.verdicts[row.verdict] += 1
@@ -214,26 +208,48 @@ class PredictionCounts:
         return f"{self.read + self.unreadable} images: {counts}, {self.unreadable} unreadable"
 
 
-def check_predictions_path(output: str) -> None:
-    """Find out before any work whether `output` has a format and a place.
+def run_predict(
+    detector: Detector, inputs: Iterable[Input], *, workers: int, output: str | None, explain: str | None
+) -> PredictionCounts:
+    """Predict all inputs into a file, or as a table on standard output.
+
+    Args:
+        workers: threads that read and encode. output: FILE.csv, FILE.jsonl or None for a table.
+        explain: folder for pictures and maps, or None.
 
     Raises:
-        UserError: it has not.
+        UserError: see `predict`, `check_predictions_path` and `write_rows`.
+    """
+    counts = PredictionCounts()
+    # A table on the screen is progress enough.
+    rows = counts.count(predict(detector, inputs, workers=workers, explain=explain), bar=bool(output))
+    if output:
+        write_rows(output, rows, maps=bool(explain))
+    else:
+        print_rows(rows)
+    return counts
+
+
+def check_predictions_path(output: str) -> None:
+    """Check the name and the folder of an output file before any work.
+
+    Raises:
+        UserError: an unknown suffix, a folder, or a folder that does not exist.
     """
     path = Path(output)
     if path.suffix not in _FORMATS:
-        raise UserError(f"--output {output}: expected a name that ends in {' or '.join(_FORMATS)}")
+        raise UserError(f"expected a name that ends in {' or '.join(_FORMATS)}", field="output", value=output)
     if path.is_dir():
-        raise UserError(f"--output {output}: is a folder, expected a file")
+        raise UserError("is a folder, expected a file", field="output", value=output)
     if not path.parent.is_dir():
-        raise UserError(f"--output {output}: there is no folder {path.parent}; make it first")
+        raise UserError(f"there is no folder {path.parent}; make it first", field="output", value=output)
 
 
 def write_rows(output: str, rows: Iterable[PredictionRow], *, maps: bool) -> None:
     """Write rows as they come; the file appears when it is complete.
 
     Args:
-        output: FILE.csv or FILE.jsonl. maps: whether there is a column of that name.
+        output: FILE.csv or FILE.jsonl. maps: whether to write the column `maps`.
 
     Raises:
         UserError: there are no rows at all, or the file cannot be written.
@@ -241,7 +257,7 @@ def write_rows(output: str, rows: Iterable[PredictionRow], *, maps: bool) -> Non
     names = [field.name for field in fields(PredictionRow) if maps or field.name != "maps"]
 
     def write(temporary: Path) -> None:
-        # File names are bytes: those that are no UTF-8 are written as they are.
+        # File names are bytes; names that are not UTF-8 are written unchanged.
         with open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
             count = 0
             put = _csv_writer(file, names) if output.endswith(".csv") else _json_writer(file, names)
@@ -251,22 +267,18 @@ def write_rows(output: str, rows: Iterable[PredictionRow], *, maps: bool) -> Non
             if not count:
                 raise no_images()
 
-    try:
+    with writing(output, field="output"):
         write_with(Path(output), write)
-    except OSError as error:
-        raise UserError(
-            f"--output {output}: cannot be written ({reason_of(error)}); choose another"
-        ) from None
 
 
 def no_images() -> UserError:
-    """What is wrong where no path leads to anything."""
+    """The error of a run without any input."""
     return UserError("no images: the paths given, or the list on standard input, are empty")
 
 
 def _csv_writer(file: TextIO, names: list[str]) -> Callable[[dict[str, Any]], None]:
     line = io.StringIO(newline="")
-    # With its own ending "\r\n" the module quotes a lone "\r" too, which readers take for an end.
+    # With "\r\n" as its line end the csv module also quotes a lone "\r", which readers take for one.
     writer = csv.writer(line, lineterminator="\r\n")
 
     def put_cells(cells: list[Any]) -> None:
@@ -316,9 +328,5 @@ def print_rows(rows: Iterable[PredictionRow]) -> None:
 
 
 def printable(text: str) -> str:
-    """A file's name without what a terminal would obey: newlines, colours, broken UTF-8."""
+    """Text with control characters (newlines, colors, broken UTF-8) escaped for a terminal."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:200]
