@@ -14,9 +14,9 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from dataio.core.cores import available_cores
 from dataio.core.errors import UserError
 from dataio.layouts.base import SPLITS
-from dataio.sharding.workers import default_workers
 from engines.audit.audit import AuditSettings, audit_layout, audit_shards, check_audit_path, write_audit
 from engines.audit.gate import AUDIT
 from engines.audit.verdict import format_audit
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--split", nargs="*", default=list(SPLITS), help="train, val, test; all by default")
     add("--sample", type=int, default=4000, help="images to look at, spread over the generators; 0: all")
     add("--seed", type=int, default=0, help="of the sample, the folds and the intervals")
-    add("--workers", type=int, default=default_workers(), help="processes; the result does not depend on it")
+    add("--workers", type=int, default=available_cores(), help="processes; the result does not depend on it")
     args = parser.parse_args(argv)
     settings = AuditSettings(sample=args.sample, seed=args.seed, splits=args.split, workers=args.workers)
     if args.shards is not None:

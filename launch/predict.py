@@ -43,12 +43,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_predictions_path(options.output)
     import torch
 
-    from dataio.loading.dali_pipeline import default_threads
+    from dataio.core.cores import cores_per_process
     from dataio.sources.inputs import find_inputs
     from engines.predict.detector import Detector
     from engines.predict.predict import run_predict
 
-    torch.set_num_threads(default_threads())
+    torch.set_num_threads(cores_per_process())
     detector = Detector(options.checkpoint, options.batch)
     if detector.calibration is None:
         print(
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             flush=True,
         )
     inputs = find_inputs(options.paths, sys.stdin.buffer, null=options.null)
-    workers = options.workers or default_threads()
+    workers = options.workers or cores_per_process()
     counts = run_predict(detector, inputs, workers=workers, output=options.output, explain=options.explain)
     if options.output:
         print(f"{counts}\nresults: {options.output}")

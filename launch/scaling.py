@@ -22,7 +22,7 @@ import numpy as np
 
 from dataio.core.atomic import write_text
 from dataio.loading.order import EpochOrder
-from dataio.shards.shard_set import SAMPLE
+from dataio.shards.manifest import SAMPLE
 from engines.benchmark.scale_shuffle import compare_shuffles, shuffle_table
 from engines.benchmark.scale_startup import Scale, measure_whole_start
 from engines.config.parser import Parser

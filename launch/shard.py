@@ -18,13 +18,14 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from dataio.core.cores import available_cores
 from dataio.core.errors import UserError
+from dataio.core.tasks import ArrayTask
 from dataio.images.codec import PRESETS, preset_policy
 from dataio.layouts.synthetic import write_synthetic
-from dataio.sharding.job import Job, Share, finish_job, run_job, run_share
+from dataio.sharding.job import ShardJob, finish_job, run_array_task, run_job
 from dataio.sharding.merge import summary
 from dataio.sharding.verify import verify_shards
-from dataio.sharding.workers import default_workers
 from engines.config.layout_flags import add_layout_flags, layout_of
 from engines.config.parser import Parser
 from engines.runtime.command import run_command
@@ -44,7 +45,7 @@ def _write(words: list[str]) -> int:
     add_layout_flags(parser, required=True, skipped="set files that fit no pattern aside in rejected.csv")
     add = parser.add_argument
     add("--output", required=True, help="folder of the shards")
-    add("--workers", type=int, default=default_workers(), help="processes; the bytes do not depend on it")
+    add("--workers", type=int, default=available_cores(), help="processes; the bytes do not depend on it")
     add("--samples-per-shard", type=int, default=1000, help="images in one tar")
     add("--codec.preset", choices=PRESETS, default=None, help="default: default; cifake: keep")
     add("--codec.size", type=int, default=None, help="side of the images, pixels (default 256)")
@@ -64,7 +65,7 @@ def _write(words: list[str]) -> int:
     args = parser.parse_args(words)
     if args.task is not None and args.finish:
         raise UserError("--task and --finish: give one; --finish comes when all tasks are done")
-    share = Share.parse(args.task) if args.task is not None else None
+    share = ArrayTask.parse(args.task) if args.task is not None else None
     policy = preset_policy(
         args.codec.preset or ("keep" if args.layout == "cifake" else "default"), args.codec.size
     )
@@ -74,7 +75,7 @@ def _write(words: list[str]) -> int:
     layout = layout_of(args)
     for note in layout.notes:
         print(f"note: {note}", file=sys.stderr)
-    job = Job(
+    job = ShardJob(
         layout,
         Path(args.output),
         policy,
@@ -91,7 +92,7 @@ def _write(words: list[str]) -> int:
         allow_duplicates=args.allow_duplicates,
     )
     if share is not None:
-        print(run_share(job, share))
+        print(run_array_task(job, share))
         return 0
     manifest = finish_job(job) if args.finish else run_job(job)
     print(summary(manifest))
@@ -104,7 +105,7 @@ def _verify(words: list[str]) -> int:
         prog="shard.py verify", description="Check every hash, index, key and image of a shard folder."
     )
     parser.add_argument("folder", help="folder written by shard.py")
-    parser.add_argument("--workers", type=int, default=default_workers(), help="processes")
+    parser.add_argument("--workers", type=int, default=available_cores(), help="processes")
     args = parser.parse_args(words)
     checked, faults = verify_shards(args.folder, workers=args.workers)
     if faults:

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dataio.core.cores import cores_per_process
 from dataio.core.errors import UserError, one_line, reason_of
 from dataio.images.codec import Encoded, Undecodable
-from dataio.loading.dali_pipeline import default_threads
 from engines.attribution.gradcam import (
     Score,
     generator_score,
@@ -120,7 +120,7 @@ class ImageDetector:
         if workers is not None and workers < 1:
             raise UserError("expected 1 or more", field="workers", value=workers)
         names = [field.name for field in fields(ImagePrediction)]
-        rows = predict(self._detector, as_inputs(images), workers=workers or default_threads())
+        rows = predict(self._detector, as_inputs(images), workers=workers or cores_per_process())
         return Predictions(ImagePrediction(**{name: getattr(row, name) for name in names}) for row in rows)
 
     def explain(self, image: ImageLike, target: str = "fake") -> ImageExplanation:

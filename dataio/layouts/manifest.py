@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from dataio.core.counter_rng import hash_text
 from dataio.core.errors import UserError
 from dataio.layouts.base import SPLITS, Record
-from dataio.layouts.splits import hash64, share
+from dataio.layouts.splits import share
 from dataio.sources.source import Source
 
 DEFAULT_VAL_FRACTION = 0.10
@@ -114,7 +115,7 @@ class ManifestLayout:
                 raise UserError(f"{where}: split is {row['split']!r}, expected train, val or test")
             generators.add(row["generator"])
             objects.add(row["object"])
-            paths.append(hash64(row["path"]))
+            paths.append(hash_text(row["path"]))
         if not paths:
             raise UserError(f"{self.flag} {self.path}: has no rows")
         repeated, seen = _repeated(np.frombuffer(paths, np.uint64)), dict[str, int]()
@@ -124,7 +125,7 @@ class ManifestLayout:
                 raise UserError(
                     f"{self.flag} {self.path}: line {line}: path {path!r} stands in line {seen[path]} already"
                 )
-            if hash64(path) in repeated:
+            if hash_text(path) in repeated:
                 seen[path] = line
         return generators, objects
 
@@ -192,7 +193,7 @@ class ManifestLayout:
 
 def _group_and_split(group: str, split: str) -> int:
     """64 bits that stand for both; divided by the number of splits, for the group."""
-    return hash64(group) // 4 * len(SPLITS) + SPLITS.index(split)
+    return hash_text(group) // 4 * len(SPLITS) + SPLITS.index(split)
 
 
 def _repeated(values: NDArray[np.uint64]) -> set[int]:

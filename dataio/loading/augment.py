@@ -1,7 +1,7 @@
 """Training augmentation: what is drawn for each sample, and the DALI operators that do it.
 
 Everything random is drawn here, as a pure function of (seed, epoch, position), and handed
-to DALI as one row of numbers per sample, its "knobs". DALI's own random operators are not
+to DALI as one row of numbers per sample, `AugmentParams`. DALI's own random operators are not
 used: they have state, so a resumed run or another number of processes would see other
 pictures. A sample that is not chosen for an operation passes it untouched, bit for bit.
 """
@@ -14,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dataio.loading.order import PURPOSE_AUGMENT, uniform
+from dataio.core.counter_rng import PURPOSE_AUGMENT, uniform
 
-# Columns of the knobs. WEBP, JPEG: quality; BLUR: sigma, pixels; SIDE: pixels in between;
+# Float32 [N, RAND + 2 * rand_augment]: what each sample goes through, 0 for not at all.
+AugmentParams = NDArray[np.float32]
+# Its columns. WEBP, JPEG: quality; BLUR: sigma, pixels; SIDE: pixels in between;
 # ERASE: y, x, height, width; from RAND on: operation and sign, once for each of RandAugment's.
 WEBP, BLUR, SIDE, JPEG, ERASE, RAND = 0, 1, 2, 3, 4, 8
 _BINS = 31  # of RandAugment's magnitudes, 0..30
@@ -84,9 +86,9 @@ class AugmentConfig:
         return bool(self.in_pipeline or self.webp)
 
 
-def draw_knobs(
+def draw_augment_params(
     config: AugmentConfig, size: int, seed: int, epoch: int, position: NDArray[np.int64]
-) -> NDArray[np.float32]:
+) -> AugmentParams:
     """What happens to each sample: float32 [N, RAND + 2 * rand_augment], 0 where nothing does.
 
     Args:
@@ -103,42 +105,42 @@ def draw_knobs(
     def whole(span: tuple[int, int]) -> NDArray[np.float64]:
         return span[0] + np.floor(draw() * (span[1] - span[0] + 1))
 
-    knobs = np.zeros((len(position), RAND + 2 * config.rand_augment))
+    params = np.zeros((len(position), RAND + 2 * config.rand_augment))
     # The draws are numbered by their order here, whether they are used or not.
-    knobs[:, WEBP] = (draw() < config.webp) * (1 + whole(config.webp_quality))  # 0 is a quality
-    knobs[:, BLUR] = (draw() < config.blur) * between(config.blur_sigma)
+    params[:, WEBP] = (draw() < config.webp) * (1 + whole(config.webp_quality))  # 0 is a quality
+    params[:, BLUR] = (draw() < config.blur) * between(config.blur_sigma)
     side = np.maximum(1, np.rint(size * between(config.resize_scale)))
-    knobs[:, SIDE] = (draw() < config.resize) * side
-    knobs[:, JPEG] = (draw() < config.jpeg) * whole(config.jpeg_quality)
+    params[:, SIDE] = (draw() < config.resize) * side
+    params[:, JPEG] = (draw() < config.jpeg) * whole(config.jpeg_quality)
     area, aspect = size * size * between(config.erase_area), np.exp(between((np.log(0.3), -np.log(0.3))))
     height = np.clip(np.rint(np.sqrt(area * aspect)), 1, size)
     width = np.clip(np.rint(np.sqrt(area / aspect)), 1, size)
     top, left = np.floor(draw() * (size - height + 1)), np.floor(draw() * (size - width + 1))
     box = np.stack([top, left, height, width], axis=1)
-    knobs[:, ERASE:RAND] = (draw() < config.erase)[:, None] * box
+    params[:, ERASE:RAND] = (draw() < config.erase)[:, None] * box
     for number in range(config.rand_augment):
-        knobs[:, RAND + 2 * number] = np.floor(draw() * _OPERATIONS)
-        knobs[:, RAND + 2 * number + 1] = draw() < 0.5
-    return knobs.astype(np.float32)
+        params[:, RAND + 2 * number] = np.floor(draw() * _OPERATIONS)
+        params[:, RAND + 2 * number + 1] = draw() < 0.5
+    return params.astype(np.float32)
 
 
-def through_webp(encoded: NDArray[np.uint8], knob: float) -> NDArray[np.uint8]:
+def through_webp(encoded: NDArray[np.uint8], code: float) -> NDArray[np.uint8]:
     """The image coded once more as WebP, uint8 [bytes]; DALI has no encoder for it.
 
     Args:
-        knob: WEBP's, one more than the quality.
+        code: WEBP's parameter, one more than the quality.
     """
     out = io.BytesIO()
     with Image.open(io.BytesIO(encoded.tobytes())) as image:
-        image.convert("RGB").save(out, "WEBP", quality=int(knob) - 1, method=2)
+        image.convert("RGB").save(out, "WEBP", quality=int(code) - 1, method=2)
     return np.frombuffer(out.getvalue(), np.uint8)
 
 
 # ---- inside the pipeline: DALI turns these functions' `if` into conditions per sample ----
 
 
-def rand_augment(image: Any, knobs: Any, config: AugmentConfig, size: int, fill: float) -> Any:
-    """RandAugment by DALI's own operations, each sample's chosen by its knobs; uint8 HWC in and out.
+def rand_augment(image: Any, params: Any, config: AugmentConfig, size: int, fill: float) -> Any:
+    """RandAugment by DALI's own operations, each sample's chosen by its params; uint8 HWC in and out.
 
     Args:
         fill: grey level, 0..255, of what shifts and turns uncover.
@@ -153,8 +155,8 @@ def rand_augment(image: Any, knobs: Any, config: AugmentConfig, size: int, fill:
     suite = get_rand_augment_suite(max_translate_abs=max(1, round(size * 100 / 224)))
     assert len(suite) == _OPERATIONS
     for number in range(config.rand_augment):
-        chosen = fn.cast(knobs[RAND + 2 * number], dtype=types.INT32)
-        sign = fn.cast(knobs[RAND + 2 * number + 1], dtype=types.INT32)
+        chosen = fn.cast(params[RAND + 2 * number], dtype=types.INT32)
+        sign = fn.cast(params[RAND + 2 * number + 1], dtype=types.INT32)
         magnitude = signed_bin(config.rand_magnitude, random_sign=sign)
         image = select(
             suite, chosen, data=image, magnitude_bin=magnitude, num_magnitude_bins=_BINS, fill_value=fill
@@ -162,39 +164,39 @@ def rand_augment(image: Any, knobs: Any, config: AugmentConfig, size: int, fill:
     return image
 
 
-def degrade(image: Any, knobs: Any, config: AugmentConfig, size: int) -> Any:
+def degrade(image: Any, params: Any, config: AugmentConfig, size: int) -> Any:
     """Blur, scale and back, compress; uint8 HWC in and out."""
     from nvidia.dali import fn
     from nvidia.dali import types as dali_types
 
     types: Any = dali_types
     if config.blur > 0:
-        sigma = knobs[BLUR]
+        sigma = params[BLUR]
         if sigma > 0:
             image = fn.gaussian_blur(image, sigma=sigma)
     if config.resize > 0:
-        side = knobs[SIDE]
+        side = params[SIDE]
         if side > 0:
             image = fn.resize(
                 image, resize_x=side, resize_y=side, interp_type=types.INTERP_LINEAR, antialias=True
             )
             image = fn.resize(image, size=[size, size], interp_type=types.INTERP_LINEAR, antialias=True)
     if config.jpeg > 0:
-        quality = knobs[JPEG]
+        quality = params[JPEG]
         if quality > 0:
             image = fn.jpeg_compression_distortion(image, quality=fn.cast(quality, dtype=types.INT32))
     return image
 
 
-def erase(image: Any, knobs: Any) -> Any:
+def erase(image: Any, params: Any) -> Any:
     """Set each sample's rectangle to zero, which is the mean once normalised; float HWC in and out."""
     from nvidia.dali import fn
 
-    if knobs[ERASE + 2] > 0:
+    if params[ERASE + 2] > 0:
         image = fn.erase(
             image,
-            anchor=knobs[ERASE : ERASE + 2],
-            shape=knobs[ERASE + 2 : ERASE + 4],
+            anchor=params[ERASE : ERASE + 2],
+            shape=params[ERASE + 2 : ERASE + 4],
             axis_names="HW",
             fill_value=0.0,
         )

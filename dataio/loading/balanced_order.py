@@ -9,7 +9,8 @@ rotation goes on over epochs, which are as long as without it.
 import numpy as np
 from numpy.typing import NDArray
 
-from dataio.loading.order import PURPOSE_CLASSES, EpochOrder, hash64
+from dataio.core.counter_rng import PURPOSE_CLASSES, hash64
+from dataio.loading.order import EpochOrder
 from dataio.shards.shard_set import ShardSet
 
 # Positions of a block where the shares are not equal: enough to round them well.

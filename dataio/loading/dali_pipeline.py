@@ -1,6 +1,5 @@
 """The DALI pipeline: one definition for the CPU and the GPU, without any state of its own."""
 
-import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -8,15 +7,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dataio.core.cores import cores_per_process
 from dataio.loading import augment
 
 if TYPE_CHECKING:
     from dataio.loading.config import DataConfig
-
-
-def default_threads() -> int:
-    """The cores of the machine that are this process's share."""
-    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def pipeline_inputs(
@@ -63,11 +58,11 @@ def build_pipeline(
     """Build the pipeline from encoded bytes to normalised images, float32 HWC.
 
     Args:
-        source: yields (encoded images, box starts, box shapes, flips[, knobs]) per batch.
+        source: yields (encoded images, box starts, box shapes, flips[, params]) per batch.
         batch: the most samples of a batch.
         resample: boxes may differ in size from the network's input.
         pad: boxes may reach into a border of the mean colour.
-        augmented: the source yields knobs, and `config.augment` applies.
+        augmented: the source yields params, and `config.augment` applies.
         largest: width and height that no image exceeds, pixels; (0, 0): unknown.
         raw: the boxes as they are decoded, uint8.
     """
@@ -92,7 +87,7 @@ def build_pipeline(
     @pipeline_def(
         batch_size=batch,
         # Threads wait for each other between operators; one more than cores keeps these busy.
-        num_threads=config.threads or default_threads() + 1,
+        num_threads=config.threads or cores_per_process() + 1,
         device_id=device.index if gpu else None,
         prefetch_queue_depth=config.prefetch,
         enable_conditionals=augmented,

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from dataio.core.errors import UserError
 from dataio.loading.augment import ERASE
 from dataio.loading.config import DataConfig
-from dataio.loading.loader import Batch, Loader, Work, resamples
+from dataio.loading.loader import Batch, Loader, resamples
 from dataio.loading.quarantine import Quarantine
+from dataio.loading.training_order import BatchSpec
 from dataio.shards.shard_set import ShardSet
 
 # Images decoded together; with fewer than 32 DALI has no trouble with damage (see `dataio.images.headers`).
@@ -91,11 +92,11 @@ def _shape(shards: ShardSet, pad: int) -> tuple[int, int, int, int]:
     return len(shards), height + 2 * pad, width + 2 * pad, 3
 
 
-def _whole_images(count: int, height: int, width: int) -> Iterator[Work]:
+def _whole_images(count: int, height: int, width: int) -> Iterator[BatchSpec]:
     for start in range(0, count, _CHUNK):
         ids = np.arange(start, min(start + _CHUNK, count), dtype=np.int64)
         boxes = np.tile(np.array([0, 0, height, width], np.int32), (len(ids), 1))
-        yield Work(ids, boxes, np.zeros(len(ids), np.int32))
+        yield BatchSpec(ids, boxes, np.zeros(len(ids), np.int32))
 
 
 def preload(
@@ -177,7 +178,7 @@ class InMemoryLoader:
         shards: ShardSet,
         split: InMemorySplit,
         config: DataConfig,
-        work: Iterator[Work],
+        work: Iterator[BatchSpec],
         *,
         device: torch.device,
         train: bool,
@@ -214,22 +215,22 @@ class InMemoryLoader:
                 return self._batch(work)
         raise StopIteration
 
-    def _undamaged(self, wanted: Work) -> Work:
+    def _undamaged(self, wanted: BatchSpec) -> BatchSpec:
         quarantine = self._quarantine
         if quarantine is None or quarantine.ids.isdisjoint(wanted.ids.tolist()):
             return wanted
-        if wanted.again is not None:
+        if wanted.with_ids is not None:
             ids = [next(quarantine.candidates(number)) for number in wanted.ids.tolist()]
-            return wanted.again(np.array(ids, np.int64))
+            return wanted.with_ids(np.array(ids, np.int64))
         kept = ~np.isin(wanted.ids, list(quarantine.ids))
-        return Work(wanted.ids[kept], wanted.boxes[kept], wanted.flips[kept])
+        return BatchSpec(wanted.ids[kept], wanted.boxes[kept], wanted.flips[kept])
 
-    def _batch(self, work: Work) -> Batch:
+    def _batch(self, work: BatchSpec) -> Batch:
         count, size = len(work.ids), self._size
         numbers: list[NDArray[Any]] = [work.ids[:, None], work.boxes, work.flips[:, None]]
         if self._erases:
-            assert work.knobs is not None
-            numbers.append(work.knobs[:, ERASE : ERASE + 4].astype(np.int64))
+            assert work.params is not None
+            numbers.append(work.params[:, ERASE : ERASE + 4].astype(np.int64))
         # One transfer for all of them.
         table = np.concatenate(numbers, axis=1).astype(np.int64).T
         columns = torch.from_numpy(np.ascontiguousarray(table)).to(self.device, non_blocking=True)
@@ -251,7 +252,7 @@ class InMemoryLoader:
             torch.from_numpy(work.ids),
         )
 
-    def _cut(self, work: Work) -> torch.Tensor:
+    def _cut(self, work: BatchSpec) -> torch.Tensor:
         """The boxes' pixels by copies of whole rows, uint8 [N, size, size, 3]; on a CPU."""
         size, pad = self._size, self._split.pad
         height, width = self._split.pixels.shape[1:3]
@@ -275,7 +276,7 @@ class InMemoryLoader:
         index = ((ids * height + y + pad + along[:, None]) * width) + x + pad + across
         return stored.view(-1, 3)[index]
 
-    def _resampled(self, columns: torch.Tensor, work: Work) -> torch.Tensor:
+    def _resampled(self, columns: torch.Tensor, work: BatchSpec) -> torch.Tensor:
         """The boxes scaled to the network's input, uint8 [N, size, size, 3]."""
         stored, size, pad = self._split.pixels, self._size, self._split.pad
         ids, y, x, high, wide, flips = columns[:6]

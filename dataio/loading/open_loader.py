@@ -6,15 +6,16 @@ import torch
 
 from dataio.loading.config import DataConfig
 from dataio.loading.in_memory import InMemoryLoader, InMemorySplit
-from dataio.loading.loader import Loader, Work
+from dataio.loading.loader import Loader
 from dataio.loading.quarantine import Quarantine
+from dataio.loading.training_order import BatchSpec
 from dataio.shards.shard_set import ShardSet
 
 
 def open_loader(
     shards: ShardSet,
     config: DataConfig,
-    work: Iterator[Work],
+    work: Iterator[BatchSpec],
     *,
     batch: int,
     device: torch.device,

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from dataio.core.counter_rng import PURPOSE_SUBSTITUTE, hash64
 from dataio.core.errors import UserError
-from dataio.loading.order import PURPOSE_SUBSTITUTE, hash64
 from dataio.shards.shard_set import ShardSet
 from dataio.shards.tar_reader import DamagedSample
 

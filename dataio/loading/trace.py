@@ -8,6 +8,6 @@ import torch
 _NOTHING = nullcontext()
 
 
-def named(name: str) -> AbstractContextManager[Any]:
+def record_range(name: str) -> AbstractContextManager[Any]:
     """A range of this name in the trace of `torch.profiler`, where this thread is being traced."""
     return torch.profiler.record_function(name) if torch.autograd._profiler_enabled() else _NOTHING

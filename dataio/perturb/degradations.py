@@ -18,9 +18,9 @@ from PIL import Image, ImageOps
 from scipy.ndimage import gaussian_filter
 from scipy.special import ndtri
 
+from dataio.core.counter_rng import hash64
 from dataio.core.errors import UserError
 from dataio.images.codec import open_image, to_rgb
-from dataio.loading.order import hash64
 
 MAX_CHAIN = 5
 

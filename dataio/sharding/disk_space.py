@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dataio.core.errors import UserError
 from dataio.images.codec import Undecodable
-from dataio.sharding.plan import Plan, ShardTask, read_task
+from dataio.sharding.plan import ShardPlan, ShardSpec, read_task
 from dataio.sharding.writer import WORK, encode_source, member_json
 from dataio.sources.source import Source
 
@@ -15,7 +15,7 @@ _BLOCK = 512  # of a tar; each member has a header of one, and is filled up to w
 _BESIDE = 200  # bytes per image in the indexes and sidecars, at most
 
 
-def space_needed(output: Path, plan: Plan, tasks: list[ShardTask], source: Source) -> int:
+def space_needed(output: Path, plan: ShardPlan, tasks: list[ShardSpec], source: Source) -> int:
     """Bytes that the shards will take, about: some of their images are encoded, to see.
 
     The plan is a permutation, so the first images of some shards are a fair sample.
@@ -39,7 +39,7 @@ def space_needed(output: Path, plan: Plan, tasks: list[ShardTask], source: Sourc
     return round(sum(sizes) / len(sizes) * sum(task.count for task in tasks))
 
 
-def check_space(output: Path, plan: Plan, tasks: list[ShardTask], source: Source) -> None:
+def check_space(output: Path, plan: ShardPlan, tasks: list[ShardSpec], source: Source) -> None:
     """Raise a UserError where the disk has no room for the shards; quotas are not seen."""
     needed, free = space_needed(output, plan, tasks, source), shutil.disk_usage(output).free
     if needed > free:

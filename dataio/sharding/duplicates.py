@@ -22,7 +22,7 @@ from PIL import Image
 from dataio.core.atomic import write_text
 from dataio.core.errors import UserError
 from dataio.layouts.base import SPLITS
-from dataio.sharding.plan import Plan, read_task
+from dataio.sharding.plan import ShardPlan, read_task
 
 DUPLICATES = "duplicates.csv"
 # One row per image: `key` is its place in the plan, `pixels` a BLAKE2b of size and RGB
@@ -114,7 +114,7 @@ def _sorted(first: NDArray[np.int64], second: NDArray[np.int64], distance: NDArr
 
 
 def report_duplicates(
-    output: Path, work: Path, plan: Plan, rows: NDArray[np.void], *, allowed: bool
+    output: Path, work: Path, plan: ShardPlan, rows: NDArray[np.void], *, allowed: bool
 ) -> dict[str, int]:
     """Write OUTPUT/duplicates.csv and count what is in it.
 
@@ -171,7 +171,7 @@ def report_duplicates(
 
 
 def _sources(
-    work: Path, plan: Plan, starts: list[int], keys: NDArray[np.int64]
+    work: Path, plan: ShardPlan, starts: list[int], keys: NDArray[np.int64]
 ) -> dict[int, tuple[str, str, str]]:
     """{key: (split, key as in the tars, path)} of some images, shard by shard."""
     wanted: dict[int, list[int]] = {}
@@ -181,7 +181,7 @@ def _sources(
 
 
 def _named(
-    work: Path, plan: Plan, wanted: dict[int, list[int]]
+    work: Path, plan: ShardPlan, wanted: dict[int, list[int]]
 ) -> Iterator[tuple[int, tuple[str, str, str]]]:
     for number, own in wanted.items():
         task, left = plan.tasks[number], set(own)

@@ -9,7 +9,7 @@ workers, or that of the tasks which share the work.
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
@@ -18,53 +18,23 @@ from typing import IO, Any
 
 from dataio.core.errors import UserError
 from dataio.core.locks import alone, is_held, locked
+from dataio.core.progress import ProgressBar
+from dataio.core.tasks import ArrayTask, check_settings
 from dataio.images.codec import CodecPolicy
 from dataio.layouts.base import SPLITS, Layout
 from dataio.sharding.disk_space import check_space
 from dataio.sharding.merge import finish_folder
-from dataio.sharding.plan import Plan, ShardTask, check_settings, make_plan, read_plan
-from dataio.sharding.workers import Progress, run_tasks
+from dataio.sharding.plan import ShardPlan, ShardSpec, make_plan, read_plan
+from dataio.sharding.workers import run_tasks
 from dataio.sharding.writer import WORK, read_sidecar
-from dataio.shards.shard_set import read_manifest
+from dataio.shards.manifest import read_manifest
 
 _NAMED_TASKS = 50
 _CREATED = "created"  # in the work folder: its output folder was made by us too
 
 
 @dataclass(frozen=True)
-class Share:
-    """One of `of` tasks among which the shards are dealt out: number `number`, from 0."""
-
-    number: int
-    of: int
-
-    @classmethod
-    def parse(cls, text: str) -> "Share":
-        """Read "i/n".
-
-        Raises:
-            UserError: it is not that, or i is not in 0 ... n-1.
-        """
-        number, _, of = text.partition("/")
-        if not (number.isdecimal() and of.isdecimal() and int(number) < int(of)):
-            raise UserError(f"--task {text}: expected i/n with i from 0 to n-1, as in 0/8 ... 7/8")
-        return cls(int(number), int(of))
-
-    def __str__(self) -> str:
-        return f"{self.number}/{self.of}"
-
-    @property
-    def label(self) -> str:
-        """What its lock and temporary files are called."""
-        return f"{self.number}-of-{self.of}"
-
-    def among(self, tasks: list[ShardTask]) -> list[ShardTask]:
-        """Its shards: every n-th, so that each share has some of every split."""
-        return tasks[self.number :: self.of]
-
-
-@dataclass(frozen=True)
-class Job:
+class ShardJob:
     """What is to be sharded, how, and where to.
 
     Attributes:
@@ -124,9 +94,9 @@ def write_shards(
     quiet: bool = False,
     allow_duplicates: bool = False,
 ) -> dict[str, Any]:
-    """Write, or finish writing, a shard folder: `run_job` of the `Job` of these arguments."""
+    """Write, or finish writing, a shard folder: `run_job` of the `ShardJob` of these arguments."""
     return run_job(
-        Job(
+        ShardJob(
             layout,
             Path(output),
             policy,
@@ -140,7 +110,7 @@ def write_shards(
     )
 
 
-def run_job(job: Job) -> dict[str, Any]:
+def run_job(job: ShardJob) -> dict[str, Any]:
     """Write every shard that is not there yet, and finish.
 
     Returns:
@@ -164,16 +134,16 @@ def run_job(job: Job) -> dict[str, Any]:
     return manifest
 
 
-def run_share(job: Job, share: Share) -> str:
-    """Write the shards of one share; any number of shares may run at once, on any machines.
+def run_array_task(job: ShardJob, array_task: ArrayTask) -> str:
+    """Write one task's shards; any number of tasks may run at once, on any machines.
 
     Returns:
         what was done, in a line.
 
     Raises:
-        UserError: as `run_job`; or the same share is being run already.
+        UserError: as `run_job`; or the same task is running already.
     """
-    finished = f"task {share}: {job.output} is finished already"
+    finished = f"task {array_task}: {job.output} is finished already"
     if _finished(job) is not None:
         return finished
     with _folder(job, shared=True) as lock:
@@ -182,20 +152,20 @@ def run_share(job: Job, share: Share) -> str:
         plan = _plan(job, lock)
         _check_space(job, plan, lock)
         try:
-            with locked(job.work / f"task-{share.label}.lock") as own:
+            with locked(job.work / f"task-{array_task.label}.lock") as own:
                 os.utime(own.fileno())  # the newest tells --finish how many tasks there are
-                tasks = share.among(plan.tasks)
-                _write(job, plan, tasks, share.label)
+                tasks = array_task.among(plan.tasks)
+                _write(job, plan, tasks, array_task.label)
         except BlockingIOError:
             raise UserError(
-                f"--task {share}: another process is running it; wait for it or stop it"
+                "another process is running it; wait for it or stop it", field="task", value=array_task
             ) from None
         missing = sum(read_sidecar(job.output, task) is None for task in plan.tasks)
         then = f"{missing} of {len(plan.tasks)} are missing" if missing else "all are there: now --finish"
-        return f"task {share}: {len(tasks)} shards, {sum(task.count for task in tasks)} sources; {then}"
+        return f"task {array_task}: {len(tasks)} shards, {sum(task.count for task in tasks)} sources; {then}"
 
 
-def finish_job(job: Job) -> dict[str, Any]:
+def finish_job(job: ShardJob) -> dict[str, Any]:
     """Merge what the shares wrote; returns the manifest. Any number of processes may try at once.
 
     Raises:
@@ -210,7 +180,7 @@ def finish_job(job: Job) -> dict[str, Any]:
         return manifest
 
 
-def _merge(job: Job) -> dict[str, Any]:
+def _merge(job: ShardJob) -> dict[str, Any]:
     if (manifest := _finished(job)) is not None:
         return manifest
     plan = read_plan(job.work)
@@ -226,11 +196,11 @@ def _merge(job: Job) -> dict[str, Any]:
     return manifest
 
 
-def _finish(job: Job, plan: Plan) -> dict[str, Any]:
+def _finish(job: ShardJob, plan: ShardPlan) -> dict[str, Any]:
     return finish_folder(job.layout, job.output, plan, allow_duplicates=job.allow_duplicates)
 
 
-def _check_complete(job: Job, plan: Plan) -> None:
+def _check_complete(job: ShardJob, plan: ShardPlan) -> None:
     """Raise a UserError that names the shares whose shards are missing."""
     missing = [n for n, task in enumerate(plan.tasks) if read_sidecar(job.output, task) is None]
     if not missing:
@@ -244,17 +214,17 @@ def _check_complete(job: Job, plan: Plan) -> None:
     of = int(locks[-1].stem.rpartition("-")[2])
     named = []
     for number, shards in sorted(Counter(n % of for n in missing).items()):
-        share = Share(number, of)
-        lock = job.work / f"task-{share.label}.lock"
+        array_task = ArrayTask(number, of)
+        lock = job.work / f"task-{array_task.label}.lock"
         state = ", running" if lock.exists() and is_held(lock) else ""
-        named.append(f"{share} ({shards} shard{'s' if shards > 1 else ''}{state})")
+        named.append(f"{array_task} ({shards} shard{'s' if shards > 1 else ''}{state})")
     more = f" and {len(named) - _NAMED_TASKS} more" if len(named) > _NAMED_TASKS else ""
     raise UserError(
         f"{counted}, of --task {', '.join(named[:_NAMED_TASKS])}{more}; run those again, then --finish"
     )
 
 
-def _finished(job: Job) -> dict[str, Any] | None:
+def _finished(job: ShardJob) -> dict[str, Any] | None:
     """The manifest of a finished folder; None where it is not.
 
     Raises:
@@ -269,7 +239,7 @@ def _finished(job: Job) -> dict[str, Any] | None:
 
 
 @contextmanager
-def _folder(job: Job, shared: bool = False, wait: str = "") -> Iterator[IO[str]]:
+def _folder(job: ShardJob, shared: bool = False, wait: str = "") -> Iterator[IO[str]]:
     """Hold the output folder: alone, or together with other shares; `wait` as `locked` has it."""
     output = job.output
     if output.is_dir() and any(output.iterdir()) and not job.work.is_dir():
@@ -289,7 +259,7 @@ def _folder(job: Job, shared: bool = False, wait: str = "") -> Iterator[IO[str]]
 
 
 @contextmanager
-def _work_lock(job: Job, shared: bool, wait: str) -> Iterator[IO[str]]:
+def _work_lock(job: ShardJob, shared: bool, wait: str) -> Iterator[IO[str]]:
     for attempt in count():
         created = not job.output.exists()
         job.work.mkdir(parents=True, exist_ok=True)
@@ -307,7 +277,7 @@ def _work_lock(job: Job, shared: bool, wait: str) -> Iterator[IO[str]]:
         return
 
 
-def _plan(job: Job, lock: IO[str]) -> Plan:
+def _plan(job: ShardJob, lock: IO[str]) -> ShardPlan:
     """Find the plan or make it; of several shares that come at once, one makes it."""
     settings = {**job.settings, "source": job.layout.root}
     waiting = f"{job.output}: another task is making the plan; waiting for it"
@@ -325,7 +295,7 @@ def _plan(job: Job, lock: IO[str]) -> Plan:
             raise
 
 
-def _withdraw(job: Job, lock: IO[str]) -> None:
+def _withdraw(job: ShardJob, lock: IO[str]) -> None:
     """Leave nothing half-written of a job that cannot begin, unless others are at it."""
     if alone(lock):
         created = (job.work / _CREATED).exists()
@@ -335,7 +305,7 @@ def _withdraw(job: Job, lock: IO[str]) -> None:
                 job.output.rmdir()
 
 
-def _check_space(job: Job, plan: Plan, lock: IO[str]) -> None:
+def _check_space(job: ShardJob, plan: ShardPlan, lock: IO[str]) -> None:
     """Raise a UserError where there is no room for what is to be written, by this task and others."""
     todo = [task for task in plan.tasks if read_sidecar(job.output, task) is None]
     try:
@@ -346,7 +316,7 @@ def _check_space(job: Job, plan: Plan, lock: IO[str]) -> None:
         raise
 
 
-def _write(job: Job, plan: Plan, tasks: list[ShardTask], label: str) -> None:
+def _write(job: ShardJob, plan: ShardPlan, tasks: Sequence[ShardSpec], label: str) -> None:
     """Write those of the shards that are not there; `label` marks what is a share's own."""
     with _disk_errors(job):
         for split in SPLITS:
@@ -356,14 +326,14 @@ def _write(job: Job, plan: Plan, tasks: list[ShardTask], label: str) -> None:
                 leftover.unlink()
         todo = [task for task in tasks if read_sidecar(job.output, task) is None]
         total = sum(task.count for task in tasks)
-        progress = Progress(total, total - sum(task.count for task in todo), job.quiet)
+        progress = ProgressBar(total, total - sum(task.count for task in todo), job.quiet)
         for task in run_tasks(job.output, plan, job.layout.source, todo, job.workers, label):
             progress.advance(task.count)
         progress.close()
 
 
 @contextmanager
-def _disk_errors(job: Job) -> Iterator[None]:
+def _disk_errors(job: ShardJob) -> Iterator[None]:
     """Make what the system says of the output folder one line."""
     try:
         yield

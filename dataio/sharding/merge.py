@@ -15,17 +15,17 @@ from dataio.core.errors import UserError
 from dataio.layouts.base import SPLITS, Layout
 from dataio.layouts.genimage import is_known_broken
 from dataio.sharding.duplicates import DUPLICATES, report_duplicates
-from dataio.sharding.plan import Plan
+from dataio.sharding.plan import ShardPlan
 from dataio.sharding.writer import PRINTS, WORK, read_sidecar, save_array, sidecar_path
 from dataio.shards import shard_table
-from dataio.shards.shard_set import MANIFEST_FORMAT, SAMPLE, read_manifest, sha256_of
+from dataio.shards.manifest import MANIFEST_FORMAT, SAMPLE, read_manifest, sha256_of
 
 REJECTED = "rejected.csv"
 _KNOWN = "known: it is broken in GenImage's release"
 
 
 def finish_folder(
-    layout: Layout, output: Path, plan: Plan, *, allow_duplicates: bool = False
+    layout: Layout, output: Path, plan: ShardPlan, *, allow_duplicates: bool = False
 ) -> dict[str, Any]:
     """Merge the sidecars, in the plan's order, into the indexes and the manifest.
 

@@ -30,7 +30,7 @@ _RANK_DIGITS = 32
 
 
 @dataclass(frozen=True)
-class ShardTask:
+class ShardSpec:
     """One shard to write: `count` plan lines from byte `offset`, keys from `first_key`."""
 
     split: str
@@ -45,8 +45,8 @@ class ShardTask:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What was decided.
+class ShardPlan:
+    """The plan of a shard folder.
 
     Attributes:
         settings: the flags it was made with; a rerun must have the same.
@@ -67,7 +67,7 @@ class Plan:
     skipped: list[list[str]]
     sources: int
     sha256: str
-    tasks: list[ShardTask]
+    tasks: list[ShardSpec]
 
 
 def _rank(seed: int, path: str) -> bytes:
@@ -75,7 +75,7 @@ def _rank(seed: int, path: str) -> bytes:
     return hashlib.blake2b(f"{seed}:{path}".encode("utf-8", "surrogateescape"), digest_size=16).digest()
 
 
-def _history(layout: Layout, work: Path, tasks: list[ShardTask], seed: int) -> dict[str, int] | None:
+def _history(layout: Layout, work: Path, tasks: list[ShardSpec], seed: int) -> dict[str, int] | None:
     """Histogram of the JPEG history of (a hash-chosen sample of) the lossy training sources."""
 
     def lossy(split: str) -> Iterator[str]:
@@ -137,7 +137,7 @@ def _ordered(folder: Path, split: str) -> Iterator[bytes]:
             yield from (line[_RANK_DIGITS:] for line in lines)
 
 
-def make_plan(layout: Layout, work: Path, policy: CodecPolicy, settings: dict[str, Any]) -> Plan:
+def make_plan(layout: Layout, work: Path, policy: CodecPolicy, settings: dict[str, Any]) -> ShardPlan:
     """List the sources, permute them inside their splits, cut them into shards; write it down.
 
     Needs little memory however many sources there are: they are sorted in pieces, on disk.
@@ -154,7 +154,7 @@ def make_plan(layout: Layout, work: Path, policy: CodecPolicy, settings: dict[st
             for split in SPLITS:
                 ordered, number = _ordered(spools, split), 0
                 while chunk := list(islice(ordered, samples_per_shard)):
-                    tasks.append(ShardTask(split, number, key, len(chunk), offset))
+                    tasks.append(ShardSpec(split, number, key, len(chunk), offset))
                     for line in chunk:
                         digest.update(line)
                         offset += file.write(line)
@@ -163,7 +163,7 @@ def make_plan(layout: Layout, work: Path, policy: CodecPolicy, settings: dict[st
     # A checkpoint's policy brings the histogram it was trained with.
     if policy.match_history and policy.history is None:
         policy = replace(policy, history=_history(layout, work, tasks, seed))
-    plan = Plan(
+    plan = ShardPlan(
         settings,
         policy,
         tuple(layout.generators),
@@ -180,7 +180,7 @@ def make_plan(layout: Layout, work: Path, policy: CodecPolicy, settings: dict[st
     return plan
 
 
-def read_plan(work: Path) -> Plan | None:
+def read_plan(work: Path) -> ShardPlan | None:
     """The plan of a folder that is being written; None where there is none yet."""
     try:
         head = json.loads((work / PLAN_HEAD).read_text())
@@ -191,26 +191,16 @@ def read_plan(work: Path) -> Plan | None:
             f"{work / PLAN_HEAD}: cannot be read ({error}); remove {work.parent} and start again"
         ) from None
     head["policy"] = CodecPolicy.from_dict(head["policy"])
-    head["tasks"] = [ShardTask(**task) for task in head["tasks"]]
+    head["tasks"] = [ShardSpec(**task) for task in head["tasks"]]
     for name in ("generators", "objects", "subsets"):
         head[name] = tuple(head[name])
-    return Plan(**head)
+    return ShardPlan(**head)
 
 
-def read_task(work: Path, task: ShardTask) -> Iterator[tuple[str, str, int | None, str]]:
+def read_task(work: Path, task: ShardSpec) -> Iterator[tuple[str, str, int | None, str]]:
     """(path, generator, object, subset) of a shard's sources, in order."""
     with open(work / PLAN_LINES, "rb") as file:
         file.seek(task.offset)
         for _ in range(task.count):
             path, generator, label, subset = json.loads(file.readline())
             yield path, generator, label, subset
-
-
-def check_settings(folder: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Raise a UserError that names the first setting in which a rerun differs."""
-    for name in wanted:
-        if stored.get(name) != wanted[name]:
-            raise UserError(
-                f"{folder}: was begun with {name} {stored.get(name)!r}, not {wanted[name]!r}; "
-                "use the same, or another --output, or remove the folder"
-            )

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dataio.images.codec import Undecodable, open_image
-from dataio.shards.shard_set import NOT_AN_ARRAY, SAMPLE, read_manifest, sha256_of
+from dataio.shards.manifest import NOT_AN_ARRAY, SAMPLE, read_manifest, sha256_of
 
 
 def verify_shards(folder: str | Path, *, workers: int = 1) -> tuple[int, list[str]]:

@@ -14,8 +14,8 @@ import numpy as np
 from dataio.core.atomic import write_text, write_with
 from dataio.images.codec import CodecPolicy, Encoded, Undecodable, encode, open_image, to_rgb
 from dataio.sharding.duplicates import FINGERPRINT, fingerprint
-from dataio.sharding.plan import Plan, ShardTask, read_task
-from dataio.shards.shard_set import SAMPLE
+from dataio.sharding.plan import ShardPlan, ShardSpec, read_task
+from dataio.shards.manifest import SAMPLE
 from dataio.sources.source import Source
 
 WORK = ".work"
@@ -59,11 +59,11 @@ def member_json(
     return json.dumps(record, sort_keys=True, separators=(",", ":")).encode()
 
 
-def sidecar_path(output: Path, task: ShardTask, suffix: str) -> Path:
+def sidecar_path(output: Path, task: ShardSpec, suffix: str) -> Path:
     return output / WORK / f"{task.split}-{task.number:06d}{suffix}"
 
 
-def read_sidecar(output: Path, task: ShardTask) -> dict[str, Any] | None:
+def read_sidecar(output: Path, task: ShardSpec) -> dict[str, Any] | None:
     """The record of a committed shard; None where it is yet to be written."""
     try:
         done = json.loads(sidecar_path(output, task, ".json").read_text())
@@ -73,7 +73,7 @@ def read_sidecar(output: Path, task: ShardTask) -> dict[str, Any] | None:
     return done if size == done["bytes"] else None
 
 
-def write_shard(output: Path, plan: Plan, task: ShardTask, source: Source, label: str = "") -> None:
+def write_shard(output: Path, plan: ShardPlan, task: ShardSpec, source: Source, label: str = "") -> None:
     """Write one shard, its index and its sidecar, unless they are there.
 
     Args:
@@ -93,7 +93,7 @@ def write_shard(output: Path, plan: Plan, task: ShardTask, source: Source, label
         raise
 
 
-def _write_shard(output: Path, plan: Plan, task: ShardTask, source: Source, label: str) -> None:
+def _write_shard(output: Path, plan: ShardPlan, task: ShardSpec, source: Source, label: str) -> None:
     generators = {name: number for number, name in enumerate(plan.generators)}
     subsets = {name: number for number, name in enumerate(plan.subsets)}
     rows: list[tuple[int, ...]] = []

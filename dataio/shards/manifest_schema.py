@@ -89,7 +89,7 @@ def index_fault(rows: NDArray[np.void], shards: int, generators: int, subsets: i
     """The first column of an index with a value out of range, and the value; "" if there is none.
 
     Args:
-        rows: of dtype `dataio.shards.shard_set.SAMPLE`. The others: how many there are of each.
+        rows: of dtype `dataio.shards.manifest.SAMPLE`. The others: how many there are of each.
     """
     ranges = {
         "shard": (0, shards),

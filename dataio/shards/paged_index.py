@@ -1,6 +1,6 @@
 """The rows of a sample index, read as they are asked for.
 
-The index of ten billion samples has 400 GB. Rows are read in pages with pread, and not mapped: a
+The index of ten billion samples has 400 GB. PagedIndex are read in pages with pread, and not mapped: a
 mapped file that somebody truncates ends the process by a signal. Every page is looked over when it
 is read, so that a wrong label is named and never reaches a loss.
 """
@@ -23,7 +23,7 @@ _SLOTS = 1024  # pages kept: 42 MB of rows
 _CHUNK = 1 << 16  # rows read together where all are
 
 
-class Rows:
+class PagedIndex:
     """An index file as an array of rows, of which only pages are in memory; for any thread.
 
     `rows[ids]` gives rows, `rows["width"]` a whole column, and it can be iterated.
@@ -129,7 +129,7 @@ class Rows:
     def _gather_many(
         self, ids: NDArray[np.int64], pages: NDArray[np.int64], wanted: NDArray[np.int64]
     ) -> NDArray[np.void]:
-        """Rows of more pages than are kept."""
+        """PagedIndex of more pages than are kept."""
         found = np.empty(ids.shape, self.dtype)
         for start in range(0, len(wanted), len(self._page_in)):
             some = wanted[start : start + len(self._page_in)]

@@ -1,131 +1,24 @@
 """The sample index: where each encoded image lies in the tars, and its labels."""
 
-import hashlib
 import json
 import tarfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from tokenize import TokenError
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dataio.core.errors import UserError
 from dataio.shards.local_cache import CacheOptions, ShardCache
-from dataio.shards.manifest_schema import index_fault, manifest_fault
-from dataio.shards.paged_index import Rows
+from dataio.shards.manifest import NOT_AN_ARRAY, SAMPLE, LabelSpaces, read_manifest, sha256_of
+from dataio.shards.manifest_schema import index_fault
+from dataio.shards.paged_index import PagedIndex
 from dataio.shards.shard_table import ShardTable, shard_counts
-from dataio.shards.tar_reader import BLOCK, DamagedSample, Tars, Unreadable, check_size
-
-# One row per sample of a split, in shard order. `offset` and `size` are of the image's
-# bytes inside the tar; labels are -1 where unknown; `key` is the position in the plan.
-SAMPLE = np.dtype(
-    [
-        ("shard", "<u4"),
-        ("offset", "<u8"),
-        ("size", "<u4"),
-        ("width", "<u4"),
-        ("height", "<u4"),
-        ("generator", "<i2"),
-        ("subset", "<i2"),
-        ("object", "<i4"),
-        ("key", "<u8"),
-    ]
-)
-
-MANIFEST_FORMAT = "telltale-shards"
-VERSIONS = (1, 2)  # that can be read; a folder has 2 where a split has a table of its shards
+from dataio.shards.tar_reader import BLOCK, DamagedSample, TarReader, Unreadable, check_size
 
 _LOOKED_AT = 1 << 22  # rows that are looked at when a set is opened; those of a larger one when they are read
-
-# What np.load raises of a damaged or foreign file, found by fuzzing.
-NOT_AN_ARRAY = (
-    OSError,
-    ValueError,
-    TypeError,
-    EOFError,
-    SyntaxError,
-    OverflowError,
-    MemoryError,
-    TokenError,
-    BadZipFile,
-)
-
-
-@dataclass(frozen=True)
-class LabelSpaces:
-    """What the heads' outputs mean; stored in every manifest and checkpoint.
-
-    Attributes:
-        generators: names; index 0 is "nature".
-        objects: names.
-    """
-
-    generators: tuple[str, ...]
-    objects: tuple[str, ...]
-
-
-def read_manifest(folder: str | Path) -> dict[str, Any]:
-    """Read DIR/manifest.json.
-
-    A split's `shards` is a sequence of dicts, whether it stands there or in a table.
-
-    Raises:
-        UserError: no such folder or file, not JSON, or of another format or version.
-    """
-    path = Path(folder) / "manifest.json"
-    if not Path(folder).is_dir():
-        raise UserError(f"{folder}: no such folder of shards; write one with `python launch/shard.py`")
-    try:
-        manifest = json.loads(path.read_text())
-    except FileNotFoundError:
-        hint = (
-            "sharding did not finish, run it again"
-            if (path.parent / ".work").is_dir()
-            else "is it a shard folder?"
-        )
-        raise UserError(f"{path}: not found; {hint}") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); write the shards again") from None
-    found = manifest.get("format") if isinstance(manifest, dict) else None
-    if found != MANIFEST_FORMAT:
-        raise UserError(f"{path}: format is {found!r}, expected {MANIFEST_FORMAT!r}; is it a shard folder?")
-    if type(manifest.get("version")) is not int or manifest["version"] not in VERSIONS:
-        raise UserError(
-            f"{path}: version {manifest.get('version')!r}, this telltale reads versions 1 and 2; update it"
-        )
-    fault = manifest_fault(manifest)
-    if fault:
-        raise UserError(f"{path}: {fault}; copy it again or write the shards again")
-    for split in manifest["splits"].values():
-        if manifest["version"] == 2 and "table" in split:
-            split["shards"] = ShardTable(Path(folder), split["table"], split["samples"])
-    return manifest
-
-
-def label_spaces(manifest: dict[str, Any]) -> LabelSpaces:
-    return LabelSpaces(tuple(manifest["generators"]), tuple(manifest["objects"]))
-
-
-def label_mismatch(theirs: Mapping[str, Sequence[str]], ours: LabelSpaces) -> str:
-    """What differs between a checkpoint's label spaces and ours, printing both; "" if nothing."""
-    for name, own in (("generators", ours.generators), ("objects", ours.objects)):
-        if tuple(theirs[name]) != own:
-            return f"label space of {name} is {_brief(theirs[name])}, that of the shards is {_brief(own)}"
-    return ""
-
-
-def _brief(names: Sequence[str]) -> str:
-    return f"[{', '.join(names[:10])}{', ...' if len(names) > 10 else ''}] ({len(names)})"
-
-
-def sha256_of(path: str | Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class ShardSet:
@@ -160,7 +53,7 @@ class ShardSet:
     ) -> None:
         self.folder, self.split = Path(folder), split
         self.manifest = read_manifest(folder)
-        self.labels = label_spaces(self.manifest)
+        self.labels = LabelSpaces.of(self.manifest)
         if split not in self.manifest["splits"]:
             raise UserError(f"{folder}: no split {split!r}; there are {', '.join(self.manifest['splits'])}")
         entry = self.manifest["splits"][split]
@@ -168,7 +61,7 @@ class ShardSet:
         self._tabled = isinstance(self.shards, ShardTable)
         self._whole = not subsets and not generators
         self._check_files(entry, verify)
-        rows: Rows | NDArray[np.void] = self._load_rows(entry)
+        rows: PagedIndex | NDArray[np.void] = self._load_rows(entry)
         if subsets:
             rows = rows[np.isin(rows["subset"], self._subset_numbers(subsets))]
         if generators:
@@ -179,14 +72,14 @@ class ShardSet:
             raise UserError(
                 f"{folder}: the {split} split has no samples{chosen}; choose another --split or shard more"
             )
-        self.rows: Rows | NDArray[np.void] = rows
+        self.rows: PagedIndex | NDArray[np.void] = rows
         # The whole split's stand in the manifest: no look at every row of a large index.
         self.shard_sizes = (
             shard_counts(self.shards, "samples")
             if self._whole
             else np.bincount(rows["shard"], minlength=len(self.shards)).astype(np.int64)
         )
-        self.tars = Tars(
+        self.tars = TarReader(
             self.folder,
             self.shards,
             None if cache is None else ShardCache(cache.folder, self.folder, self.shards, cache.cap_gib),
@@ -227,7 +120,7 @@ class ShardSet:
                     f"{path}: its SHA-256 is not the manifest's: changed; copy it again or re-shard"
                 )
 
-    def _load_rows(self, entry: dict[str, Any]) -> Rows | NDArray[np.void]:
+    def _load_rows(self, entry: dict[str, Any]) -> PagedIndex | NDArray[np.void]:
         path = self.folder / entry["index"]["file"]
         try:
             # Mapped for its header only.
@@ -251,7 +144,7 @@ class ShardSet:
             subsets=len(self.manifest["subsets"]),
             objects=len(self.labels.objects),
         )
-        opened = Rows(path, SAMPLE, len(rows), rows.offset, fault)
+        opened = PagedIndex(path, SAMPLE, len(rows), rows.offset, fault)
         if len(rows) <= _LOOKED_AT:
             for _ in opened.chunks():
                 pass

@@ -1,6 +1,6 @@
 """Reading samples' bytes out of a set of tars: the one place where a disk can fail a run.
 
-Tars are read with pread and not mapped: a mapped file whose disk fails, or that somebody
+TarReader are read with pread and not mapped: a mapped file whose disk fails, or that somebody
 truncates, ends the process by a signal; a read says which file and why.
 """
 
@@ -109,7 +109,7 @@ class _Whole:
     used: int
 
 
-class Tars:
+class TarReader:
     """The tars of a split, read by number and offset; for one thread.
 
     A small tar of which many samples are read one by one is read as a whole and kept: thousands of

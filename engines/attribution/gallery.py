@@ -14,16 +14,18 @@ from PIL import Image
 from pytorch_grad_cam.utils.image import show_cam_on_image
 
 from dataio.core.errors import UserError
-from dataio.loading.loader import Loader, Work
-from dataio.loading.order import centre_boxes
-from dataio.shards.shard_set import ShardSet, label_mismatch
+from dataio.loading.crops import center_boxes
+from dataio.loading.loader import Loader
+from dataio.loading.pixels import normalize, to_pixels
+from dataio.loading.training_order import BatchSpec
+from dataio.shards.manifest import label_mismatch
+from dataio.shards.shard_set import ShardSet
 from engines.attribution.faithfulness import compare_with_random
 from engines.attribution.gradcam import grad_cams, overlay, verdict_score
 from engines.checkpoint.load_model import load_model
 from engines.config.detector import Config
 from engines.evaluate.calibration import calibration_of
 from engines.evaluate.predictions import label_spaces, probability_column
-from engines.train.validate import to_pixels
 from models.detector.dual_head import DualHead
 
 Outcome = Literal["right", "wrong", "abstained"]
@@ -139,9 +141,10 @@ def build_gallery(
     ids = table["sample_id"].to_numpy()[[choice.row for choice in chosen]]
     pixels = torch.cat(list(_load(shards, config, ids)))
     heats, layer, reason = _maps(model, pixels, chosen) if cam else ([None] * len(chosen), "", "")
+    pictures = to_pixels(pixels, config.data.mean, config.data.std)
     return [
         _item(table, choice, picture, heat, layer, reason)
-        for choice, picture, heat in zip(chosen, to_pixels(pixels, config), heats, strict=True)
+        for choice, picture, heat in zip(chosen, pictures, heats, strict=True)
     ]
 
 
@@ -171,7 +174,9 @@ def faithfulness_of(
     model, config, _ = load_model(checkpoint)
     device = _device()
     model = model.to(device)
-    images = _normalize(np.stack([item.picture for item in taken]), config)
+    images = normalize(
+        torch.from_numpy(np.stack([item.picture for item in taken])), config.data.mean, config.data.std
+    )
     heat = np.stack([item.heat for item in taken if item.heat is not None])
     fake = torch.tensor([item.fake for item in taken])
     # One map again, for the size it had before it was enlarged.
@@ -238,11 +243,11 @@ def _check_same_samples(table: pa.Table, shards: ShardSet) -> None:
 def _load(shards: ShardSet, config: Config, ids: NDArray[np.int64]) -> Iterator[torch.Tensor]:
     """The images in the order of `ids` (int64 [N]), as evaluation sees them: float32 [n, 3, S, S] each."""
     rows = shards.rows[ids]
-    boxes, flips = centre_boxes(
+    boxes, flips = center_boxes(
         config.data.eval_crop, rows["width"].astype(np.int64), rows["height"].astype(np.int64)
     )
     parts = [slice(start, start + _BATCH) for start in range(0, len(ids), _BATCH)]
-    work = (Work(ids[part], boxes[part], flips[part]) for part in parts)
+    work = (BatchSpec(ids[part], boxes[part], flips[part]) for part in parts)
     for batch in Loader(shards, config.data, work, batch=_BATCH, device=_device(), train=False):
         yield batch.image.contiguous().cpu()
 
@@ -279,9 +284,3 @@ def _item(
         layer=layer,
         reason=reason,
     )
-
-
-def _normalize(pictures: NDArray[np.uint8], config: Config) -> torch.Tensor:
-    """The inverse of `to_pixels`: uint8 [N, S, S, 3] to float32 [N, 3, S, S]."""
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (config.data.mean, config.data.std))
-    return (torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255 - mean) / std

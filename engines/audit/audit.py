@@ -18,11 +18,11 @@ import numpy as np
 
 from dataio.core.atomic import write_text
 from dataio.core.errors import UserError
+from dataio.core.progress import ProgressBar
 from dataio.layouts.base import SPLITS, Layout
 from dataio.layouts.manifest import ManifestLayout
 from dataio.sharding.duplicates import FINGERPRINT, Pairs, exact_pairs, near_pairs
-from dataio.sharding.workers import Progress
-from dataio.shards.shard_set import read_manifest, sha256_of
+from dataio.shards.manifest import read_manifest, sha256_of
 from engines.audit.gate import FORMAT, VERSION
 from engines.audit.label_order import CountedLabels, check_mixed, compare_with_names
 from engines.audit.probes import BARS, FOLDS, RESAMPLES, Data, leaks, probe, probe_families, single_features
@@ -138,7 +138,7 @@ def audit_shards(folder: str | Path, settings: AuditSettings) -> dict[str, Any]:
 def _look(refs: list[SampleRef], layout: Layout | None, settings: AuditSettings) -> list[AuditedImage]:
     if not refs:
         raise UserError(f"--split {' '.join(settings.splits)}: no images there; choose another")
-    progress = Progress(len(refs), 0, settings.quiet, "looked at")
+    progress = ProgressBar(len(refs), 0, settings.quiet, "looked at")
     looked = []
     for one in audit_images(refs, layout.source if layout else None, settings.workers):
         looked.append(one)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dataio.core.errors import UserError
-from dataio.shards.shard_set import sha256_of
+from dataio.shards.manifest import sha256_of
 
 FORMAT, VERSION = "telltale-audit", 1
 AUDIT = "audit.json"

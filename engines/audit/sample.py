@@ -18,11 +18,12 @@ from typing import Any
 
 import numpy as np
 
+from dataio.core.counter_rng import hash_text
 from dataio.core.errors import UserError
 from dataio.images.codec import Undecodable
 from dataio.layouts.base import SPLITS, Layout
-from dataio.layouts.splits import hash64
-from dataio.shards.shard_set import ShardSet, read_manifest
+from dataio.shards.manifest import read_manifest
+from dataio.shards.shard_set import ShardSet
 from dataio.sources.source import Source
 from engines.audit.features import Measured, measure_image
 
@@ -95,7 +96,7 @@ class StratifiedSampler:
     def offer(self, ref: SampleRef) -> None:
         self.counts[ref.split, ref.generator] += 1
         heap = self._kept.setdefault(ref.generator, [])
-        entry = (-hash64(f"{self._seed}:{ref.name}"), ref.name, ref)
+        entry = (-hash_text(f"{self._seed}:{ref.name}"), ref.name, ref)
         if self._sample == 0 or len(heap) < self._sample:
             heapq.heappush(heap, entry)
         else:

@@ -10,9 +10,10 @@ import torch
 
 from dataio.images.codec import preset_policy
 from dataio.layouts.genimage import GenImageLayout
+from dataio.loading.config import DataConfig
 from dataio.loading.in_memory import preload
-from dataio.loading.loader import DataConfig, TrainingOrder, training_work
 from dataio.loading.open_loader import open_loader
+from dataio.loading.training_order import TrainingOrder, training_specs
 from dataio.sharding.job import write_shards
 from dataio.shards.shard_set import ShardSet
 from engines.benchmark.case import READY, BenchmarkSettings, Group, Run, timed
@@ -163,7 +164,7 @@ def _small_config(threads: int = 0, *, resident: bool = False) -> DataConfig:
 def _loading(settings: BenchmarkSettings, name: str, config: DataConfig) -> Iterator[Callable[[], Run]]:
     order = _order(settings, name, config)
     device = torch.device(settings.device)
-    work = training_work(order, micro_batch=settings.batch, rank=0, world=1, first_step=0, last_step=10**9)
+    work = training_specs(order, micro_batch=settings.batch, rank=0, world=1, first_step=0, last_step=10**9)
     in_memory = preload(config, device, order.shards)[0] if config.resident else None
     loader = open_loader(
         order.shards, config, work, batch=settings.batch, device=device, train=True, in_memory=in_memory

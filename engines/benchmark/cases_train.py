@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from dataio.loading.loader import Loader, evaluation_work
+from dataio.loading.loader import Loader
+from dataio.loading.training_order import evaluation_specs
 from dataio.shards.shard_set import ShardSet
 from engines.benchmark.case import READY, BenchmarkSettings, Group, Run, timed
 from engines.benchmark.detector import detector_config, make_trainer, synchronize, world_of
@@ -77,7 +78,7 @@ def _predicting(settings: BenchmarkSettings, *, load: bool, predict: bool) -> Ca
     batch = 4 * config.train.micro_batch
 
     def loaded() -> Iterator[Any]:
-        work = evaluation_work(shards, config.data, batch=batch, rank=0, world=1)
+        work = evaluation_specs(shards, config.data, batch=batch, rank=0, world=1)
         return iter(Loader(shards, config.data, work, batch=batch, device=world.device, train=False))
 
     image = next(loaded()).image

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from dataio.loading.loader import DataConfig
+from dataio.loading.config import DataConfig
 from dataio.shards.shard_set import ShardSet
 from engines.benchmark.case import BenchmarkSettings
 from engines.config.base import RunConfig

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from dataio.loading.order import EpochOrder, hash64
+from dataio.core.counter_rng import hash64
+from dataio.loading.order import EpochOrder
 
 WINDOWS = (1, 4, 16, 64)
 _FAKE_GENERATORS, _OBJECTS = 8, 1000  # GenImage's; half of its images are photographs

@@ -22,8 +22,8 @@ from dataio.images.codec import preset_policy
 from dataio.loading.order import EpochOrder
 from dataio.shards import shard_set as index
 from dataio.shards import shard_table
+from dataio.shards.manifest import MANIFEST_FORMAT, SAMPLE, sha256_of
 from dataio.shards.paged_index import PAGE
-from dataio.shards.shard_set import MANIFEST_FORMAT, SAMPLE, sha256_of
 from dataio.shards.shard_table import ENTRY
 
 _SIZE, _EVERY = 20_000, 21_024  # bytes of an image, and from one to the next in its tar
@@ -76,7 +76,8 @@ def measure_whole_start(folder: Path, scale: Scale) -> dict[str, float]:
 
 
 def _start(folder: Path, scale: Scale) -> dict[str, float]:
-    from dataio.loading.loader import DataConfig, TrainingOrder
+    from dataio.loading.config import DataConfig
+    from dataio.loading.training_order import TrainingOrder
     from dataio.shards.shard_set import ShardSet
     from engines.train.schedule import data_fingerprint
 

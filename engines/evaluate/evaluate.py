@@ -10,7 +10,8 @@ from typing import Any
 from dataio.core import atomic
 from dataio.core.errors import UserError, reason_of
 from dataio.shards.groups import groups_of, read_groups
-from dataio.shards.shard_set import ShardSet, read_manifest
+from dataio.shards.manifest import read_manifest
+from dataio.shards.shard_set import ShardSet
 from engines.evaluate.intervals import RESAMPLES
 from engines.evaluate.metrics import compute_metrics
 from engines.evaluate.open_set import check_held_out

@@ -8,8 +8,10 @@ import torch
 import torch.distributed as dist
 
 from dataio.core.errors import UserError
-from dataio.loading.loader import Loader, evaluation_work
-from dataio.shards.shard_set import ShardSet, label_mismatch
+from dataio.loading.loader import Loader
+from dataio.loading.training_order import evaluation_specs
+from dataio.shards.manifest import label_mismatch
+from dataio.shards.shard_set import ShardSet
 from engines.checkpoint.files import weights_sha256
 from engines.checkpoint.load_model import load_model
 from engines.config.detector import Config
@@ -54,9 +56,9 @@ def predict_split(
         info["checkpoint"], info["split"] = Path(checkpoint).name, split
         on_all_ranks(world, lambda: _describe(checkpoint, model, info, calibrated and not mirror))
         shards = on_all_ranks(world, lambda: _open(data, split, verify, info, checkpoint))
-        from dataio.loading.dali_pipeline import default_threads
+        from dataio.core.cores import cores_per_process
 
-        torch.set_num_threads(threads or default_threads())
+        torch.set_num_threads(threads or cores_per_process())
         arrays = _predict(model, config, shards, world, batch or 4 * config.train.micro_batch, mirror)
         parts: list[Any] = [None] * world.size
         if world.distributed:
@@ -126,7 +128,7 @@ def _predict(
     layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
     model = model.to(world.device, memory_format=layout)  # type: ignore[call-overload]
     precision = resolve_precision(config.train.precision, world.device)
-    work = evaluation_work(shards, config.data, batch=batch, rank=world.rank, world=world.size)
+    work = evaluation_specs(shards, config.data, batch=batch, rank=world.rank, world=world.size)
     best = min(5, max(1, len(shards.labels.objects)))
     ids, probabilities, top5 = [np.zeros(0, np.int64)], [], []
     probabilities.append(np.zeros((0, len(shards.labels.generators))))

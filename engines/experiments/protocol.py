@@ -22,8 +22,7 @@ from typing import Any
 from dataio.core.atomic import write_text
 from dataio.core.errors import UserError
 from dataio.core.locks import locked
-from dataio.sharding.job import Share
-from dataio.sharding.plan import check_settings
+from dataio.core.tasks import ArrayTask, check_settings
 from engines.config.protocol import FREE, Command
 from engines.experiments.protocol_cells import SHARDS, Cell, Protocol, open_protocol
 from engines.experiments.protocol_result import RESULT, TABLE, format_result, merge_cells
@@ -90,7 +89,7 @@ def run_protocol(command: Command) -> str:
         )
     if command.task is not None and command.finish:
         raise UserError("--task and --finish: give one; --finish comes when all tasks are done")
-    share = Share.parse(command.task) if command.task is not None else None
+    share = ArrayTask.parse(command.task) if command.task is not None else None
     protocol, folder = open_protocol(command.config), _Folder(command.output)
     settings = {key: value for key, value in protocol.settings.items() if key not in FREE}
     if command.finish and not (folder.path / SETTINGS).exists():
@@ -109,8 +108,8 @@ def run_protocol(command: Command) -> str:
         return _finish(protocol, folder)
 
 
-def _run_share(protocol: Protocol, folder: _Folder, share: Share) -> str:
-    mine = protocol.cells[share.number :: share.of]
+def _run_share(protocol: Protocol, folder: _Folder, share: ArrayTask) -> str:
+    mine = share.among(protocol.cells)
     busy = _run_cells(protocol, folder, mine)
     failed = [cell for cell in mine if folder.result(cell) is None and cell not in busy]
     if failed:

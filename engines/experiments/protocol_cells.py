@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dataio.core.cores import available_cores
 from dataio.core.errors import UserError
 from dataio.images.codec import CodecPolicy
 from dataio.layouts import open_layout
@@ -25,8 +26,7 @@ from dataio.perturb.aligned_views import (
 from dataio.perturb.originals import KeptLayout, Originals, choose_originals
 from dataio.sharding.job import write_shards
 from dataio.sharding.plan import HISTORY_SAMPLE
-from dataio.sharding.workers import default_workers
-from dataio.shards.shard_set import LabelSpaces, label_mismatch, label_spaces, read_manifest, sha256_of
+from dataio.shards.manifest import LabelSpaces, label_mismatch, read_manifest, sha256_of
 from engines.config.protocol import TRAINED, ProtocolConfig, to_plain
 from engines.evaluate.evaluate import METRICS, evaluate_checkpoint
 
@@ -118,7 +118,7 @@ class ViewProtocol(Protocol):
             self.originals.through(view),
             shards,
             self.policy,
-            workers=self.config.workers or default_workers(),
+            workers=self.config.workers or available_cores(),
             samples_per_shard=self.config.samples_per_shard,
             extra_settings={"cell": cell.name},
             quiet=True,
@@ -180,7 +180,7 @@ class TrainingProtocol(Protocol):
     def __init__(self, config: ProtocolConfig) -> None:
         self.config = config
         manifest = read_manifest(config.shards)
-        known = label_spaces(manifest).generators
+        known = LabelSpaces.of(manifest).generators
         chosen = config.generators or _with_images(manifest, "train")[1:]
         for name in chosen:
             if name not in known[1:]:

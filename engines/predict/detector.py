@@ -10,21 +10,16 @@ import numpy as np
 import torch
 from PIL import Image
 
+from dataio.core.cores import cores_per_process
 from dataio.core.errors import UserError, reason_of
 from dataio.images.codec import CodecPolicy, Encoded, Undecodable, encode
-from dataio.loading.dali_pipeline import (
-    as_images,
-    build_pipeline,
-    default_threads,
-    pipeline_inputs,
-    run_pipeline,
-)
-from dataio.loading.order import centre_boxes
+from dataio.loading.crops import center_boxes
+from dataio.loading.dali_pipeline import as_images, build_pipeline, pipeline_inputs, run_pipeline
+from dataio.loading.pixels import to_pixels
 from engines.checkpoint.load_model import load_model
 from engines.evaluate.calibration import load_calibration, uncalibrated_verdict
 from engines.evaluate.split_inference import forward
 from engines.runtime.precision import resolve_precision
-from engines.train.validate import to_pixels
 
 _LARGEST_BATCH = 64  # of images whose bytes wait in memory, by default
 
@@ -106,18 +101,20 @@ class Detector:
 
     def input_picture(self, prediction: Prediction) -> np.ndarray:
         """The network's input as a picture, uint8 [S, S, 3]."""
-        return to_pixels(prediction.pixels, self.config)[0]
+        return to_pixels(prediction.pixels, self.config.data.mean, self.config.data.std)[0]
 
     def _decode(self, images: Sequence[Encoded]) -> torch.Tensor:
         """Evaluation's crop of each: float32 [N, 3, S, S], normalized, channels-last in memory."""
         size = (np.asarray([i.width for i in images]), np.asarray([i.height for i in images]))
-        boxes, flips = centre_boxes(self.config.data.eval_crop, *size)
+        boxes, flips = center_boxes(self.config.data.eval_crop, *size)
         self._inputs = pipeline_inputs([np.frombuffer(i.data, np.uint8) for i in images], boxes, flips)
         if self._pipeline is None:
             self._pipeline = build_pipeline(
                 self._feed(),
                 # No prefetch: the next batch is not known before this one is done.
-                replace(self.config.data, prefetch=1, threads=self.config.data.threads or default_threads()),
+                replace(
+                    self.config.data, prefetch=1, threads=self.config.data.threads or cores_per_process()
+                ),
                 self.batch,
                 self.device,
                 resample=True,

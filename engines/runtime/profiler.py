@@ -20,7 +20,7 @@ class StepProfile:
     """Traces the chosen steps of this process into RUN/profile/rankN.json.gz.
 
     Ranges besides PyTorch's own operators: read (bytes of the batch to come), augment (its crops and
-    knobs; mixing), decode (waiting for DALI, whose threads decode, resize and normalise; `read` and
+    parameters; mixing), decode (waiting for DALI, whose threads decode, resize and normalise; `read` and
     `augment` are called from within), forward, backward, all-reduce (on the communication's own
     thread or stream: under backward it overlaps), optimiser.
 

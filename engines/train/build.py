@@ -10,7 +10,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dataio.core.errors import UserError
 from dataio.loading.balanced_order import class_counts
-from dataio.loading.loader import Batch, TrainingOrder, Work, training_work
+from dataio.loading.loader import Batch
+from dataio.loading.training_order import BatchSpec, TrainingOrder, training_specs
 from dataio.shards.shard_set import ShardSet
 from engines.config.detector import Config
 from engines.runtime.distributed import World
@@ -34,7 +35,7 @@ def make_deterministic(config: Config) -> None:
 def build_model(
     config: Config,
     shards: ShardSet,
-    open_loader: Callable[[Iterator[Work], int], Iterator[Batch]],
+    open_loader: Callable[[Iterator[BatchSpec], int], Iterator[Batch]],
     order: TrainingOrder,
     device: torch.device,
 ) -> tuple[DualHead, WeightReport | None]:
@@ -70,14 +71,14 @@ def build_model(
 
 def _first_images(
     config: Config,
-    open_loader: Callable[[Iterator[Work], int], Iterator[Batch]],
+    open_loader: Callable[[Iterator[BatchSpec], int], Iterator[Batch]],
     order: TrainingOrder,
     count: int = 2048,
 ) -> torch.Tensor:
     """The run's first images, cropped as in training, float [N, 3, size, size]; the same on every rank."""
     batch = config.train.micro_batch
     steps = min(order.steps_per_epoch, -(-count // config.train.global_batch))
-    work = training_work(order, micro_batch=batch, rank=0, world=1, first_step=0, last_step=steps)
+    work = training_specs(order, micro_batch=batch, rank=0, world=1, first_step=0, last_step=steps)
     return torch.cat([loaded.image.cpu() for loaded in open_loader(work, batch)])
 
 

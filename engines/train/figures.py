@@ -16,10 +16,11 @@ from sklearn.metrics import ConfusionMatrixDisplay
 
 from dataio.core.atomic import write_with
 from dataio.loading.loader import Batch
-from dataio.shards.shard_set import LabelSpaces
+from dataio.loading.pixels import to_pixels
+from dataio.shards.manifest import LabelSpaces
 from engines.config.detector import Config
 from engines.runtime.run_log import RunLog
-from engines.train.validate import Validation, to_pixels
+from engines.train.validate import Validation
 
 _CURVES = ("loss", "generator_error", "real_fake_error", "object_error")
 
@@ -41,7 +42,11 @@ class RunFigures:
             self._generator(generator) + (f"\n{self.labels.objects[label]}" if label >= 0 else "")
             for generator, label in zip(batch.generator.tolist(), batch.object.tolist(), strict=True)
         ]
-        self._save("inputs", _grid(list(to_pixels(batch.image, self.config)), captions), step)
+        self._save(
+            "inputs",
+            _grid(list(to_pixels(batch.image, self.config.data.mean, self.config.data.std)), captions),
+            step,
+        )
 
     def validation(self, found: Validation, step: int) -> None:
         """The confusion matrix and the hardest mistakes of a validation."""

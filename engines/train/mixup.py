@@ -9,7 +9,7 @@ number of processes.
 import numpy as np
 import torch
 
-from dataio.loading.order import PURPOSE_MIX, uniform
+from dataio.core.counter_rng import PURPOSE_MIX, uniform
 from engines.config.detector import MixConfig
 
 

@@ -5,7 +5,8 @@ from typing import Any
 
 from dataio.core.errors import UserError
 from dataio.loading.loader import resamples
-from dataio.shards.shard_set import ShardSet, label_mismatch
+from dataio.shards.manifest import label_mismatch
+from dataio.shards.shard_set import ShardSet
 from engines.checkpoint import files as checkpoints
 from engines.config.detector import Config
 from engines.config.values import FREE_KEYS, refuse_changed_keys

@@ -11,12 +11,13 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from dataio.core.counter_rng import PURPOSE_FORWARD, hash64
 from dataio.core.errors import UserError
 from dataio.loading.in_memory import InMemorySplit, preload
-from dataio.loading.loader import Batch, TrainingOrder, Work, training_work
+from dataio.loading.loader import Batch
 from dataio.loading.open_loader import open_loader
-from dataio.loading.order import PURPOSE_FORWARD, hash64
-from dataio.loading.trace import named
+from dataio.loading.trace import record_range
+from dataio.loading.training_order import BatchSpec, TrainingOrder, training_specs
 from dataio.shards.shard_set import ShardSet
 from engines.config.detector import Config
 from engines.config.values import to_dict
@@ -147,7 +148,7 @@ class Trainer:
 
     def _batches(self) -> Iterator[Batch]:
         if self._loader is None:
-            work = training_work(
+            work = training_specs(
                 self.order,
                 micro_batch=self.config.train.micro_batch,
                 rank=self.world.rank,
@@ -159,7 +160,7 @@ class Trainer:
             self._loader = self._open_training_loader(work, self.config.train.micro_batch)
         return self._loader
 
-    def _open_training_loader(self, work: Iterator[Work], batch: int) -> Iterator[Batch]:
+    def _open_training_loader(self, work: Iterator[BatchSpec], batch: int) -> Iterator[Batch]:
         return open_loader(
             self.train_set,
             self.config.data,
@@ -213,12 +214,12 @@ class Trainer:
             # Dropout and the like draw from torch's generator: the same for this micro-batch
             # on any number of processes, and after a resume.
             torch.manual_seed(int(hash64(config.run.seed, self.step, PURPOSE_FORWARD, place)) >> 1)
-            with named("augment"):
+            with record_range("augment"):
                 image, own = mix(
                     config.mix, batch.image, seed=config.run.seed, step=self.step, micro_batch=place
                 )
             with self._gradient_sync(number == self.micro_batches - 1):
-                with named("forward"), self._autocast():
+                with record_range("forward"), self._autocast():
                     generator_logits, object_logits = self.forward(image)
                 generator_logits = faults.corrupt_logits(generator_logits, self.step)
                 by_generator, by_object = dual_head_loss(
@@ -235,11 +236,11 @@ class Trainer:
                     + config.loss.object * by_object / known_objects
                 )
                 # DDP divides by the number of ranks; the loss is already a global mean.
-                with named("backward"):
+                with record_range("backward"):
                     self.scaler.scale(loss * world.size).backward()
             with torch.no_grad():
                 tally.add(generator_logits, object_logits, batch.generator, batch.object)
-        with named("optimizer"):
+        with record_range("optimizer"):
             self._update(tally)
         self.step += 1
         if self.average is not None:

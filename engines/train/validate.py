@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from dataio.loading.in_memory import InMemorySplit
-from dataio.loading.loader import Batch, evaluation_work
+from dataio.loading.loader import Batch
 from dataio.loading.open_loader import open_loader
+from dataio.loading.pixels import to_pixels
 from dataio.loading.quarantine import Quarantine
+from dataio.loading.training_order import evaluation_specs
 from dataio.shards.shard_set import ShardSet
 from engines.config.detector import Config
 from engines.runtime.distributed import World
@@ -53,13 +55,6 @@ class Validation:
     mistakes: list[Mistake]
 
 
-def to_pixels(image: torch.Tensor, config: Config) -> NDArray[np.uint8]:
-    """Undo the normalisation: float [N, 3, H, W] to uint8 [N, H, W, 3] on the CPU."""
-    mean, std = (image.new_tensor(v).view(1, 3, 1, 1) for v in (config.data.mean, config.data.std))
-    pixels = (image * std + mean).mul(255).round().clamp(0, 255).byte()
-    return pixels.permute(0, 2, 3, 1).cpu().numpy()
-
-
 @torch.no_grad()
 def validate(
     model: DualHead,
@@ -83,7 +78,7 @@ def validate(
     confusion = torch.zeros(classes * classes, dtype=torch.int64, device=world.device)
     mistakes: list[Mistake] = []
     size = config.train.micro_batch
-    work = evaluation_work(shards, config.data, batch=size, rank=world.rank, world=world.size)
+    work = evaluation_specs(shards, config.data, batch=size, rank=world.rank, world=world.size)
     loader = open_loader(
         shards,
         config.data,
@@ -119,7 +114,7 @@ def _mistakes(batch: Batch, logits: torch.Tensor, config: Config) -> list[Mistak
     answer = logits.argmax(1)
     loss = torch.where(answer == batch.generator, -1.0, loss)
     hardest, places = loss.topk(min(config.log.images, len(loss)))
-    pixels = to_pixels(batch.image[places], config)
+    pixels = to_pixels(batch.image[places], config.data.mean, config.data.std)
     p_fake = 1 - logits.softmax(1)[places, 0]
     chosen = batch.sample_id[places.cpu()].tolist()
     columns = (hardest.tolist(), chosen, batch.generator[places].tolist(), answer[places].tolist())

@@ -15,7 +15,8 @@ from dataio.core.errors import UserError
 from dataio.images.codec import Undecodable, open_image
 from dataio.layouts import open_layout
 from dataio.sharding.verify import verify_shards
-from dataio.shards.shard_set import ShardSet, read_manifest, sha256_of
+from dataio.shards.manifest import read_manifest, sha256_of
+from dataio.shards.shard_set import ShardSet
 from dataio.sources import source
 from dataio.sources.inputs import find_inputs
 from dataio.sources.source import Source

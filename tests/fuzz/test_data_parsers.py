@@ -18,7 +18,8 @@ from dataio.layouts.genimage import GenImageLayout
 from dataio.layouts.manifest import ManifestLayout
 from dataio.sharding.verify import verify_shards
 from dataio.shards.groups import read_groups
-from dataio.shards.shard_set import ShardSet, read_manifest, sha256_of
+from dataio.shards.manifest import read_manifest, sha256_of
+from dataio.shards.shard_set import ShardSet
 from dataio.shards.shard_table import to_entries
 from dataio.vqa.conversations import read_conversations, tar_members
 from engines.mlm.vqa_answers import read_items

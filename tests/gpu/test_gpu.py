@@ -9,7 +9,8 @@ import torch
 from dataio.core.errors import UserError
 from dataio.loading.augment import AugmentConfig
 from dataio.loading.config import DataConfig
-from dataio.loading.loader import Loader, TrainingOrder, evaluation_work, training_work
+from dataio.loading.loader import Loader
+from dataio.loading.training_order import TrainingOrder, evaluation_specs, training_specs
 from dataio.shards.shard_set import ShardSet
 from engines.config.detector import parse_config
 from engines.runtime.distributed import World
@@ -26,7 +27,7 @@ def world(device: str) -> World:
 
 
 def images(shards: ShardSet, device: str, config: DataConfig) -> torch.Tensor:
-    work = evaluation_work(shards, config, batch=16, rank=0, world=1)
+    work = evaluation_specs(shards, config, batch=16, rank=0, world=1)
     loader = Loader(shards, config, work, batch=16, device=torch.device(device), train=False)
     return torch.cat([batch.image.cpu() for batch in loader])
 
@@ -109,7 +110,7 @@ AUGMENT: dict[str, dict[str, Any]] = {
 def training_images(shards, device, **augment):
     config = DataConfig(size=24, crop="random", deterministic=True, augment=AugmentConfig(**augment))
     order = TrainingOrder(shards, config, 7, 16)
-    work = training_work(order, micro_batch=16, rank=0, world=1, first_step=0, last_step=1)
+    work = training_specs(order, micro_batch=16, rank=0, world=1, first_step=0, last_step=1)
     loader = Loader(shards, config, work, batch=16, device=torch.device(device), train=True)
     return next(iter(loader)).image.float().cpu()
 

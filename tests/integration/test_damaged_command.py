@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from dataio.loading.config import DataConfig
-from dataio.loading.loader import TrainingOrder
+from dataio.loading.training_order import TrainingOrder
 from dataio.shards.shard_set import ShardSet
 from tests.support import environment, flags, wait_until
 

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from dataio.loading.loader import Loader, evaluation_work
+from dataio.loading.loader import Loader
+from dataio.loading.training_order import evaluation_specs
 from dataio.sharding.quickstart import make_synthetic_shards
-from dataio.shards.shard_set import ShardSet, read_manifest
+from dataio.shards.manifest import read_manifest
+from dataio.shards.shard_set import ShardSet
 from engines.checkpoint import files as checkpoints
 from engines.checkpoint.load_model import load_model
 from engines.config.detector import from_dict
@@ -121,7 +123,7 @@ def test_mirror_is_the_mean_over_an_image_and_its_mirror_image(work: Path, repo_
 
     model, config, _ = load_model(work / "best.pt")
     shards = ShardSet(work / "data", "val")
-    views = evaluation_work(shards, config.data, batch=len(shards.rows), rank=0, world=1)
+    views = evaluation_specs(shards, config.data, batch=len(shards.rows), rank=0, world=1)
     loader = Loader(
         shards, config.data, views, batch=len(shards.rows), device=torch.device("cpu"), train=False
     )

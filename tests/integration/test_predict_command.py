@@ -24,7 +24,7 @@ from dataio.images.codec import preset_policy
 from dataio.layouts.genimage import GenImageLayout
 from dataio.layouts.synthetic import write_synthetic
 from dataio.sharding.job import write_shards
-from dataio.shards.shard_set import read_manifest
+from dataio.shards.manifest import read_manifest
 from engines.evaluate.calibrate import calibrate_checkpoint
 from engines.evaluate.calibration import load_calibration
 from engines.evaluate.evaluate import evaluate_checkpoint

@@ -5,7 +5,7 @@ import json
 import pytest
 
 import telltale
-from dataio.shards.shard_set import read_manifest
+from dataio.shards.manifest import read_manifest
 from engines.evaluate.predictions import read_predictions
 from tests.support import write_detector
 

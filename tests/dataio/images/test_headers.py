@@ -11,8 +11,9 @@ from PIL import Image
 from dataio.core.errors import UserError
 from dataio.images.headers import header_fault
 from dataio.loading.config import DataConfig
-from dataio.loading.loader import Loader, evaluation_work
+from dataio.loading.loader import Loader
 from dataio.loading.quarantine import Quarantine
+from dataio.loading.training_order import evaluation_specs
 from dataio.shards.shard_set import ShardSet
 
 
@@ -83,7 +84,7 @@ def copy(tiny_shards, tmp_path):
 
 
 def load(shards, quarantine=None):
-    work = evaluation_work(shards, DataConfig(size=32), batch=64, rank=0, world=1)
+    work = evaluation_specs(shards, DataConfig(size=32), batch=64, rank=0, world=1)
     loader = Loader(
         shards,
         DataConfig(size=32),

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from dataio.loading.augment import BLUR, ERASE, JPEG, RAND, SIDE, WEBP, AugmentConfig, draw_knobs
+from dataio.loading.augment import BLUR, ERASE, JPEG, RAND, SIDE, WEBP, AugmentConfig, draw_augment_params
 from dataio.loading.config import DataConfig
-from dataio.loading.loader import Loader, TrainingOrder, evaluation_work, training_work
+from dataio.loading.loader import Loader
+from dataio.loading.training_order import TrainingOrder, evaluation_specs, training_specs
 from dataio.shards.shard_set import ShardSet
 
 CPU = torch.device("cpu")
@@ -31,7 +32,7 @@ def images(shards, *, first=0, last=3, rank=0, world=1, flip=0.0, **augment):
     """Steps first..last-1 of 16 images: float [N, 3, 24, 24]."""
     config = DataConfig(size=24, crop="random", flip=flip, window_shards=2, augment=AugmentConfig(**augment))
     order = TrainingOrder(shards, config, 7, 16)
-    work = training_work(order, micro_batch=8, rank=rank, world=world, first_step=first, last_step=last)
+    work = training_specs(order, micro_batch=8, rank=rank, world=world, first_step=first, last_step=last)
     return torch.cat([b.image.clone() for b in Loader(shards, config, work, batch=8, device=CPU, train=True)])
 
 
@@ -48,8 +49,8 @@ def plain(shards):
 
 def test_what_is_not_chosen_passes_bit_for_bit(shards, plain):
     half = images(shards, jpeg=0.5, blur=0.3)
-    knobs = draw_knobs(AugmentConfig(jpeg=0.5, blur=0.3), 24, 7, 0, np.arange(48))
-    chosen = (knobs[:, JPEG] > 0) | (knobs[:, BLUR] > 0)
+    params = draw_augment_params(AugmentConfig(jpeg=0.5, blur=0.3), 24, 7, 0, np.arange(48))
+    chosen = (params[:, JPEG] > 0) | (params[:, BLUR] > 0)
     same = [bool(torch.equal(a, b)) for a, b in zip(half, plain, strict=True)]
     assert same == (~chosen).tolist() and 10 < chosen.sum() < 44
 
@@ -77,9 +78,9 @@ def test_compression_moves_pixels_more_at_lower_quality(shards, plain, codec):
 
 def test_erasing_makes_one_rectangle_of_the_mean_and_nothing_else(shards, plain):
     found = images(shards, erase=1.0, erase_area=(0.1, 0.3))
-    knobs = draw_knobs(AugmentConfig(erase=1.0, erase_area=(0.1, 0.3)), 24, 7, 0, np.arange(48))
+    params = draw_augment_params(AugmentConfig(erase=1.0, erase_area=(0.1, 0.3)), 24, 7, 0, np.arange(48))
     for image, before, (y, x, height, width) in zip(
-        found, plain, knobs[:, ERASE:RAND].astype(int), strict=True
+        found, plain, params[:, ERASE:RAND].astype(int), strict=True
     ):
         inside = torch.zeros(24, 24, dtype=torch.bool)
         inside[y : y + height, x : x + width] = True
@@ -93,10 +94,10 @@ def test_rand_augment_uses_all_its_operations_and_grows_with_its_magnitude(shard
         (images(shards, rand_augment=1, rand_magnitude=m) - plain).square().mean().item() for m in (2, 25)
     ]
     assert moved[1] > 1.5 * moved[0] > 0
-    knobs = draw_knobs(AugmentConfig(rand_augment=2), 24, 0, 0, np.arange(2000))
-    assert set(knobs[:, RAND].tolist()) == set(knobs[:, RAND + 2].tolist()) == set(range(14))
-    assert set(knobs[:, RAND + 1].tolist()) == {0.0, 1.0}
-    identity = draw_knobs(AugmentConfig(rand_augment=1), 24, 7, 0, np.arange(48))[:, RAND] == 13
+    params = draw_augment_params(AugmentConfig(rand_augment=2), 24, 0, 0, np.arange(2000))
+    assert set(params[:, RAND].tolist()) == set(params[:, RAND + 2].tolist()) == set(range(14))
+    assert set(params[:, RAND + 1].tolist()) == {0.0, 1.0}
+    identity = draw_augment_params(AugmentConfig(rand_augment=1), 24, 7, 0, np.arange(48))[:, RAND] == 13
     once = images(shards, rand_augment=1)
     assert identity.any()
     for number in np.flatnonzero(identity):
@@ -113,7 +114,7 @@ def test_any_start_and_any_number_of_processes_give_the_same_pixels(shards):
 
 def test_epochs_differ(shards):
     config = AugmentConfig(**EVERYTHING)
-    first, second = (draw_knobs(config, 24, 7, epoch, np.arange(64)) for epoch in (0, 1))
+    first, second = (draw_augment_params(config, 24, 7, epoch, np.arange(64)) for epoch in (0, 1))
     assert (first != second).any(0).all()
 
 
@@ -121,7 +122,7 @@ def test_evaluation_is_never_augmented(tiny_shards):
     shards, pixels = ShardSet(tiny_shards, "test"), []
     for augment in (AugmentConfig(), AugmentConfig(**EVERYTHING)):
         config = DataConfig(size=24, augment=augment)
-        work = evaluation_work(shards, config, batch=8, rank=0, world=1)
+        work = evaluation_specs(shards, config, batch=8, rank=0, world=1)
         pixels.append(
             torch.cat(
                 [b.image.clone() for b in Loader(shards, config, work, batch=8, device=CPU, train=False)]
@@ -134,13 +135,13 @@ def test_draws_keep_their_shares_and_ranges():
     config = AugmentConfig(
         blur=0.2, resize=0.4, jpeg=0.6, webp=0.8, jpeg_quality=(40, 42), webp_quality=(0, 1)
     )
-    knobs = draw_knobs(config, 100, 0, 0, np.arange(20_000))
+    params = draw_augment_params(config, 100, 0, 0, np.arange(20_000))
     for column, expected in ((BLUR, 0.2), (SIDE, 0.4), (JPEG, 0.6), (WEBP, 0.8)):
-        assert (knobs[:, column] > 0).mean() == pytest.approx(expected, abs=0.02)
-    assert set(knobs[:, JPEG].tolist()) == {0.0, 40.0, 41.0, 42.0}
-    assert set(knobs[:, WEBP].tolist()) == {0.0, 1.0, 2.0}  # one more than the quality
-    sides = knobs[knobs[:, SIDE] > 0, SIDE]
-    assert sides.min() >= 50 and sides.max() <= 150 and not knobs[:, ERASE:].any()
+        assert (params[:, column] > 0).mean() == pytest.approx(expected, abs=0.02)
+    assert set(params[:, JPEG].tolist()) == {0.0, 40.0, 41.0, 42.0}
+    assert set(params[:, WEBP].tolist()) == {0.0, 1.0, 2.0}  # one more than the quality
+    sides = params[params[:, SIDE] > 0, SIDE]
+    assert sides.min() >= 50 and sides.max() <= 150 and not params[:, ERASE:].any()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from dataio.loading.balanced_order import BalancedOrder, class_counts
 from dataio.loading.config import DataConfig
-from dataio.loading.loader import TrainingOrder
+from dataio.loading.training_order import TrainingOrder
 from dataio.shards.shard_set import ShardSet
 
 

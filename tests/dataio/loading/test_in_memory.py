@@ -12,9 +12,10 @@ from dataio.loading import in_memory
 from dataio.loading.augment import AugmentConfig
 from dataio.loading.config import DataConfig
 from dataio.loading.in_memory import InMemoryLoader, InMemorySplit, free_memory, preload
-from dataio.loading.loader import Loader, TrainingOrder, evaluation_work, training_work
+from dataio.loading.loader import Loader
 from dataio.loading.open_loader import open_loader
 from dataio.loading.quarantine import Quarantine
+from dataio.loading.training_order import TrainingOrder, evaluation_specs, training_specs
 from dataio.shards.shard_set import ShardSet
 
 CPU = torch.device("cpu")
@@ -34,9 +35,9 @@ def batches(shards, config, *, train=True, world=1, first=0, last=6, seed=7, qua
     split = decoded(config, shards, train, quarantine) if config.resident else None
     for rank in range(world):
         work = (
-            training_work(order, micro_batch=4, rank=rank, world=world, first_step=first, last_step=last)
+            training_specs(order, micro_batch=4, rank=rank, world=world, first_step=first, last_step=last)
             if order
-            else evaluation_work(shards, config, batch=7, rank=rank, world=world)
+            else evaluation_specs(shards, config, batch=7, rank=rank, world=world)
         )
         loader = open_loader(
             shards,
@@ -163,7 +164,7 @@ def test_batches_are_the_callers_own(tiny_shards):
     shards = ShardSet(tiny_shards, "train")
     before = batches(shards, config)
     order = TrainingOrder(shards, config, 7, 16)
-    work = training_work(order, micro_batch=4, rank=0, world=1, first_step=0, last_step=6)
+    work = training_specs(order, micro_batch=4, rank=0, world=1, first_step=0, last_step=6)
     split = decoded(config, shards)
     for batch in open_loader(shards, config, work, batch=4, device=CPU, train=True, in_memory=split):
         batch.image.fill_(torch.nan)

@@ -11,7 +11,8 @@ from PIL import Image
 
 from dataio.core.errors import UserError
 from dataio.loading.config import DataConfig
-from dataio.loading.loader import Loader, TrainingOrder, evaluation_work, training_work
+from dataio.loading.loader import Loader
+from dataio.loading.training_order import TrainingOrder, evaluation_specs, training_specs
 from dataio.shards.shard_set import ShardSet
 
 CPU = torch.device("cpu")
@@ -31,7 +32,7 @@ def normalised(shards, sample_id, config):
 
 
 def evaluation(shards, config, batch, rank=0, world=1):
-    work = evaluation_work(shards, config, batch=batch, rank=rank, world=world)
+    work = evaluation_specs(shards, config, batch=batch, rank=rank, world=world)
     return list(Loader(shards, config, work, batch=batch, device=CPU, train=False))
 
 
@@ -62,7 +63,7 @@ def test_training_crops_are_the_boxes_of_the_order_flipped_and_padded(tiny_shard
     shards = ShardSet(tiny_shards, "train")
     config = DataConfig(size=28, crop="random", pad=3, flip=0.5, window_shards=2)
     order = TrainingOrder(shards, config, 5, 16)
-    work = list(training_work(order, micro_batch=8, rank=1, world=2, first_step=3, last_step=5))
+    work = list(training_specs(order, micro_batch=8, rank=1, world=2, first_step=3, last_step=5))
     batches = list(Loader(shards, config, iter(work), batch=8, device=CPU, train=True))
     assert len(batches) == 2
     flipped = 0
@@ -85,7 +86,7 @@ def test_batches_do_not_depend_on_threads_prefetch_or_start(tiny_shards):
     for threads, prefetch, first in ((1, 1, 0), (3, 4, 2)):
         config = DataConfig(size=24, crop="random_resized", threads=threads, prefetch=prefetch)
         order = TrainingOrder(shards, config, 1, 16)
-        work = training_work(order, micro_batch=4, rank=0, world=1, first_step=first, last_step=4)
+        work = training_specs(order, micro_batch=4, rank=0, world=1, first_step=first, last_step=4)
         seen.append([batch.image for batch in Loader(shards, config, work, batch=4, device=CPU, train=True)])
     assert len(seen[0]) == 16 and len(seen[1]) == 8
     assert all(torch.equal(a, b) for a, b in zip(seen[0][8:], seen[1], strict=True))
@@ -93,7 +94,7 @@ def test_batches_do_not_depend_on_threads_prefetch_or_start(tiny_shards):
 
 def test_batches_outlive_the_next_ones(tiny_shards):
     shards, config = ShardSet(tiny_shards, "train"), DataConfig(size=32, eval_crop=1.0)
-    work = evaluation_work(shards, config, batch=4, rank=0, world=1)
+    work = evaluation_specs(shards, config, batch=4, rank=0, world=1)
     held = [
         (b.image, b.image.clone()) for b in Loader(shards, config, work, batch=4, device=CPU, train=False)
     ]

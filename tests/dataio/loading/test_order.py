@@ -5,7 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataio.loading.order import EpochOrder, centre_boxes, hash64, train_boxes, uniform, uniforms
+from dataio.core.counter_rng import hash64, uniform, uniforms
+from dataio.loading.crops import center_boxes, train_boxes
+from dataio.loading.order import EpochOrder
 
 shard_sizes = st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(lambda sizes: sum(sizes) > 0)
 
@@ -120,6 +122,6 @@ def test_random_resized_crops_keep_area_and_aspect_and_stay_inside():
 
 
 def test_centre_boxes_are_centred_squares_of_the_shortest_side():
-    found, flips = centre_boxes(0.875, np.array([256, 300]), np.array([256, 100]))
+    found, flips = center_boxes(0.875, np.array([256, 300]), np.array([256, 100]))
     assert found.tolist() == [[16, 16, 224, 224], [6, 106, 88, 88]]
     assert flips.tolist() == [0, 0]

@@ -12,8 +12,9 @@ import torch
 
 from dataio.core.errors import UserError
 from dataio.loading.config import DataConfig
-from dataio.loading.loader import Loader, TrainingOrder, evaluation_work, training_work
+from dataio.loading.loader import Loader
 from dataio.loading.quarantine import Quarantine
+from dataio.loading.training_order import TrainingOrder, evaluation_specs, training_specs
 from dataio.shards import tar_reader as tars
 from dataio.shards.shard_set import ShardSet
 
@@ -47,7 +48,7 @@ def load(shards, quarantine=None, *, world=1, first=0, last=STEPS, config=CONFIG
     steps: dict[int, list[Any]] = {}
     order = TrainingOrder(shards, config, 7, GLOBAL_BATCH)
     for rank in range(world):
-        work = training_work(
+        work = training_specs(
             order, micro_batch=micro_batch, rank=rank, world=world, first_step=first, last_step=last
         )
         loader = Loader(
@@ -167,7 +168,7 @@ def test_validation_leaves_damaged_samples_out(copy, tmp_path):
         shards, quarantine = opened(copy, tmp_path / f"{world}.jsonl", split="test")
         found = []
         for rank in range(world):
-            work = evaluation_work(shards, CONFIG, batch=1 if world == 3 else 5, rank=rank, world=world)
+            work = evaluation_specs(shards, CONFIG, batch=1 if world == 3 else 5, rank=rank, world=world)
             loader = Loader(
                 shards,
                 CONFIG,

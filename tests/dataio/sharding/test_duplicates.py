@@ -15,7 +15,7 @@ from dataio.layouts import open_layout
 from dataio.sharding.duplicates import FINGERPRINT, NEAR_DISTANCE, exact_pairs, fingerprint, near_pairs
 from dataio.sharding.job import write_shards
 from dataio.sharding.merge import summary
-from dataio.shards.shard_set import read_manifest
+from dataio.shards.manifest import read_manifest
 
 BROKEN = None
 

@@ -12,8 +12,9 @@ import pytest
 
 from dataio.core.errors import UserError
 from dataio.core.locks import locked
+from dataio.core.tasks import ArrayTask
 from dataio.layouts.synthetic import write_synthetic
-from dataio.sharding.job import WORK, Share
+from dataio.sharding.job import WORK
 from tests.support import alive, descendants, environment, wait_until
 
 
@@ -160,8 +161,8 @@ def test_a_killed_tasks_workers_die_with_it(start, tmp_path):
 
 @pytest.mark.parametrize("text", ["3/2", "2/2", "-1/2", "1", "1/", "a/b", "0/0", ""])
 def test_a_bad_task_is_one_line(text):
-    with pytest.raises(UserError, match=r"^--task .*expected i/n with i from 0 to n-1, as in 0/8"):
-        Share.parse(text)
+    with pytest.raises(UserError, match=r"^task .*expected i/n with i from 0 to n-1, as in 0/8"):
+        ArrayTask.parse(text)
 
 
 def test_bad_flags_leave_nothing_behind(run, tmp_path):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dataio.sharding.verify import verify_shards
-from dataio.shards.shard_set import sha256_of
+from dataio.shards.manifest import sha256_of
 
 
 @pytest.fixture

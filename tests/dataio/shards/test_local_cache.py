@@ -13,7 +13,7 @@ import pytest
 
 from dataio.core.errors import UserError
 from dataio.loading.config import DataConfig
-from dataio.loading.loader import TrainingOrder, training_work
+from dataio.loading.training_order import TrainingOrder, training_specs
 from dataio.shards.local_cache import CacheOptions, ShardCache
 from dataio.shards.shard_set import ShardSet
 from tests.support import environment
@@ -256,7 +256,9 @@ def test_the_order_announces_its_window_and_the_next_one(tiny_shards, tmp_path):
     steps = order.steps_per_epoch * 2
     for step in range(steps):
         read = set()
-        for work in training_work(order, micro_batch=8, rank=0, world=1, first_step=step, last_step=step + 1):
+        for work in training_specs(
+            order, micro_batch=8, rank=0, world=1, first_step=step, last_step=step + 1
+        ):
             read |= set(shards.rows["shard"][work.ids].tolist())
         assert read <= set(cache._planned) and len(cache._planned) <= 4
     assert isinstance(cache, ShardCache)
@@ -270,7 +272,7 @@ def test_a_process_announces_the_windows_of_its_own_part_of_a_large_step(tiny_sh
         before: set[int] = set(range(len(shards.shards)))
         for step in range(order.steps_per_epoch * 2):
             works = list(
-                training_work(order, micro_batch=16, rank=rank, world=3, first_step=step, last_step=step + 1)
+                training_specs(order, micro_batch=16, rank=rank, world=3, first_step=step, last_step=step + 1)
             )
             read = shards.rows[np.concatenate([work.ids for work in works])]["shard"].tolist()
             planned = shards.tars.cache._planned

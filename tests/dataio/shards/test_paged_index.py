@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from dataio.core.errors import UserError
 from dataio.shards import paged_index as rows
 from dataio.shards import shard_set as index
-from dataio.shards.paged_index import Rows
-from dataio.shards.shard_set import SAMPLE, ShardSet
+from dataio.shards.manifest import SAMPLE
+from dataio.shards.paged_index import PagedIndex
+from dataio.shards.shard_set import ShardSet
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def small_pages(patch):
 
 
 def opened(path, count, fault=lambda part: ""):
-    return Rows(path, SAMPLE, count, np.load(path, mmap_mode="r").offset, fault)
+    return PagedIndex(path, SAMPLE, count, np.load(path, mmap_mode="r").offset, fault)
 
 
 @given(st.lists(st.lists(st.integers(0, 102), max_size=40), min_size=1, max_size=8))

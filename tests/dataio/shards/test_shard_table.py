@@ -9,13 +9,15 @@ import torch
 
 from dataio.core.errors import UserError
 from dataio.loading.config import DataConfig
-from dataio.loading.loader import Loader, TrainingOrder, evaluation_work, training_work
+from dataio.loading.loader import Loader
 from dataio.loading.quarantine import Quarantine
+from dataio.loading.training_order import TrainingOrder, evaluation_specs, training_specs
 from dataio.sharding.merge import summary
 from dataio.sharding.verify import verify_shards
 from dataio.shards import shard_table
 from dataio.shards.local_cache import CacheOptions
-from dataio.shards.shard_set import ShardSet, read_manifest, sha256_of
+from dataio.shards.manifest import read_manifest, sha256_of
+from dataio.shards.shard_set import ShardSet
 from dataio.shards.shard_table import ENTRY, ShardTable, to_entries
 from engines.audit.sample import open_splits, refs_of_shards
 from engines.train.schedule import data_fingerprint
@@ -78,7 +80,7 @@ def test_everything_reads_a_set_with_a_table(tabled, tiny_shards, tmp_path):
     config = DataConfig(size=24, crop="random", window_shards=2)
     batches = []
     for shards in (ours, theirs):
-        work = training_work(
+        work = training_specs(
             TrainingOrder(shards, config, 0, 16), micro_batch=8, rank=0, world=1, first_step=0, last_step=3
         )
         loader = Loader(shards, config, work, batch=8, device=torch.device("cpu"), train=True)
@@ -149,7 +151,7 @@ def test_a_damaged_shard_is_named_as_ever_when_it_is_first_opened(copy, tmp_path
     loader = Loader(
         shards,
         config,
-        evaluation_work(shards, config, batch=first, rank=0, world=1),
+        evaluation_specs(shards, config, batch=first, rank=0, world=1),
         batch=first,
         device=torch.device("cpu"),
         train=False,

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from dataio.core.errors import UserError
-from dataio.shards.shard_set import ShardSet, read_manifest
+from dataio.shards.manifest import read_manifest
+from dataio.shards.shard_set import ShardSet
 from engines.attribution.gallery import build_gallery, choose, describe_item, faithfulness_of, to_data_uri
 from engines.attribution.gradcam import grad_cams, verdict_score
 from engines.checkpoint import files as checkpoints

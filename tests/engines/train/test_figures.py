@@ -5,13 +5,13 @@ import pytest
 import torch
 from PIL import Image
 
+from dataio.loading.pixels import to_pixels
 from dataio.shards.shard_set import ShardSet
 from engines.config.detector import parse_config
 from engines.runtime.distributed import World
 from engines.runtime.run_log import LogConfig, RunLog
 from engines.train.figures import RunFigures
 from engines.train.trainer import Trainer
-from engines.train.validate import to_pixels
 from tests.support import flags
 
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), distributed=False)
@@ -43,7 +43,7 @@ def test_confusion_and_mistakes_agree_with_the_errors(trainer):
 
 def test_pixels_are_those_of_the_file(trainer):
     batch = trainer.first_batch()
-    pixels = to_pixels(batch.image, trainer.config)
+    pixels = to_pixels(batch.image, trainer.config.data.mean, trainer.config.data.std)
     again = (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - torch.tensor(0.5)).abs()
     assert again.mean() > 0.05  # a picture, not a constant
     mean = torch.tensor(trainer.config.data.mean).view(1, 3, 1, 1)

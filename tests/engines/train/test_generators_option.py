@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dataio.core.errors import UserError
-from dataio.loading.loader import TrainingOrder
+from dataio.loading.training_order import TrainingOrder
 from dataio.shards.shard_set import ShardSet
 from engines.checkpoint.files import cpu_state
 from engines.config.detector import parse_config

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from dataio.loading.config import DataConfig
-from dataio.loading.loader import Loader, TrainingOrder, training_work
+from dataio.loading.loader import Loader
+from dataio.loading.training_order import TrainingOrder, training_specs
 from dataio.shards.shard_set import ShardSet
 from engines.config.detector import parse_config
 from engines.runtime.distributed import World
@@ -51,7 +52,7 @@ def test_a_box_decoded_alone_is_the_box_of_the_whole_image(tiny_shards):
     def images(whole):
         shards, config = ShardSet(tiny_shards, "train"), DataConfig(size=16, crop="random")
         order = TrainingOrder(shards, config, 0, 32)
-        work = training_work(order, micro_batch=32, rank=0, world=1, first_step=0, last_step=2)
+        work = training_specs(order, micro_batch=32, rank=0, world=1, first_step=0, last_step=2)
         loader = Loader(shards, config, work, batch=32, device=torch.device("cpu"), train=True)
         if whole:  # as with padding
             loader._build.keywords["pad"] = True

@@ -1,0 +1,187 @@
+"""Which samples each step takes, with their crops: the plan of a batch before anything is read."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dataio.core.errors import UserError
+from dataio.loading.augment import AugmentParams, draw_augment_params
+from dataio.loading.balanced_order import BalancedOrder
+from dataio.loading.config import DataConfig
+from dataio.loading.crops import center_boxes, train_boxes
+from dataio.loading.order import EpochOrder
+from dataio.shards.shard_set import ShardSet
+
+
+@dataclass(slots=True)
+class BatchSpec:
+    """What one batch is made of, before anything is read.
+
+    ids int64 [N]; boxes int32 [N, 4] (y, x, height, width); flips int32 [N]; params float32
+    [N, K], see `dataio.loading.augment`, None without augmentation. `again` gives the same places'
+    work for other ids; None where every id has only its own place (evaluation).
+    """
+
+    ids: NDArray[np.int64]
+    boxes: NDArray[np.int32]
+    flips: NDArray[np.int32]
+    params: AugmentParams | None = None
+    with_ids: Callable[[NDArray[np.int64]], "BatchSpec"] | None = None
+
+
+class TrainingOrder:
+    """Which samples each step of a run takes, over all epochs.
+
+    The tail of an epoch that fills no global batch is dropped.
+
+    Raises:
+        UserError: an epoch holds less than one global batch.
+    """
+
+    def __init__(self, shards: ShardSet, config: DataConfig, seed: int, global_batch: int) -> None:
+        self.shards, self.config, self.seed, self.global_batch = shards, config, seed, global_batch
+        self.steps_per_epoch = len(shards) // global_batch
+        if self.steps_per_epoch == 0:
+            raise UserError(
+                f"{shards.folder}: the {shards.split} split has {len(shards)} samples, less than one "
+                f"train.global_batch of {global_batch}; lower it"
+            )
+        self._order: EpochOrder | None = None
+        self._announced: tuple[int, ...] = ()
+        self._balanced = (
+            BalancedOrder(shards, seed, config.window_shards, config.sampling)
+            if config.sampling != "natural"
+            else None
+        )
+
+    @property
+    def dropped(self) -> int:
+        """Samples at the end of each epoch that fill no global batch."""
+        return len(self.shards) - self.steps_per_epoch * self.global_batch
+
+    def step_ids(self, step: int, start: int = 0, stop: int | None = None) -> NDArray[np.int64]:
+        """Sample ids start..stop-1 of a step's global batch, int64; steps count from 0, all without a range."""
+        stop = self.global_batch if stop is None else stop
+        if self._balanced is not None:
+            return self._balanced.ids(step * self.global_batch + start, step * self.global_batch + stop)
+        epoch, within = divmod(step, self.steps_per_epoch)
+        if self._order is None or self._order.epoch != epoch:
+            self._order = EpochOrder(self.shards.shard_sizes, self.seed, epoch, self.config.window_shards)
+        return self._order.ids(within * self.global_batch + start, within * self.global_batch + stop)
+
+    def announce(self, step: int, start: int, stop: int) -> None:
+        """Tell the shards' cache, if there is one, what this process reads from this step on.
+
+        It is the windows of its part of the step's global batch, start..stop-1, and the next one.
+        """
+        cache = self.shards.tars.cache
+        if cache is None or self._balanced is not None:
+            return
+        epoch, within = divmod(step, self.steps_per_epoch)
+        self.step_ids(step, start, start)
+        order = self._order
+        assert order is not None
+        first = within * self.global_batch + start
+        window, last = order.window_at(first), order.window_at(first + stop - start - 1)
+        # A large global batch spans many windows, most of which are the other processes'.
+        following = max(window + 1, order.window_at(first + self.global_batch))
+        ends = within + 1 == self.steps_per_epoch
+        if self._announced == (epoch, window, last, following, ends):
+            return
+        self._announced = (epoch, window, last, following, ends)
+        ahead = order.window(following)[: 0 if ends else None]
+        if len(ahead) == 0:
+            order_then = EpochOrder(self.shards.shard_sizes, self.seed, epoch + 1, self.config.window_shards)
+            ahead = order_then.window(order_then.window_at(start))
+        own = [order.window(number) for number in range(window, last + 1)]
+        cache.plan(np.concatenate([*own, ahead]).tolist())
+
+    def work(self, step: int, start: int, stop: int) -> BatchSpec:
+        """The part start..stop-1 of a step's global batch, with its crops."""
+        epoch, within = divmod(step, self.steps_per_epoch)
+        position = within * self.global_batch + np.arange(start, stop, dtype=np.int64)
+        return self._drawn(epoch, position, self.step_ids(step, start, stop))
+
+    def _drawn(self, epoch: int, position: NDArray[np.int64], ids: NDArray[np.int64]) -> BatchSpec:
+        """What the positions of an epoch do to these samples."""
+        width, height = self.shards.sizes(ids)
+        c = self.config
+        params = (
+            draw_augment_params(c.augment, c.size, self.seed, epoch, position) if c.augment.active else None
+        )
+        with_ids = partial(self._drawn, epoch, position)
+        if c.crop == "centre":
+            return BatchSpec(ids, *center_boxes(c.eval_crop, width, height), params, with_ids)
+        boxes = train_boxes(
+            c.crop,
+            c.size,
+            c.pad,
+            c.scale,
+            c.ratio,
+            c.flip,
+            self.seed,
+            epoch,
+            position,
+            width,
+            height,
+            c.crop_step,
+        )
+        return BatchSpec(ids, *boxes, params, with_ids)
+
+    def known_objects(self, step: int) -> int:
+        """How many samples of the step's global batch have a known object.
+
+        Every rank can count it for itself, so no collective is needed. Where all objects are
+        known, as the manifest says, or none is, nothing is counted.
+        """
+        if (same := self.shards.objects_alike()) is not None:
+            return self.global_batch if same else 0
+        if self._balanced is not None:
+            return self._known(self.step_ids(step))
+        begin = step % self.steps_per_epoch * self.global_batch
+        self.step_ids(step, 0, 0)
+        assert self._order is not None
+        return sum(self._known(ids) for ids in self._order.id_sets(begin, begin + self.global_batch))
+
+    def _known(self, ids: NDArray[np.int64] | slice) -> int:
+        return int(np.count_nonzero(self.shards.rows[ids]["object"] >= 0))
+
+
+def training_specs(
+    order: TrainingOrder,
+    *,
+    micro_batch: int,
+    rank: int,
+    world: int,
+    first_step: int,
+    last_step: int,
+    announce: bool = True,
+) -> Iterator[BatchSpec]:
+    """A rank's micro-batches of steps first_step..last_step-1, in order.
+
+    Args:
+        announce: tell the shards' cache what is read next; not needed where the split is in memory.
+    """
+    per_rank = order.global_batch // world
+    for step in range(first_step, last_step):
+        begin = rank * per_rank
+        if announce:
+            order.announce(step, begin, begin + per_rank)
+        for start in range(begin, begin + per_rank, micro_batch):
+            yield order.work(step, start, start + micro_batch)
+
+
+def evaluation_specs(
+    shards: ShardSet, config: DataConfig, *, batch: int, rank: int, world: int
+) -> Iterator[BatchSpec]:
+    """A rank's share of every sample exactly once, in batches of at most `batch`."""
+    begin, end = len(shards) * rank // world, len(shards) * (rank + 1) // world
+    for start in range(begin, end, batch):
+        yield _centered(shards, config, np.arange(start, min(start + batch, end), dtype=np.int64))
+
+
+def _centered(shards: ShardSet, config: DataConfig, ids: NDArray[np.int64]) -> BatchSpec:
+    return BatchSpec(ids, *center_boxes(config.eval_crop, *shards.sizes(ids)))
