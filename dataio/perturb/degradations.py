@@ -15,8 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from scipy.ndimage import gaussian_filter
-from scipy.special import ndtri
 
 from dataio.core.counter_rng import hash64
 from dataio.core.errors import UserError
@@ -106,11 +104,15 @@ def _short_side(image: Image.Image, severity: float, draws: Draws) -> _State | N
 
 def _blur(image: Image.Image, severity: float, draws: Draws) -> _State:
     # SciPy's is a Gaussian (cut at 4 sigma); Pillow's is an approximation by boxes.
+    from scipy.ndimage import gaussian_filter  # --help of the protocols need not wait for it
+
     blurred = gaussian_filter(np.asarray(image, np.float64), (severity, severity, 0), mode="mirror")
     return _State(_from_float(blurred))
 
 
 def _noise(image: Image.Image, severity: float, draws: Draws) -> _State:
+    from scipy.special import ndtri
+
     pixels = np.asarray(image, np.float64)
     noise = ndtri(draws.uniform(pixels.size)).reshape(pixels.shape)
     return _State(_from_float(pixels + severity * noise))

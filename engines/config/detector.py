@@ -261,7 +261,7 @@ def from_dict(values: dict[str, Any]) -> Config:
     Raises:
         UserError: keys or values this version does not know.
     """
-    parser = make_parser(Config, "", "")
+    parser = make_parser(Config)
     try:
         parsed = parser.parse_object(values)
     except UserError as error:

@@ -4,11 +4,13 @@ A configuration is a dataclass of dataclasses. A YAML file states what an experi
 dotted flags override the file (`--optim.lr 0.05`).
 """
 
+import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
 
 from dataio.core.errors import UserError, one_line
 from engines.config.values import flatten, plain
@@ -22,19 +24,69 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
 class Parser(ArgumentParser):
-    """jsonargparse's parser, with errors as one line and no abbreviated flags.
+    """jsonargparse's parser, with errors as one line, no abbreviated flags, and suggestions.
 
     Abbreviations are off because `--optim.l` would silently set `--optim.lr`.
+
+    Args:
+        command: name of the command, as in `telltale train`.
+        doc: docstring of its module. Indented lines are the examples, shown at the end of the
+            help; the rest is the description.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        kwargs.setdefault("allow_abbrev", False)
-        super().__init__(*args, **kwargs)
+    def __init__(self, command: str = "", doc: str | None = "", **kwargs: Any) -> None:
+        description, examples = _split_doc(doc or "")
+        kwargs.setdefault("prog", f"telltale {command}".rstrip())
+        kwargs.setdefault("description", description)
+        kwargs.setdefault("epilog", f"Examples:\n{examples}" if examples else None)
+        super().__init__(allow_abbrev=False, formatter_class=_HelpFormatter, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the parser's (often many-lined) message as one UserError line."""
         text = one_line(ex if ex is not None and str(ex) else message)
-        raise UserError(f"{text} (see --help)") from None
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        close = _suggest(text, flags)
+        raise UserError(f"{text}{f'; did you mean {close}?' if close else ''} (see --help)") from None
+
+
+class _HelpFormatter(DefaultHelpFormatter):
+    """Keeps the line breaks of description and examples."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text
+
+
+def _split_doc(doc: str) -> tuple[str, str]:
+    """A module's docstring as (prose, examples)."""
+    prose: list[str] = []
+    examples: list[str] = []
+    for paragraph in re.split(r"\n\s*\n", doc.rstrip()):
+        (examples if paragraph.startswith("    ") else prose).append(paragraph.lstrip("\n"))
+    return "\n\n".join(prose), "\n".join(examples)
+
+
+def _suggest(message: str, flags: Sequence[str]) -> str:
+    """The nearest right spelling of what a parser's message refuses; "" if nothing is near."""
+    if match := re.search(r"unrecognized arguments: (--[^\s=]+)", message, re.I):
+        return _nearest(match[1], flags)
+    if match := re.search(r"Group '(.+?)' does not accept option '(.+?)'", message):
+        return _nearest(f"--{match[1]}.{match[2]}", flags).removeprefix("--")
+    if match := re.search(r"Option '(.+?)' is not accepted", message):
+        return _nearest(f"--{match[1]}", flags).removeprefix("--")
+    if match := re.search(r"Literal\[(.+?)\]. Got value: (\S+)", message):
+        return _nearest(match[2], re.findall(r"'(.+?)'", match[1]))
+    if match := re.search(r"invalid choice: '(.*?)' \(choose from (.+)\)", message):
+        return _nearest(match[1], re.findall(r"'(.+?)'", match[2]))
+    return ""
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    """The known spelling that is nearest to `word`, also where only its section is missing."""
+    close = difflib.get_close_matches(word, known, 1)
+    if not close:
+        last = word.lstrip("-").rpartition(".")[2]
+        close = [name for name in known if name.rpartition(".")[2] == last][:1]
+    return next(iter(close), "")
 
 
 def parse_int_list(flag: str, text: str, *, least: int = 1, example: str) -> list[int]:
@@ -64,13 +116,13 @@ def split_known_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     return own, flags
 
 
-def make_parser(kind: type, prog: str, description: str) -> Parser:
+def make_parser(kind: type, command: str = "", doc: str | None = "") -> Parser:
     """A parser of a configuration: --config, and a dotted flag for each key.
 
     Args:
-        kind: the configuration's class, whose docstrings are the help.
+        kind: the configuration's class, whose docstrings are the help. command, doc: see `Parser`.
     """
-    parser = Parser(prog=prog, description=description, default_env=False)
+    parser = Parser(command, doc, default_env=False)
     parser.add_argument("--config", action="config", help="YAML file of the experiment, see configs/")
     parser.add_class_arguments(kind, nested_key=None)
     # Launchers (deepspeed, older torch) add this one; the environment says the same.
@@ -95,7 +147,7 @@ def parse_as(kind: type[C], argv: Sequence[str], default_file: str | Path) -> C:
     if not path.is_file():
         raise UserError(f"--config {path}: no such file; see the configs/ folder")
     check_config_file(path, kind)
-    parser = make_parser(kind, "", "")
+    parser = make_parser(kind)
     try:
         # The file is parsed by itself first, so that its errors name it; flags follow.
         parser.parse_args(["--config", str(path)])

@@ -36,4 +36,6 @@ class ModelConfig:
             raise ValueError("model.head_dropout and model.stochastic_depth must be in [0, 1)")
         if self.head_dropout and not self.head_hidden + self.object_hidden:
             raise ValueError("model.head_dropout needs a hidden layer; set model.head_hidden")
-        check_backbone(self.backbone, self.stem)
+        # The lookup imports PyTorch; a parser makes the default for its help, which need not wait for it.
+        if (self.backbone, self.stem) != (ModelConfig.backbone, ModelConfig.stem):
+            check_backbone(self.backbone, self.stem)

@@ -1,0 +1,104 @@
+"""Start the processes of a run on this machine, for commands that were started without a launcher.
+
+Wraps torchrun, whose own exit code is 1 for everything: the run's verdict comes from RUN/exit.json.
+"""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+
+from dataio.core.errors import UserError
+from engines.runtime.command import EXIT_USER_ERROR
+from engines.runtime.exit_file import EXIT, read_exit
+
+_PR_SET_PDEATHSIG = 1
+# Set by torchrun, deepspeed and srun in the processes that they start.
+_RANK_VARIABLES = ("RANK", "WORLD_SIZE", "SLURM_PROCID")
+
+
+def under_launcher() -> bool:
+    """Whether a launcher (torchrun, deepspeed or srun) has started this process as one of its ranks."""
+    return any(name in os.environ for name in _RANK_VARIABLES)
+
+
+def count_processes(gpus: str, fits: Callable[[int], bool]) -> int:
+    """The number of processes that `--gpus` means.
+
+    Args:
+        gpus: a number, or "all": as many of this machine's GPUs as `fits` allows, and one
+            process on the CPU where there is none.
+        fits: whether the run can be divided over so many processes.
+
+    Raises:
+        UserError: not a number, or more than there are.
+    """
+    if gpus != "all" and not (gpus.isdecimal() and int(gpus) > 0):
+        raise UserError("expected all, or a number from 1 on", field="gpus", value=gpus)
+    import torch
+
+    available = torch.cuda.device_count()
+    if gpus == "all":
+        return next((n for n in range(available, 1, -1) if fits(n)), 1)
+    if int(gpus) > available:
+        raise UserError(
+            f"this machine has {available or 'no'} GPU{'s' if available != 1 else ''}; "
+            "--processes N starts N processes on the CPU",
+            field="gpus",
+            value=gpus,
+        )
+    return int(gpus)
+
+
+def launch_processes(script: Path, argv: Sequence[str], processes: int, run: Path) -> int:
+    """Run `script` under torchrun with the run folder `run`, and wait for it.
+
+    SIGTERM, SIGINT and SIGUSR1 become torchrun's SIGTERM, on which the ranks save and stop; a
+    second one ends them at once.
+
+    Returns:
+        0 finished, 2 user error, 75 stopped and saved, 1 anything else.
+
+    Raises:
+        UserError: what a rank ended with.
+    """
+    for name in (EXIT, "stop"):
+        (run / name).unlink(missing_ok=True)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    # Ranks that stop or refuse then end with 0, and torchrun prints no traceback of its own.
+    environment = {**os.environ, "TELLTALE_VERDICT": "file"}
+    # In a session of its own: Ctrl-C reaches it through this process only, and so once.
+    child = subprocess.Popen(
+        [*command, str(script), *argv],
+        env=environment,
+        start_new_session=True,
+        preexec_fn=_end_with_parent,
+    )
+    asked: list[int] = []
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        child.send_signal(signal.SIGKILL if asked else signal.SIGTERM)
+        asked.append(number)
+
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    before = {number: signal.signal(number, forward) for number in numbers}
+    try:
+        code = child.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    outcome = read_exit(run)
+    if outcome is None:
+        return code if code >= 0 else 1
+    if outcome["code"] == EXIT_USER_ERROR:
+        raise UserError(str(outcome.get("message", "see the log")))
+    return int(outcome["code"])
+
+
+def _end_with_parent() -> None:
+    # On SIGTERM torchrun ends its ranks, and they save: no run outlives the command that started it.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)

@@ -1,0 +1,1 @@
+"""What launch/train.py and launch/finetune_mlm.py share: `ranks`."""
