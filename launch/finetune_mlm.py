@@ -1,52 +1,64 @@
 """Finetune TinyLLaVA under DeepSpeed ZeRO to say why an image is fake.
 
-    deepspeed launch/finetune_mlm.py
-    deepspeed --num_gpus 4 launch/finetune_mlm.py --config configs/tinyllava_lora_zero2.yaml --optim.lr 1e-4
+    telltale finetune
+    telltale finetune --gpus 4 --config configs/tinyllava_lora_zero2.yaml --optim.lr 1e-4
+    deepspeed --num_gpus 4 launch/finetune_mlm.py --config configs/tinyllava_lora_zero2.yaml
 
-With nothing else it runs configs/tinyllava_quickstart.yaml: a tiny random model on
-conversations it makes itself, on the GPUs there are, else on the CPU (where the launcher
-starts one process; --num_gpus 2 starts two). torchrun and plain python start it too. The
-same command continues a run that was stopped or killed.
+Without --config it runs configs/tinyllava_quickstart.yaml: a tiny random model on
+conversations that it makes itself. deepspeed, torchrun and python start it too. The same
+command continues a run that was stopped or killed. Exit codes: 0 finished; 2 user error
+(one line); 75 stopped and saved, run again to continue.
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from dataio.core.errors import UserError
-from engines.runtime.command import EXIT_USER_ERROR, SharedError, is_main_process, run_command
-from engines.runtime.exit_file import guess_run_folder, previous_exit_code, write_exit
+from engines.config.parser import Parser
+from engines.runtime.command import is_main_process, run_command
 from engines.runtime.paths import CONFIGS
+from launch.shared.ranks import RunCommand, command_line, run_or_launch
 
-DEFAULT_CONFIG = CONFIGS / "tinyllava_quickstart.yaml"
 
-
-def main() -> int:
-    code = previous_exit_code(sys.argv[1:], DEFAULT_CONFIG)
-    if code is not None:
-        return code
-    # Seconds to import, for which a restarted worker need not wait.
+def _kind() -> type:
     from engines.config.mlm import FinetuneConfig
-    from engines.config.parser import parse_as
-    from engines.runtime.distributed import die_with_launcher
 
-    die_with_launcher()
-    try:
-        config = parse_as(FinetuneConfig, sys.argv[1:], DEFAULT_CONFIG)
-    except UserError as error:
-        folder = guess_run_folder(sys.argv[1:], DEFAULT_CONFIG)
-        if is_main_process() and folder is not None and folder.is_dir():
-            write_exit(folder, EXIT_USER_ERROR, str(error))
-        raise SharedError(str(error)) from None
+    return FinetuneConfig
+
+
+def _run(config: Any) -> int:
     if is_main_process():
         print(f"{config.run.dir}: loading DeepSpeed and transformers", flush=True)
-    from engines.mlm.finetune import run_finetuning  # seconds to import, which --help need not wait for
+    from engines.mlm.finetune import run_finetuning
 
     return run_finetuning(config)
 
 
+COMMAND = RunCommand(
+    name="finetune",
+    doc=__doc__,
+    script=Path(__file__),
+    default_config=CONFIGS / "tinyllava_quickstart.yaml",
+    kind=_kind,
+    run=_run,
+    fits=lambda config, n: config.train.global_batch % (config.train.micro_batch * n) == 0,
+)
+
+
+def make_parser() -> Parser:
+    return COMMAND.make_parser()
+
+
+def main(argv: Sequence[str] | None = None, *, gpus: str | None = None) -> int:
+    """Finetune; `gpus` is the default of --gpus, None for this process alone."""
+    return run_or_launch(COMMAND, command_line(argv), gpus)
+
+
 if __name__ == "__main__":
-    # DeepSpeed's and gloo's threads abort one process in some ("terminate called without an active
+    # DeepSpeed's and gloo's threads abort some processes ("terminate called without an active
     # exception") at the interpreter's end; torchrun then counts a finished run as failed.
     run_command(main, at_once=True)

@@ -1,49 +1,59 @@
 """Train a dual-head detector of generated images.
 
-    torchrun launch/train.py
-    torchrun --nproc-per-node=2 launch/train.py --config configs/resnet18_cifake.yaml --optim.lr 0.05
+    telltale train
+    telltale train --gpus 2 --config configs/resnet18_cifake.yaml --optim.lr 0.05
+    torchrun --nproc-per-node=2 launch/train.py --config configs/resnet18_cifake.yaml
 
-With nothing else it runs configs/quickstart.yaml and makes its data on first use. The
-same command continues a run that was stopped or killed, exactly.
+Without --config it runs configs/quickstart.yaml and draws its data on first use. The same
+command continues a run that was stopped or killed, bit for bit. Exit codes: 0 finished;
+2 user error (one line); 75 stopped and saved, run again to continue.
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from dataio.core.errors import UserError
-from engines.runtime.command import EXIT_USER_ERROR, SharedError, is_main_process, run_command
-from engines.runtime.exit_file import guess_run_folder, previous_exit_code, write_exit
+from engines.config.parser import Parser
+from engines.runtime.command import run_command
 from engines.runtime.paths import CONFIGS
+from launch.shared.ranks import RunCommand, command_line, run_or_launch
 
-DEFAULT_CONFIG = CONFIGS / "quickstart.yaml"
+
+def _kind() -> type:
+    from engines.config.detector import Config
+
+    return Config
 
 
-def main() -> int:
-    code = previous_exit_code(sys.argv[1:], DEFAULT_CONFIG)
-    if code is not None:
-        return code
-    # Seconds to import, for which a restarted worker need not wait.
-    from engines.config.detector import parse_config
-    from engines.runtime.distributed import die_with_launcher
-    from engines.runtime.run_log import sweep_run_folder
+def _run(config: Any) -> int:
     from engines.train.loop import run_training
 
-    die_with_launcher()
-    try:
-        config = parse_config(sys.argv[1:], DEFAULT_CONFIG)
-    except UserError as error:
-        _report_unparsed(error)
-        raise SharedError(str(error)) from None
-    config.run.dir = sweep_run_folder(config.run.dir)
     return run_training(config)
 
 
-def _report_unparsed(error: UserError) -> None:
-    folder = guess_run_folder(sys.argv[1:], DEFAULT_CONFIG)
-    if is_main_process() and folder is not None and folder.is_dir():
-        write_exit(folder, EXIT_USER_ERROR, str(error))
+COMMAND = RunCommand(
+    name="train",
+    doc=__doc__,
+    script=Path(__file__),
+    default_config=CONFIGS / "quickstart.yaml",
+    kind=_kind,
+    run=_run,
+    fits=lambda config, n: config.train.global_batch % (config.train.micro_batch * n) == 0,
+    sweep=True,
+)
+
+
+def make_parser() -> Parser:
+    return COMMAND.make_parser()
+
+
+def main(argv: Sequence[str] | None = None, *, gpus: str | None = None) -> int:
+    """Train; `gpus` is the default of --gpus, None for this process alone."""
+    return run_or_launch(COMMAND, command_line(argv), gpus)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-
 TRUE_FALSE, MULTIPLE_CHOICE, OPEN = "true_false", "multiple_choice", "open"
 LETTERS = ("A", "B", "C", "D")
 SIGNIFICANCE = 0.05

@@ -22,7 +22,6 @@ import torch.distributed as dist
 
 from dataio.core.errors import UserError
 from engines.runtime.command import EXIT_USER_ERROR
-from engines.runtime.exit_file import guess_run_folder, write_exit
 from engines.runtime.versions import version_of
 
 _PACKAGES = ("torch", "nvidia-dali-cuda130", "numpy", "deepspeed", "transformers")
@@ -116,13 +115,6 @@ def choose_run(script: str, flags: Sequence[str], *, gpu_config: str, cpu_config
         run = tuned.run.dir
     why = "" if given else f"no --config, and {'GPUs' if on_gpu else 'no GPU'} here: {default}"
     return Chosen(Path(run), files, drawn, "" if given else default, why)
-
-
-def report_unparsed(error: UserError, flags: Sequence[str], default: Path) -> None:
-    """Leave RUN/exit.json for a command that cannot be parsed, where RUN exists."""
-    folder = guess_run_folder(flags, default)
-    if folder is not None and folder.is_dir():
-        write_exit(folder, EXIT_USER_ERROR, str(error))
 
 
 # ---- one node ---------------------------------------------------------------------------

@@ -69,3 +69,10 @@ def guess_run_folder(argv: Sequence[str], default_config: Path) -> Path | None:
         return Path(yaml.safe_load(find_config(file).read_text())["run"]["dir"])
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
         return None
+
+
+def report_unparsed(error: Exception, argv: Sequence[str], default_config: Path) -> None:
+    """Write RUN/exit.json for a command line that cannot be parsed, where RUN exists."""
+    folder = guess_run_folder(argv, default_config)
+    if folder is not None and folder.is_dir():
+        write_exit(folder, EXIT_USER_ERROR, str(error))

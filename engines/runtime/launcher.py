@@ -3,20 +3,20 @@
 Wraps torchrun, whose own exit code is 1 for everything: the run's verdict comes from RUN/exit.json.
 """
 
-import ctypes
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
 from dataio.core.errors import UserError
+from dataio.core.parent_process import die_with_parent
 from engines.runtime.command import EXIT_USER_ERROR
 from engines.runtime.exit_file import EXIT, read_exit
 
-_PR_SET_PDEATHSIG = 1
 # Set by torchrun, deepspeed and srun in the processes that they start.
 _RANK_VARIABLES = ("RANK", "WORLD_SIZE", "SLURM_PROCID")
 
@@ -37,8 +37,6 @@ def count_processes(gpus: str, fits: Callable[[int], bool]) -> int:
     Raises:
         UserError: not a number, or more than there are.
     """
-    if gpus != "all" and not (gpus.isdecimal() and int(gpus) > 0):
-        raise UserError("expected all, or a number from 1 on", field="gpus", value=gpus)
     import torch
 
     available = torch.cuda.device_count()
@@ -46,7 +44,7 @@ def count_processes(gpus: str, fits: Callable[[int], bool]) -> int:
         return next((n for n in range(available, 1, -1) if fits(n)), 1)
     if int(gpus) > available:
         raise UserError(
-            f"this machine has {available or 'no'} GPU{'s' if available != 1 else ''}; "
+            f"this machine has {available or 'no'} GPU{'s' if available > 1 else ''}; "
             "--processes N starts N processes on the CPU",
             field="gpus",
             value=gpus,
@@ -76,7 +74,8 @@ def launch_processes(script: Path, argv: Sequence[str], processes: int, run: Pat
         [*command, str(script), *argv],
         env=environment,
         start_new_session=True,
-        preexec_fn=_end_with_parent,
+        # On SIGTERM torchrun ends its ranks, and they save: no run outlives the command that started it.
+        preexec_fn=partial(die_with_parent, signal.SIGTERM, os.getpid()),
     )
     asked: list[int] = []
 
@@ -93,12 +92,8 @@ def launch_processes(script: Path, argv: Sequence[str], processes: int, run: Pat
             signal.signal(number, handler)
     outcome = read_exit(run)
     if outcome is None:
-        return code if code >= 0 else 1
+        # Refused before the folder was the run's own (rank 0 has printed why), or killed.
+        return EXIT_USER_ERROR if code == 0 else 1
     if outcome["code"] == EXIT_USER_ERROR:
         raise UserError(str(outcome.get("message", "see the log")))
     return int(outcome["code"])
-
-
-def _end_with_parent() -> None:
-    # On SIGTERM torchrun ends its ranks, and they save: no run outlives the command that started it.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)

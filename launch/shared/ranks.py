@@ -23,6 +23,7 @@ class RunCommand:
         kind: imports and returns the configuration's class.
         run: does one rank's work with the configuration; returns the exit code.
         fits: whether (configuration, processes) divide the batch evenly.
+        sweep: whether a run of a W&B sweep goes into a folder below the configuration's.
     """
 
     name: str
@@ -32,6 +33,7 @@ class RunCommand:
     kind: Callable[[], type]
     run: Callable[[Any], int]
     fits: Callable[[Any, int], bool]
+    sweep: bool = False
 
     def make_parser(self) -> Parser:
         """The parser with the complete help."""
@@ -73,6 +75,8 @@ def run_or_launch(command: RunCommand, argv: Sequence[str], gpus: str | None) ->
     if options.processes is not None and options.processes < 1:
         raise UserError("expected 1 or more", field="processes", value=options.processes)
     chosen = options.gpus or gpus
+    if chosen not in (None, "all") and not (chosen.isdecimal() and int(chosen) > 0):
+        raise UserError("expected all, or a number from 1 on", field="gpus", value=chosen)
     if options.processes == 1 or (options.processes is None and chosen is None):
         return _run_rank(command, flags)
     config = _parse(command, flags)
@@ -108,7 +112,8 @@ def _parse(command: RunCommand, flags: Sequence[str]) -> Any:
         if is_main_process():
             report_unparsed(error, flags, command.default_config)
         raise SharedError(str(error)) from None
-    config.run.dir = sweep_run_folder(config.run.dir)
+    if command.sweep:
+        config.run.dir = sweep_run_folder(config.run.dir)
     return config
 
 
