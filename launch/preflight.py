@@ -28,10 +28,10 @@ from engines.cluster.preflight import (
     choose_run,
     format_nodes,
     look,
-    report_unparsed,
 )
 from engines.config.parser import Parser
 from engines.runtime.command import run_command
+from engines.runtime.exit_file import report_unparsed
 
 NONE = "-"
 

@@ -67,8 +67,9 @@ def launch_processes(script: Path, argv: Sequence[str], processes: int, run: Pat
     for name in (EXIT, "stop"):
         (run / name).unlink(missing_ok=True)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    # Ranks that stop or refuse then end with 0, and torchrun prints no traceback of its own.
-    environment = {**os.environ, "TELLTALE_VERDICT": "file"}
+    # Ranks that stop or refuse then end with 0, and torchrun prints no traceback of its own. The
+    # number of threads is torchrun's, which it otherwise announces.
+    environment = {"OMP_NUM_THREADS": "1", **os.environ, "TELLTALE_VERDICT": "file"}
     # In a session of its own: Ctrl-C reaches it through this process only, and so once.
     child = subprocess.Popen(
         [*command, str(script), *argv],
