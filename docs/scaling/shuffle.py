@@ -1,10 +1,17 @@
-"""How near the two-level shuffle comes to a full permutation, on labels like GenImage's.
+r"""How close the two-level shuffle comes to a full permutation, on labels like GenImage's.
 
-Two sets: one whose shards were written in a permutation of the whole, as the sharder does, and the
-worst there is, whose shards are sorted by generator and object.
+    python docs/scaling/shuffle.py --samples 2700000 --samples-per-shard 1000 --batch 2048
+
+On two sets: one whose shards were written in a permutation of the whole, as the sharder does, and
+the worst case, whose shards are sorted by generator and object. Whole epochs are in memory.
 """
 
+import argparse
+import sys
 from collections.abc import Sequence
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent.parent)
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +19,7 @@ from scipy.stats import spearmanr
 
 from dataio.core.counter_rng import hash64
 from dataio.loading.order import EpochOrder
+from engines.stats.text_table import text_table
 
 WINDOWS = (1, 4, 16, 64)
 _FAKE_GENERATORS, _OBJECTS = 8, 1000  # GenImage's; half of its images are photographs
@@ -28,13 +36,13 @@ def compare_shuffles(
     generator = np.maximum(0, rank * 2 * _FAKE_GENERATORS // count - _FAKE_GENERATORS + 1)
     label = rank * 2 * _FAKE_GENERATORS * _OBJECTS // count % _OBJECTS
     written = np.argsort(hash64(0, rank.astype(np.uint64)), kind="stable")
-    found: list[Row] = []
+    rows: list[Row] = []
     for name, at in (("permuted", written), ("sorted", rank)):
         for window in (*(w for w in windows if w < shards), shards):
             first, second = (EpochOrder(sizes, 0, epoch, window).ids(0, count) for epoch in (0, 1))
             quality = shuffle_quality(first, second, generator[at], label[at], sizes, batch)
-            found.append({"set": name, "window": "all" if window == shards else window, **quality})
-    return found
+            rows.append({"set": name, "window": "all" if window == shards else window, **quality})
+    return rows
 
 
 def shuffle_quality(
@@ -45,7 +53,7 @@ def shuffle_quality(
     shard_sizes: NDArray[np.int64],
     batch: int,
 ) -> dict[str, float]:
-    """What tells an order from a full permutation.
+    """Measures of the distance of an order to a full permutation.
 
     Args:
         ids, next_ids: int64 [N], the samples in the order of two epochs. generator, label:
@@ -81,19 +89,25 @@ def _spread(classes: NDArray[np.int64], batch: int) -> float:
     count, total = int(classes.max()) + 1, len(classes)
     batches = total // batch
     numbers = np.repeat(np.arange(batches), batch) * count + classes[: batches * batch]
-    seen = np.bincount(numbers, minlength=batches * count).reshape(batches, count)
+    counts = np.bincount(numbers, minlength=batches * count).reshape(batches, count)
     shares = np.bincount(classes, minlength=count) / total
-    there = shares > 0
-    wanted = batch * shares[there]
-    chi_square = ((seen[:, there] - wanted) ** 2 / wanted).sum(axis=1).mean()
-    return float(chi_square / ((there.sum() - 1) * (total - batch) / (total - 1)))
+    present = shares > 0
+    expected = batch * shares[present]
+    chi_square = ((counts[:, present] - expected) ** 2 / expected).sum(axis=1).mean()
+    return float(chi_square / ((present.sum() - 1) * (total - batch) / (total - 1)))
 
 
-def shuffle_table(rows: Sequence[Row]) -> str:
-    """The rows of `compare_shuffles` as a Markdown table."""
-    names = list(rows[0])
-    lines = [f"| {' | '.join(name.replace('_', ' ') for name in names)} |", "|---" * len(names) + "|"]
-    for row in rows:
-        cells = [f"{value:.3f}" if isinstance(value, float) else str(value) for value in row.values()]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--samples", type=int, default=2_700_000, help="in the training split")
+    parser.add_argument("--samples-per-shard", type=int, default=1000)
+    parser.add_argument("--batch", type=int, default=2048, help="images of a step")
+    args = parser.parse_args()
+    rows = compare_shuffles(args.samples // args.samples_per_shard, args.samples_per_shard, args.batch)
+    heads = [name.replace("_", " ") for name in rows[0]]
+    cells = [[f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
+    print(text_table(cells, heads, markdown=True))
+
+
+if __name__ == "__main__":
+    main()

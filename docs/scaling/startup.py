@@ -1,30 +1,40 @@
-"""What one process of a run on a very large set does before its first step, on a set made of holes.
+r"""The start of one process of a run on a very large data set: time and memory before its first step.
 
-The set has a manifest, a table of shards and an index as the sharder writes them. Only what the
-measured process reads is really there: the index's rows of the windows that the first steps come
-from, and the tars of its own part of the first step, with the headers of the members it reads.
+    python docs/scaling/startup.py FOLDER --samples 2700000 --samples-per-shard 1000 --ranks 8
+    python docs/scaling/startup.py FOLDER --samples 10000000000 --samples-per-shard 10000 --ranks 4096
+
+Makes a set of sparse files with a manifest, a table of shards and an index as the sharder writes
+them. Only what the measured process reads has content: the index's rows of the windows that the
+first steps come from, and the tars of its own part of the first step, with the headers of the
+members it reads.
 """
 
+import argparse
 import json
 import multiprocessing
+import sys
 import tarfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+sys.path[0] = str(Path(__file__).resolve().parent.parent.parent)
+
 import numpy as np
 from numpy.typing import NDArray
 
 from dataio.core.atomic import write_text
-from dataio.core.errors import UserError
 from dataio.images.codec import preset_policy
+from dataio.loading.config import DataConfig
 from dataio.loading.order import EpochOrder
-from dataio.shards import shard_set as index
-from dataio.shards import shard_table
+from dataio.loading.training_order import TrainingOrder
+from dataio.shards import shard_set, shard_table
 from dataio.shards.manifest import MANIFEST_FORMAT, SAMPLE, sha256_of
 from dataio.shards.paged_index import PAGE
+from dataio.shards.shard_set import ShardSet
 from dataio.shards.shard_table import ENTRY
+from engines.train.schedule import data_fingerprint
 
 _SIZE, _EVERY = 20_000, 21_024  # bytes of an image, and from one to the next in its tar
 _STEPS = 4  # whose cost is measured after the first
@@ -54,7 +64,7 @@ class Scale:
         return max(0, self.global_batch - self.per_rank), self.global_batch
 
 
-def measure_whole_start(folder: Path, scale: Scale) -> dict[str, float]:
+def measure_start(folder: Path, scale: Scale) -> dict[str, float]:
     """Make the set and open it, each in a process of its own.
 
     Returns:
@@ -63,24 +73,19 @@ def measure_whole_start(folder: Path, scale: Scale) -> dict[str, float]:
         this added in MiB; the processor's time for crops and the count of known objects of a later step.
 
     Raises:
-        UserError: the set cannot be written.
+        SystemExit: the set cannot be written.
     """
     context = multiprocessing.get_context("spawn")
     writer = context.Process(target=write_sparse, args=(folder, scale))
     writer.start()
     writer.join()
     if writer.exitcode != 0:
-        raise UserError(f"--whole {folder}: could not be written; choose a folder on a disk with room")
+        raise SystemExit(f"{folder}: cannot be written; choose a folder on a disk with room")
     with context.Pool(1) as pool:
         return pool.apply(_start, (folder, scale))
 
 
 def _start(folder: Path, scale: Scale) -> dict[str, float]:
-    from dataio.loading.config import DataConfig
-    from dataio.loading.training_order import TrainingOrder
-    from dataio.shards.shard_set import ShardSet
-    from engines.train.schedule import data_fingerprint
-
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
     before, begin, cpu = _peak_mib(), time.perf_counter(), time.process_time()
     shards = ShardSet(folder, "train")
@@ -119,11 +124,11 @@ def _peak_mib() -> float:
     return int(status.partition("VmHWM:")[2].split()[0]) / 2**10
 
 
-# ---- a set of holes ---------------------------------------------------------------------------
+# ---- the sparse set ---------------------------------------------------------------------------
 
 
 def write_sparse(folder: Path, scale: Scale) -> None:
-    """Write the set, see above; with few shards all tars are there, as holes."""
+    """Write the set, see above; with few shards all tars exist, without content."""
     train, per_shard = folder / "train", scale.samples_per_shard
     train.mkdir(parents=True, exist_ok=True)
     tar_bytes = per_shard * _EVERY + 1024
@@ -133,7 +138,7 @@ def write_sparse(folder: Path, scale: Scale) -> None:
     around = -(-PAGE // per_shard)  # pages reach into the neighbours
     windows = np.unique(np.concatenate([windows + step for step in range(-around, around + 1)]))
     windows = windows[(windows >= 0) & (windows < scale.shards)]
-    few = scale.samples <= index._LOOKED_AT  # of those every row is looked at
+    few = scale.samples <= shard_set._LOOKED_AT  # every row of those is validated
     _write_index(train / "index.npy", scale, np.arange(scale.shards) if few else windows)
     tabled = scale.shards >= shard_table.TABLE_FROM
     own = order.ids(*scale.own)
@@ -157,7 +162,7 @@ def write_sparse(folder: Path, scale: Scale) -> None:
         "objects_known": scale.samples - scale.samples // 3,
         "smallest": {"width": 256, "height": 256},
         "largest": {"width": 256, "height": 256, "bytes": _SIZE},
-        # Nobody asks for the index's digest at a start.
+        # A start does not check the index's digest.
         "index": {
             "file": "train/index.npy",
             "bytes": (train / "index.npy").stat().st_size,
@@ -201,3 +206,22 @@ def _write_index(path: Path, scale: Scale, shards: NDArray[np.int64]) -> None:
             file.seek(begin + shard * rows.nbytes)
             file.write(rows.tobytes())
         file.truncate(begin + scale.samples * SAMPLE.itemsize)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="where the set of sparse files is made")
+    parser.add_argument("--samples", type=int, default=2_700_000, help="in the training split")
+    parser.add_argument("--samples-per-shard", type=int, default=1000)
+    parser.add_argument("--window-shards", type=int, default=16, help="data.window_shards")
+    parser.add_argument("--ranks", type=int, default=8, help="processes")
+    parser.add_argument("--per-rank", type=int, default=256, help="images of a rank in a step")
+    args = parser.parse_args()
+    shards = args.samples // args.samples_per_shard
+    scale = Scale(shards, args.samples_per_shard, args.window_shards, args.ranks, args.per_rank)
+    for name, value in measure_start(args.folder, scale).items():
+        print(f"{name:30}{value:>18,.6g}")
+
+
+if __name__ == "__main__":
+    main()
