@@ -49,24 +49,26 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 # --- commands
 
 
-def command_names() -> list[str]:
-    """The modules of launch/ that are commands, in alphabetical order."""
-    return sorted(path.stem for path in (ROOT / "launch").glob("*.py") if not path.stem.startswith("_"))
-
-
 def commands_page() -> str:
     """Every command with its flags, from the parsers."""
+    from telltale.cli import COMMANDS
+
     parts = [
         "# Commands",
         "",
-        "Each is a file `launch/NAME.py` and, where the package is installed, `telltale NAME`. "
+        "`telltale NAME` is `python launch/NAME.py` (`telltale finetune` is `launch/finetune_mlm.py`). "
         "All exit with 0 for success, 2 for a user error (a message of one line), and 75 for "
         "interrupted: run the same command again and it resumes.",
         "",
+        "| command | |",
+        "|---|---|",
     ]
-    for name in command_names():
-        module = importlib.import_module(f"launch.{name}")
-        parts += [f"## {name}", "", f"`python launch/{name}.py`", "", _docstring(module.__doc__ or ""), ""]
+    commands = [(name, *rest) for group in COMMANDS.values() for name, rest in group.items()]
+    parts += [f"| [`{name}`](#{name}) | {text} |" for name, _, text in commands]
+    for name, file, _ in commands:
+        module = importlib.import_module(f"launch.{file}")
+        text = _docstring(module.__doc__ or "").replace(f"python launch/{file}.py", f"telltale {name}")
+        parts += ["", f"## {name}", "", f"`telltale {name}`, `launch/{file}.py`", "", text, ""]
         if hasattr(module, "make_parser"):
             parts += _flags(module.make_parser())
     return "\n".join(parts)
@@ -89,8 +91,11 @@ def _docstring(text: str, language: str = "bash") -> str:
 
 def _flags(parser: argparse.ArgumentParser) -> list[str]:
     lines: list[str] = []
+    configured = any(type(action).__name__ == "_ActionConfigLoad" for action in parser._actions)
+    if configured:
+        lines += ["Every key of the [configuration](configuration.md) is a flag too.", ""]
     for group in parser._action_groups:
-        rows = [row for action in group._group_actions if (row := _flag_row(action))]
+        rows = [row for action in group._group_actions if (row := _flag_row(action, configured))]
         if not rows:
             continue
         title = (group.title or "options").strip()
@@ -100,14 +105,14 @@ def _flags(parser: argparse.ArgumentParser) -> list[str]:
     return lines
 
 
-def _flag_row(action: argparse.Action) -> str:
+def _flag_row(action: argparse.Action, configured: bool) -> str:
     """A row of the table; empty for --help and for keys of a configuration, which has its own page."""
-    flags = action.option_strings
+    flags = [flag for flag in action.option_strings if not flag.endswith("+")]
     if "--help" in flags or "--print_config" in flags or action.help == argparse.SUPPRESS:
         return ""
-    if any("." in flag for flag in flags) and type(action).__name__ == "ActionTypeHint" and not action.help:
+    if configured and (type(action).__name__ == "_ActionConfigLoad" or any("." in flag for flag in flags)):
         return ""
-    name = ", ".join(f"`{flag}`" for flag in flags) or f"`{(action.metavar or action.dest).upper()}`"
+    name = ", ".join(f"`{flag}`" for flag in flags) or f"`{str(action.metavar or action.dest).upper()}`"
     choices = "" if not action.choices else "one of " + ", ".join(f"`{choice}`" for choice in action.choices)
     meaning = "; ".join(part for part in (_cell(action.help or ""), choices) if part)
     default = action.default
@@ -146,7 +151,8 @@ def keys_of(kind: type, prefix: str = "") -> Iterator[Key]:
             default = item.default_factory()
         else:
             default = "required"
-        yield Key(name, types.get(item.name, ""), repr(default), texts.get(item.name, ""))
+        shown = (default or '""') if isinstance(default, str) else repr(default)
+        yield Key(name, types.get(item.name, ""), shown, texts.get(item.name, ""))
 
 
 def _documented_fields(kind: type) -> tuple[dict[str, str], dict[str, str]]:

@@ -41,8 +41,6 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "Measurements": {
         "benchmark": ("benchmark", "measure telltale and common alternatives"),
-        "scaling": ("scaling", "measure what the order of samples costs at scale"),
-        "communication": ("communication", "model the communication of 8 to 512 GPUs"),
     },
 }
 # These start a process for each GPU, unless a launcher has started this process.

@@ -43,7 +43,7 @@ def load(path_or_run: str | PathLike[str], *, batch: int | None = None) -> "Imag
     Raises:
         UserError: missing, damaged or foreign files, or a batch below 1.
 
-    Example:
+    Examples:
         >>> import telltale
         >>> detector = telltale.load("runs/quickstart")
         >>> detector.predict("photo.jpg")[0].verdict in ("real", "AI-generated", "unsure")
@@ -113,7 +113,7 @@ class ImageDetector:
         Raises:
             UserError: a URL, an object that is no image, or a network that answers NaN.
 
-        Example:
+        Examples:
             >>> import numpy as np, telltale
             >>> detector = telltale.load("runs/quickstart")
             >>> rows = detector.predict(["photo.jpg", np.zeros((64, 64, 3), np.uint8)])
@@ -140,7 +140,7 @@ class ImageDetector:
             UserError: an image that cannot be read, an unknown target, a backbone without
                 convolutions.
 
-        Example:
+        Examples:
             >>> import telltale
             >>> explanation = telltale.load("runs/quickstart").explain("photo.jpg", target="fake")
             >>> explanation.overlay.save("overlay.png")

@@ -25,7 +25,7 @@ def open_shards(folder: str | PathLike[str], split: str, *, verify: bool = False
     Raises:
         UserError: missing, damaged or foreign files, or an unknown split.
 
-    Example:
+    Examples:
         >>> import telltale
         >>> shards = telltale.open_shards("data/quickstart", "test")
         >>> shards.labels.generators[0]
@@ -77,7 +77,7 @@ def evaluate(
         UserError: a bad checkpoint or bad shards, label spaces that differ, an output that
             cannot be written, or a number below 1.
 
-    Example:
+    Examples:
         >>> import telltale
         >>> result = telltale.evaluate("runs/quickstart", "data/quickstart", split="test")
         >>> 0 <= result.metrics["overall"]["generator_error"] <= 1

@@ -40,7 +40,7 @@ class ImagePrediction:
 class Predictions(Sequence[ImagePrediction]):
     """The answers of one call, in the order of the images.
 
-    Example:
+    Examples:
         >>> rows = Predictions([ImagePrediction("a.png", verdict="real", p_fake=0.02)])
         >>> rows[0].verdict
         'real'
