@@ -1,8 +1,8 @@
 """A grid of training runs on this machine, from a sweep file in Weights & Biases' format.
 
-The same file serves `wandb sweep` where there is an account. Here every combination is
-trained by the command a person would type, one after the other, evaluated, and all of them
-end in one table. A grid that is killed continues where it was: finished runs are skipped.
+The same file works with `wandb sweep`, which needs an account. Here every combination is trained
+by launch/train.py, one after the other, and evaluated; one table lists all. A killed grid resumes:
+finished runs are skipped.
 """
 
 import csv
@@ -23,11 +23,12 @@ from typing import Any
 import yaml
 
 from dataio.core.atomic import write_text
-from dataio.core.errors import UserError
+from dataio.core.errors import UserError, one_line
 from dataio.core.parent_process import die_with_parent
 from engines.checkpoint.files import CheckpointFolder
 from engines.runtime.command import Stopped
 from engines.runtime.paths import ROOT, find_config
+from engines.stats.text_table import text_table
 
 _ERRORS = ("generator_error", "real_fake_error", "object_error", "joint_error")
 
@@ -61,7 +62,7 @@ def read_grid(path: str | Path) -> list[Combination]:
     try:
         sweep = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())[:200]})") from None
+        raise UserError(f"{path}: cannot be read as YAML ({one_line(error)[:200]})") from None
     if not isinstance(sweep, dict) or not isinstance(sweep.get("parameters"), dict):
         raise UserError(
             f"{path}: no parameters, expected a sweep file such as configs/sweeps/quickstart.yaml"
@@ -110,11 +111,11 @@ def run_grid(
     split: str,
     weights: str,
 ) -> list[dict[str, Any]]:
-    """Train and evaluate every combination; a failed one is a row that says why.
+    """Train and evaluate every combination; the row of a failed one has the reason.
 
     Args:
         output: holds one run folder for each, and grid.csv.
-        flags: for train.py, in all runs; they win over the combination's.
+        flags: for train.py, in all runs; they override the combination's.
         processes: of each torchrun. split: evaluated. weights: "best" or "last".
 
     Returns:
@@ -144,9 +145,9 @@ def run_combination(
     settings = dict(combination.settings)
     if "config" in settings:
         settings["config"] = str(find_config(settings["config"]))
-    own = Combination(combination.name, settings).flags()
+    own_flags = Combination(combination.name, settings).flags()
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    train = [str(ROOT / "launch" / "train.py"), *own, *flags, f"--run.dir={folder}"]
+    train = [str(ROOT / "launch" / "train.py"), *own_flags, *flags, f"--run.dir={folder}"]
     log = _log_of(folder)
     if _call([*launcher, *train], log, "w") != 0:
         return {**row, "failure": _failure(folder)}
@@ -175,12 +176,12 @@ def _log_of(folder: Path) -> Path:
 
 
 def _call(words: list[str], log: Path, mode: str) -> int:
-    """Run a command of ours; returns its exit code.
+    """Run a launch command; returns its exit code.
 
     Raises:
-        Stopped: this process was asked to stop; the command has saved and ended by then.
+        Stopped: this process was asked to stop; the command has saved and ended.
     """
-    asked: list[int] = []
+    received: list[int] = []
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, mode) as file:
         child = subprocess.Popen(
@@ -191,29 +192,29 @@ def _call(words: list[str], log: Path, mode: str) -> int:
             preexec_fn=partial(die_with_parent, signal.SIGTERM, os.getpid()),
         )
 
-        def hand_on(number: int, frame: FrameType | None) -> None:
-            asked.append(number)
-            child.send_signal(signal.SIGTERM)  # which torchrun hands to its workers
+        def forward(number: int, frame: FrameType | None) -> None:
+            received.append(number)
+            child.send_signal(signal.SIGTERM)  # torchrun forwards it to its workers
 
-        before = {number: signal.signal(number, hand_on) for number in (signal.SIGTERM, signal.SIGUSR1)}
+        before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGUSR1)}
         try:
             code = child.wait()
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-    if asked:
-        raise Stopped(signal.Signals(asked[0]).name)
+    if received:
+        raise Stopped(signal.Signals(received[0]).name)
     return code
 
 
 def _failure(folder: Path) -> str:
-    """The one line a failed run ended in: from its exit.json, else from its log."""
+    """The error message of a failed run, from its exit.json or else its log."""
     log = _log_of(folder)
     try:
         return json.loads((folder / "exit.json").read_text())["message"]
     except (OSError, ValueError, KeyError):
-        said = [line for line in log.read_text(errors="replace").splitlines() if line.startswith("error: ")]
-        return said[-1].removeprefix("error: ") if said else f"see {log}"
+        errors = [line for line in log.read_text(errors="replace").splitlines() if line.startswith("error: ")]
+        return errors[-1].removeprefix("error: ") if errors else f"see {log}"
 
 
 def _write_table(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -226,20 +227,16 @@ def _write_table(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def format_grid(rows: Sequence[dict[str, Any]], split: str) -> str:
-    """One line for each run: real/fake, generator, object and joint errors in percent."""
-    width = max([len("run"), *(len(row["name"]) for row in rows)])
-    titles = ("last validation", "best validation", split)
-    heads = "real/fake / generator / object / joint, % error"
-    lines = [
-        f"{heads:>{width + 14}}",
-        f"{'run':<{width}} {'steps':>7} | " + " | ".join(f"{title:^27}" for title in titles),
+    """A table with a line for each run: errors in percent; failed runs below it."""
+    groups = {"val_": "last validation", "best_val_": "best validation", f"{split}_": split}
+    cells = [
+        [row["name"], row["steps"], *(_cell(row, prefix) for prefix in groups)]
+        for row in rows
+        if not row["failure"]
     ]
-    for row in rows:
-        if row["failure"]:
-            lines.append(f"{row['name']:<{width}} failed: {row['failure']}")
-            continue
-        cells = [_cell(row, prefix) for prefix in ("val_", "best_val_", f"{split}_")]
-        lines.append(f"{row['name']:<{width}} {row['steps']:>7} | " + " | ".join(cells))
+    lines = ["errors in %: real/fake, generator, object, joint", ""]
+    lines.append(text_table(cells, ["run", "steps", *groups.values()], align="lrrrr"))
+    lines += [f"{row['name']} failed: {row['failure']}" for row in rows if row["failure"]]
     return "\n".join(lines)
 
 

@@ -1,12 +1,12 @@
-"""Running a protocol: its cells one by one, by one process or shared among tasks, and the merging.
+"""Run a protocol: compute its cells, in one process or as tasks of a job array, and merge them.
 
     DIR/settings.json     what the results depend on; a rerun must have the same
-    DIR/cells/NAME/       result.json of a finished cell (or failure.json), and what it came from
+    DIR/cells/NAME/       result.json of a finished cell (or failure.json), and its intermediate files
     DIR/protocol.json     the merged result, see `engines.experiments.protocol_result`
     DIR/protocol.md       the same as tables
 
-A cell is finished when its result.json is there, and is never done again. Whoever computes
-a cell holds its lock.
+A cell with a result.json is finished and never computed again. The process that computes a
+cell holds its lock.
 """
 
 import json
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from dataio.core.atomic import write_text
-from dataio.core.errors import UserError
+from dataio.core.errors import UserError, one_line, reason_of
 from dataio.core.locks import locked
 from dataio.core.tasks import ArrayTask, check_settings
 from engines.config.protocol import FREE, Command
@@ -45,15 +45,14 @@ class _Folder:
         return _read(self.cell(cell) / "result.json")
 
     def failure(self, cell: Cell) -> str | None:
-        found = _read(self.cell(cell) / "failure.json")
-        return None if found is None else str(found["message"])
+        failure = _read(self.cell(cell) / "failure.json")
+        return None if failure is None else str(failure["message"])
 
     def claim(self, settings: dict[str, Any]) -> None:
-        """Make the folder this protocol's, or check that it is.
+        """Create the folder for this protocol, or check that it belongs to it.
 
         Raises:
-            UserError: it holds something else, was begun with other settings, or cannot be
-                written.
+            UserError: it holds other files, was begun with other settings, or cannot be written.
         """
         with _disk_errors(self.path):
             self._refuse_others()
@@ -68,32 +67,32 @@ class _Folder:
     def _refuse_others(self) -> None:
         if (self.path / SETTINGS).exists() or not self.path.exists():
             return
-        ours = (LOCKS, f".{SETTINGS}")
-        if any(not entry.name.startswith(ours) for entry in self.path.iterdir()):
-            raise UserError(f"--output {self.path}: holds something else; choose an empty or new folder")
+        own_files = (LOCKS, f".{SETTINGS}")
+        if any(not entry.name.startswith(own_files) for entry in self.path.iterdir()):
+            raise UserError(
+                "holds other files; choose an empty or new folder", field="output", value=self.path
+            )
 
 
 def run_protocol(command: Command) -> str:
-    """Do the cells of a command, and merge them unless it is one task of several.
+    """Compute the cells of a command, and merge them unless it is one task of several.
 
     Returns:
-        what to print.
+        a summary to print.
 
     Raises:
-        UserError: what `open_protocol` raises; a folder that does not do; cells that failed (after
-            the others were done and merged), are missing, or are being done elsewhere.
+        UserError: see `open_protocol`; a folder of another protocol; cells that failed (after the
+            others were computed and merged), are missing, or are being computed elsewhere.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(
-            "protocol.py runs in one process; share the cells with --task i/n instead of torchrun"
-        )
+        raise UserError("a protocol runs in one process; share the cells with --task i/n instead of torchrun")
     if command.task is not None and command.finish:
         raise UserError("--task and --finish: give one; --finish comes when all tasks are done")
     share = ArrayTask.parse(command.task) if command.task is not None else None
     protocol, folder = open_protocol(command.config), _Folder(command.output)
     settings = {key: value for key, value in protocol.settings.items() if key not in FREE}
     if command.finish and not (folder.path / SETTINGS).exists():
-        raise UserError(f"--finish: {folder.path} has no results; run the tasks first (--task)")
+        raise UserError(f"{folder.path} has no results; run the tasks first (--task)", field="finish")
     folder.claim(settings)
     if share is not None:
         return _run_share(protocol, folder, share)
@@ -101,9 +100,11 @@ def run_protocol(command: Command) -> str:
         busy = _run_cells(protocol, folder, protocol.cells)
         if busy:
             raise UserError(
-                f"--output {folder.path}: {_names(busy)} being done by another process; run the same again later"
+                f"another process is computing {_names(busy)}; run the same again later",
+                field="output",
+                value=folder.path,
             )
-    # Of two last tasks both may merge.
+    # Two tasks may both be the last one and merge.
     with locked(folder.path / LOCKS / "finish.lock", wait=f"{folder.path}: waiting for another task"):
         return _finish(protocol, folder)
 
@@ -115,56 +116,56 @@ def _run_share(protocol: Protocol, folder: _Folder, share: ArrayTask) -> str:
     if failed:
         raise UserError(f"task {share}: {_failures(folder, failed, len(mine))}")
     missing = sum(folder.result(cell) is None for cell in protocol.cells)
-    then = f"{missing} of {len(protocol.cells)} are missing" if missing else "all are there: now --finish"
+    then = f"{missing} of {len(protocol.cells)} are missing" if missing else "all are done: now --finish"
     others = f" ({len(busy)} by another process)" if busy else ""
     return f"task {share}: {len(mine)} cells{others}; {then}"
 
 
 def _run_cells(protocol: Protocol, folder: _Folder, cells: Sequence[Cell]) -> list[Cell]:
-    """Do the cells that are not done, whatever becomes of each.
+    """Compute the unfinished cells; a failure does not stop the others.
 
     Returns:
-        those that another process is doing.
+        cells that another process is computing.
     """
     busy = []
     for number, cell in enumerate(cells, start=1):
         where = f"[{number}/{len(cells)}] {cell.name}"
         try:
-            # A lock outside of the cell's folder: that one is removed and made anew.
+            # The lock is outside the cell's folder, which may be removed.
             with locked(folder.path / LOCKS / f"{cell.name}.lock"):
                 if folder.result(cell) is not None:
-                    print(f"{where}: done already", flush=True)
+                    print(f"{where}: already done", flush=True)
                 else:
                     print(where, flush=True)
                     _run_cell(protocol, folder, cell)
                 if not protocol.config.keep_shards:
                     shutil.rmtree(folder.cell(cell) / SHARDS, ignore_errors=True)
         except BlockingIOError:
-            print(f"{where}: another process is doing it", flush=True)
+            print(f"{where}: another process is computing it", flush=True)
             busy.append(cell)
     return busy
 
 
 def _run_cell(protocol: Protocol, folder: _Folder, cell: Cell) -> None:
-    own = folder.cell(cell)
+    cell_folder = folder.cell(cell)
     try:
-        own.mkdir(parents=True, exist_ok=True)
-        (own / "failure.json").unlink(missing_ok=True)
-        result = protocol.run(cell, own)
+        cell_folder.mkdir(parents=True, exist_ok=True)
+        (cell_folder / "failure.json").unlink(missing_ok=True)
+        result = protocol.run(cell, cell_folder)
     except Stopped:
         raise
-    # Anything else: one cell must not take a night's others with it. What is no user's mistake
-    # is shown whole.
+    # One failed cell must not stop the others of a long run. Programming errors are shown with
+    # their traceback.
     except Exception as error:
         if isinstance(error, UserError):
             message = str(error)
         else:
             traceback.print_exc()
-            message = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            message = f"{type(error).__name__}: {one_line(error)}"
         print(f"  failed: {message}", flush=True)
-        _write(own / "failure.json", {"message": message})
+        _write(cell_folder / "failure.json", {"message": message})
         return
-    _write(own / "result.json", {"name": cell.name, **cell.about, **result})
+    _write(cell_folder / "result.json", {"name": cell.name, **cell.about, **result})
 
 
 def _finish(protocol: Protocol, folder: _Folder) -> str:
@@ -173,8 +174,9 @@ def _finish(protocol: Protocol, folder: _Folder) -> str:
     missing = [cell for cell in undone if folder.failure(cell) is None]
     if missing:
         raise UserError(
-            f"--finish: {len(missing)} of {len(protocol.cells)} cells of {folder.path} are missing: "
-            f"{_names(missing)}; run their tasks again, or the same without --finish"
+            f"{len(missing)} of {len(protocol.cells)} cells of {folder.path} are missing: "
+            f"{_names(missing)}; run their tasks again, or the same without --finish",
+            field="finish",
         )
     failures = {cell.name: folder.failure(cell) or "" for cell in undone}
     merged = merge_cells(protocol, list(results.values()), failures)
@@ -190,7 +192,7 @@ def _finish(protocol: Protocol, folder: _Folder) -> str:
 
 def _failures(folder: _Folder, failed: Sequence[Cell], of: int) -> str:
     first = f"{failed[0].name} first ({folder.failure(failed[0])})"
-    return f"{len(failed)} of {of} cells failed, {first}: {_names(failed)}; mend that and run the same again"
+    return f"{len(failed)} of {of} cells failed, {first}: {_names(failed)}; fix that and run the same again"
 
 
 def _names(cells: Sequence[Cell]) -> str:
@@ -219,6 +221,5 @@ def _disk_errors(folder: Path) -> Iterator[None]:
     except BlockingIOError:
         raise
     except OSError as error:
-        raise UserError(
-            f"--output {folder}: cannot be written ({error.strerror or error}); mend that or choose another"
-        ) from None
+        text = f"cannot be written ({reason_of(error)}); fix that or choose another"
+        raise UserError(text, field="output", value=folder) from None

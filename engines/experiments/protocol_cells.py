@@ -1,4 +1,4 @@
-"""What the cells of a protocol are, and how one of them is computed."""
+"""The protocols: their cells, and the computation of one cell."""
 
 import json
 from abc import ABC, abstractmethod
@@ -35,19 +35,19 @@ SHARDS = "shards"  # of a cell, in its folder
 
 @dataclass(frozen=True)
 class Cell:
-    """One evaluation of a protocol: its name (also its folder's) and what it stands for."""
+    """One evaluation of a protocol: its name (also its folder's) and its condition."""
 
     name: str
     about: dict[str, Any] = field(default_factory=dict)
 
 
 class Protocol(ABC):
-    """A protocol that has been checked: its cells, and the doing of one.
+    """A validated protocol: its cells, and the computation of one.
 
     Attributes:
         config: as parsed. cells: in the order of the result.
-        settings: what the results depend on, as JSON values.
-        checkpoint: of the protocols that evaluate one, what is known of it.
+        settings: everything the results depend on, as JSON values.
+        checkpoint: file, SHA-256, step and codec, for protocols that evaluate one checkpoint.
     """
 
     config: ProtocolConfig
@@ -60,18 +60,18 @@ class Protocol(ABC):
         """Compute a cell in its folder.
 
         Returns:
-            metrics, per_generator and counts, see `summarize_metrics`, and what else the cell says.
+            metrics, per_generator and counts, see `summarize_metrics`, and values of its own.
 
         Raises:
-            UserError: it cannot be computed.
+            UserError: the cell cannot be computed.
         """
 
 
 def open_protocol(config: ProtocolConfig) -> Protocol:
-    """Check everything that can be checked before the first cell.
+    """Validate a protocol before its first cell.
 
     Raises:
-        UserError: checkpoint, originals, shards or training configuration that do not do.
+        UserError: a bad checkpoint, originals, shards or training configuration.
     """
     return TrainingProtocol(config) if config.protocol in TRAINED else ViewProtocol(config)
 
@@ -142,7 +142,7 @@ class ViewProtocol(Protocol):
         return {**result, **more, "left_out": dict(sorted(left_out.items()))}
 
     def _view(self, cell: Cell) -> tuple[View, dict[str, Any]]:
-        """The cell's view, and what was found out to make it."""
+        """The cell's view, and the measured parameters it was made from."""
         config, about = self.config, cell.about
         if cell.name == "raw":
             return Degraded(), {}
@@ -210,7 +210,7 @@ class TrainingProtocol(Protocol):
         return f"without_{name}", {"train": others, "held_out": name}
 
     def _check_flags(self) -> None:
-        """Let a mistake in the trainings' configuration be found before the first of them."""
+        """Parse the trainings' configuration before the first of them."""
         from engines.config.detector import parse_config
         from engines.experiments.grid import Combination
         from engines.runtime.paths import find_config
@@ -249,15 +249,15 @@ def _with_images(manifest: dict[str, Any], split: str) -> list[str]:
 
 
 def summarize_metrics(metrics: dict[str, Any]) -> dict[str, Any]:
-    """What a protocol keeps of metrics.json.
+    """The part of metrics.json that a protocol keeps.
 
     Returns:
         metrics: auroc, ap, accuracy, balanced_accuracy (mean of the accuracies on real and
             on fake), accuracy_real, accuracy_fake, generator_error.
-        per_generator: for each generator with images, it against nature: n, auroc, ap,
+        per_generator: for each generator with images, against nature: n, auroc, ap,
             accuracy, balanced_accuracy, accuracy_fake.
         counts: images, real, fake.
-        All are fractions, at P(fake) >= 0.5; null where it cannot be computed.
+        All are fractions, at P(fake) >= 0.5; None where it cannot be computed.
     """
     overall, counts = metrics["overall"], metrics["counts"]
     real = overall["accuracy_real"]
@@ -270,17 +270,17 @@ def summarize_metrics(metrics: dict[str, Any]) -> dict[str, Any]:
     for name, values in list(metrics["per_generator"].items())[1:]:
         if values["n"] == 0:
             continue
-        own = _complement(values["real_fake_error"])
+        accuracy_fake = _complement(values["real_fake_error"])
         both = values["n"] + counts["real"]
         per_generator[name] = {
             "n": values["n"],
             "auroc": values["auroc"],
             "ap": values["ap"],
             "accuracy": None
-            if real is None or own is None
-            else (own * values["n"] + real * counts["real"]) / both,
-            "balanced_accuracy": _mean(real, own),
-            "accuracy_fake": own,
+            if real is None or accuracy_fake is None
+            else (accuracy_fake * values["n"] + real * counts["real"]) / both,
+            "balanced_accuracy": _mean(real, accuracy_fake),
+            "accuracy_fake": accuracy_fake,
         }
     return {
         "metrics": summary,

@@ -1,10 +1,10 @@
-"""From a protocol's cells to protocol.json and its tables.
+"""Merge a protocol's cells into protocol.json and its tables.
 
 protocol.json:
 
     schema, version    "telltale-protocol", 1
     protocol, seed, settings, checkpoint (null where the protocol trains its own)
-    cells              a list: name, what the cell stands for (view; operation and severity;
+    cells              a list: name, the cell's condition (view; operation and severity;
                        train and held_out), metrics, per_generator, counts
                        (images, real, fake, and of views left_out and unreadable)
     failed             a list: name, message
@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from engines.experiments.protocol_cells import Protocol
+from engines.stats.text_table import text_table
 
 SCHEMA, VERSION = "telltale-protocol", 1
 RESULT, TABLE = "protocol.json", "protocol.md"
@@ -67,7 +68,7 @@ def merge_cells(protocol: Protocol, cells: list[_Row], failures: dict[str, str])
 
 
 def _drop(raw: _Row | None, metrics: _Row) -> _Row:
-    """What raw has more."""
+    """The raw value minus the view's."""
     return {
         key: None if raw is None or raw[key] is None or metrics[key] is None else raw[key] - metrics[key]
         for key in METRICS
@@ -97,42 +98,42 @@ def _matrix(cells: list[_Row]) -> _Row:
 
 
 def _seen_and_unseen(matrix: _Row, diagonal: list[str]) -> _Row:
-    found: _Row = {}
+    summary: _Row = {}
     for key in METRICS:
         pairs = [
-            (own == name, value)
-            for own, row in zip(diagonal, matrix[key], strict=True)
+            (trained_on == name, value)
+            for trained_on, row in zip(diagonal, matrix[key], strict=True)
             for name, value in zip(matrix["test"], row, strict=True)
         ]
-        found[key] = {
+        summary[key] = {
             "seen": _mean(value for seen, value in pairs if seen),
             "unseen": _mean(value for seen, value in pairs if not seen),
             "all": _mean(value for _, value in pairs),
         }
-    return found
+    return summary
 
 
 def _held_out(matrix: _Row, diagonal: list[str]) -> _Row:
-    found: _Row = {}
+    summary: _Row = {}
     for key in METRICS:
         values = {
-            own: row[matrix["test"].index(own)] if own in matrix["test"] else None
-            for own, row in zip(diagonal, matrix[key], strict=True)
+            name: row[matrix["test"].index(name)] if name in matrix["test"] else None
+            for name, row in zip(diagonal, matrix[key], strict=True)
         }
         known = [value for value in values.values() if value is not None]
-        found[key] = {"held_out": values, "mean": _mean(values.values()), "worst": min(known, default=None)}
-    return found
+        summary[key] = {"held_out": values, "mean": _mean(values.values()), "worst": min(known, default=None)}
+    return summary
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
-    """The mean; null where there is none or one is null, for it would be of something else."""
-    found = list(values)
-    known = [value for value in found if value is not None]
-    return float(np.mean(known)) if known and len(known) == len(found) else None
+    """The mean; None for no values, or where one is None, since it would be the mean of other cells."""
+    numbers = list(values)
+    known = [value for value in numbers if value is not None]
+    return float(np.mean(known)) if known and len(known) == len(numbers) else None
 
 
 def format_result(merged: _Row) -> str:
-    """protocol.json as Markdown, which a terminal shows as well: per cent, AUROC with four digits."""
+    """protocol.json as Markdown: percentages, and AUROC with four digits."""
     images = [cell["counts"]["images"] for cell in merged["cells"]]
     lines = [f"# {merged['protocol']}", ""]
     if merged["checkpoint"]:
@@ -167,7 +168,7 @@ def _aligned_table(merged: _Row) -> list[str]:
             ]
         )
     heads = ["view", "AUROC", "balanced", "accuracy", "AUROC gap", "balanced gap", "real", "fake", "left out"]
-    return [*_table(heads, rows), "", "The gap is what raw has more.", ""]
+    return [_table(heads, rows), "", "The gap is the raw value minus the view's.", ""]
 
 
 def _robustness_table(merged: _Row) -> list[str]:
@@ -182,7 +183,7 @@ def _robustness_table(merged: _Row) -> list[str]:
         title = "mean of GenImage's six" if name == "mean" else name
         rows.append([title, severity, *_headline(point), *drops])
     heads = ["operation", "severity", "AUROC", "balanced", "accuracy", "AUROC drop", "balanced drop"]
-    return [*_table(heads, rows), ""]
+    return [_table(heads, rows), ""]
 
 
 def _matrix_tables(merged: _Row) -> list[str]:
@@ -196,8 +197,8 @@ def _matrix_tables(merged: _Row) -> list[str]:
             [name, *map(shown, row), shown(_mean(row))]
             for name, row in zip(matrix["train"], matrix[key], strict=True)
         ]
-        lines += [f"{title}: rows are trainings, columns what is told from nature", ""]
-        lines += [*_table(["train \\ test", *matrix["test"], "mean"], rows), ""]
+        lines += [f"{title}: rows are trainings, columns are generators against nature", ""]
+        lines += [_table(["train \\ test", *matrix["test"], "mean"], rows), ""]
         if merged["protocol"] == "cross_generator":
             parts = [f"{word} {shown(summary[key][word])}" for word in ("seen", "unseen", "all")]
         else:
@@ -215,18 +216,8 @@ def _headline(metrics: _Row) -> list[str]:
     return [_score(metrics["auroc"]), _percent(metrics["balanced_accuracy"]), _percent(metrics["accuracy"])]
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[n]) for row in [heads, *rows]) for n in range(len(heads))]
-
-    def line(cells: Sequence[str]) -> str:
-        first, *others = (
-            f"{cell:<{width}}" if n == 0 else f"{cell:>{width}}"
-            for n, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        )
-        return "| " + " | ".join([first, *others]) + " |"
-
-    rule = ["-" * width if n == 0 else "-" * (width - 1) + ":" for n, width in enumerate(widths)]
-    return [line(heads), "| " + " | ".join(rule) + " |", *map(line, rows)]
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return text_table(rows, heads, markdown=True, align="l" + "r" * (len(heads) - 1))
 
 
 def _score(value: float | None) -> str:

@@ -237,7 +237,7 @@ def test_killed_and_run_again_it_continues(words, whole, start, tmp_path):
     process.wait()
     raw = output / "cells" / "raw" / "result.json"
     before = raw.stat().st_mtime_ns
-    with pytest.raises(UserError, match=r"^--finish: \d of 5 cells of .* are missing: .*chain-2; run"):
+    with pytest.raises(UserError, match=r"^finish: \d of 5 cells of .* are missing: .*chain-2; run"):
         run(words(ROBUST, output, "--images", "12", "--finish"))
     run(words(ROBUST, output, "--images", "12"))
     assert raw.stat().st_mtime_ns == before and not list(output.glob("cells/*/shards"))
