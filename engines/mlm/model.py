@@ -8,6 +8,7 @@ from torch import nn
 
 from dataio.core.errors import UserError, one_line
 from engines.config.mlm import FinetuneConfig, MlmOptimConfig, TuneConfig
+from engines.runtime.precision import resolve_precision
 from models.tinyllava.checkpoint import load_tinyllava
 from models.tinyllava.model import part_of
 
@@ -22,13 +23,11 @@ def resolve_mlm_precision(precision: str, device: torch.device) -> str:
     Raises:
         UserError: fp16 on a CPU, which DeepSpeed does not support.
     """
-    if precision == "auto":
-        return "bf16" if device.type == "cuda" else "fp32"
     if precision == "fp16" and device.type == "cpu":
         raise UserError(
             "model.precision is fp16, which DeepSpeed supports only on GPUs; use bf16, fp32 or auto"
         )
-    return precision
+    return resolve_precision(precision, device)
 
 
 def load_model_to_tune(config: FinetuneConfig, precision: str, device: torch.device) -> nn.Module:

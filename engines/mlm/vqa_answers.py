@@ -1,4 +1,4 @@
-"""A language model's answers to a benchmark, and how sure it is of its verdict."""
+"""A language model's answers to a benchmark, with the probability that it gives to "fake"."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from transformers import LlavaProcessor, PreTrainedTokenizerBase
 
-from dataio.core.errors import UserError
-from dataio.vqa.blind_baselines import MULTIPLE_CHOICE, VqaItem, kind_of, label_in_text, options_of
+from dataio.core.errors import UserError, one_line
+from dataio.vqa.blind_baselines import MULTIPLE_CHOICE, OPEN, VqaItem, kind_of, label_in_text, options_of
 from dataio.vqa.conversations import IMAGE_PLACEHOLDER, load_rgb, resolve_image
 from models.tinyllava.model import TinyLlavaForConditionalGeneration, image_tokens
 from models.tinyllava.text import END, preprocess_image, tokenize_turns
 
 NEW_TOKENS = {"true_false": 16, "multiple_choice": 16, "open": 128}
-VERDICT_START = " This is a"  # how open answers begin, up to the verdict
+VERDICT_START = " This is a"  # the beginning of an open answer, up to its label
 _WORDS = {"Fake": (" fake", " Fake"), "Real": (" real", " Real")}
 
 
@@ -23,16 +23,16 @@ def read_items(path: str | Path) -> list[dict[str, Any]]:
     """A benchmark or answers file: a list of {id, image, question, ground_truth[, answer]}.
 
     Raises:
-        UserError: not such a file; names the item and the key.
+        UserError: missing or invalid; names the item and the key.
     """
     path = Path(path)
     try:
         items = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        expected = "a benchmark of launch/make_vqa.py, or answers of launch/evaluate_mlm.py"
+        expected = "a benchmark that write_vqa wrote, or the answers.json of an evaluation"
         raise UserError(f"{path}: no such file; expected {expected}") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not readable as JSON ({' '.join(str(error).split())})") from None
+        raise UserError(f"{path}: not readable as JSON ({one_line(error)})") from None
     if not isinstance(items, list) or not items:
         raise UserError(f"{path}: expected a list of items, each with id, image, question and ground_truth")
     seen = set()
@@ -43,7 +43,7 @@ def read_items(path: str | Path) -> list[dict[str, Any]]:
                     f"{path}: item {number} has no text {key!r}; expected id, image, question, ground_truth"
                 )
         if not isinstance(item.get("metadata", {}), dict):
-            raise UserError(f"{path}: item {item['id']} has a metadata that is no object")
+            raise UserError(f"{path}: item {item['id']} has metadata that is not an object")
         if item["id"] in seen:
             raise UserError(f"{path}: item {item['id']} occurs twice; ids must be unique")
         seen.add(item["id"])
@@ -51,34 +51,40 @@ def read_items(path: str | Path) -> list[dict[str, Any]]:
 
 
 def check_item_images(items: Sequence[VqaItem], path: str | Path, images: str | Path | None) -> list[str]:
-    """Where each item's image lies, all of them readable.
+    """The path of each item's image, after decoding all of them.
+
+    Args:
+        path: of the benchmark. images: folder that image paths are relative to; None is the
+            benchmark's own.
 
     Raises:
         UserError: names the first items whose image is missing or corrupt.
     """
-    folder, places, problems = Path(images) if images else Path(path).parent, [], []
+    folder, paths, problems = Path(images) if images else Path(path).parent, [], []
     for item in items:
         if not isinstance(item.get("image"), str):
             raise UserError(f"{path}: item {item['id']} has no image")
-        place = resolve_image(item["image"], folder)
+        image = resolve_image(item["image"], folder)
         try:
-            load_rgb(place)
+            load_rgb(image)
         except UserError as error:
             problems.append(f"{item['id']}: {error}")
-        places.append(place)
+        paths.append(image)
     if problems:
-        told = "; ".join(problems[:3])
+        examples = "; ".join(problems[:3])
         raise UserError(
-            f"{path}: {len(problems)} items cannot be asked: {told}; mend them or give --images FOLDER"
+            f"{path}: {len(problems)} items have no readable image: {examples}; fix them, or name the folder "
+            "of the images",
+            field="images",
         )
-    return places
+    return paths
 
 
 def first_ids(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> list[int]:
-    """The ids of words that are one token each.
+    """The ids of words that are a single token each.
 
     Raises:
-        UserError: one is several tokens, so that its probability is not one token's.
+        UserError: a word is several tokens, so no token has its probability.
     """
     ids = []
     for word in words:
@@ -92,7 +98,7 @@ def first_ids(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> list[
 
 
 class Answerer:
-    """Asks one model about images, greedily, in batches.
+    """Answers questions about images in batches, by greedy decoding.
 
     Args:
         model: in evaluation mode, on its device. batch: questions at a time.
@@ -105,34 +111,38 @@ class Answerer:
         self._image_tokens = image_tokens(model.config)
         self._end = processor.tokenizer.convert_tokens_to_ids(END)
 
-    def _inputs(self, questions: Sequence[str], images: Sequence[str], begun: str) -> dict[str, torch.Tensor]:
-        """Left-padded prompts; `begun` is the start of the answer."""
+    def _inputs(
+        self, questions: Sequence[str], images: Sequence[str], prefix: str
+    ) -> dict[str, torch.Tensor]:
+        """Left-padded prompts; `prefix` is the beginning of the answer."""
         tokenizer = self._processor.tokenizer
-        more = tokenizer(begun, add_special_tokens=False).input_ids if begun else []
+        prefix_ids = tokenizer(prefix, add_special_tokens=False).input_ids if prefix else []
         rows = []
         for question in questions:
             prompt = tokenize_turns(tokenizer, [(f"{IMAGE_PLACEHOLDER}\n{question}", "")], self._image_tokens)
             rows.append(
-                torch.cat([torch.from_numpy(prompt.input_ids), torch.tensor(more, dtype=torch.int64)])
+                torch.cat([torch.from_numpy(prompt.input_ids), torch.tensor(prefix_ids, dtype=torch.int64)])
             )
         longest = max(len(row) for row in rows)
         ids = torch.full((len(rows), longest), self._end, dtype=torch.int64)
         mask = torch.zeros_like(ids)
-        for place, row in enumerate(rows):
-            ids[place, longest - len(row) :] = row
-            mask[place, longest - len(row) :] = 1
-        shown = torch.stack([preprocess_image(self._processor, load_rgb(image)) for image in images])
+        for index, row in enumerate(rows):
+            ids[index, longest - len(row) :] = row
+            mask[index, longest - len(row) :] = 1
+        pixel_values = torch.stack([preprocess_image(self._processor, load_rgb(image)) for image in images])
         device = self._model.device
         return {
             "input_ids": ids.to(device),
             "attention_mask": mask.to(device),
-            "pixel_values": shown.to(device, self._model.dtype),
+            "pixel_values": pixel_values.to(device, self._model.dtype),
         }
 
     @torch.inference_mode()
-    def probabilities(self, questions: Sequence[str], images: Sequence[str], begun: str = "") -> torch.Tensor:
-        """Of the next token: float32 [N, V] on the host, behind "ASSISTANT:" and `begun`."""
-        logits = self._model(**self._inputs(questions, images, begun), logits_to_keep=1).logits[:, -1]
+    def probabilities(
+        self, questions: Sequence[str], images: Sequence[str], prefix: str = ""
+    ) -> torch.Tensor:
+        """Probabilities of the next token after "ASSISTANT:" and `prefix`: float32 [N, V] on the host."""
+        logits = self._model(**self._inputs(questions, images, prefix), logits_to_keep=1).logits[:, -1]
         return logits.float().softmax(-1).cpu()
 
     @torch.inference_mode()
@@ -146,39 +156,39 @@ class Answerer:
         ]
 
     def p_fake(self, items: Sequence[VqaItem], images: Sequence[str]) -> list[float | None]:
-        """P(fake) of each item of one kind, from the tokens that carry the verdict.
+        """P(fake) of each item of one kind, from the tokens that state the label.
 
         True/false: the first token, " Fake" and " fake" against " Real" and " real".
-        Multiple choice: the letters, summed by their options' verdicts. Open: the token
-        behind " This is a". None where no such token has any probability.
+        Multiple choice: the letters, summed by their options' labels. Open: the token
+        after " This is a". None if all these tokens have probability 0.
         """
         tokenizer, kind = self._processor.tokenizer, kind_of(items[0])
-        begun = VERDICT_START if kind == "open" else ""
-        found = self.probabilities([str(item["question"]) for item in items], images, begun)
+        prefix = VERDICT_START if kind == OPEN else ""
+        probabilities = self.probabilities([str(item["question"]) for item in items], images, prefix)
         scores: list[float | None] = []
-        for item, row in zip(items, found, strict=True):
+        for item, row in zip(items, probabilities, strict=True):
             if kind == MULTIPLE_CHOICE:
                 words: dict[str, list[str]] = {"Fake": [], "Real": []}
                 for letter, text in options_of(item).items():
-                    verdict = label_in_text(text, first=True)
-                    if verdict:
-                        words[verdict].append(f" {letter}")
+                    label = label_in_text(text, first=True)
+                    if label:
+                        words[label].append(f" {letter}")
             else:
-                words = {verdict: list(both) for verdict, both in _WORDS.items()}
-            fake, real = (float(row[first_ids(tokenizer, words[v])].sum()) for v in ("Fake", "Real"))
+                words = {label: list(spellings) for label, spellings in _WORDS.items()}
+            fake, real = (float(row[first_ids(tokenizer, words[key])].sum()) for key in ("Fake", "Real"))
             scores.append(fake / (fake + real) if fake + real > 0 else None)
         return scores
 
     def answer_all(self, items: Sequence[VqaItem], images: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
         """Yield the items with `answer` and `p_fake`, a batch at a time, in order."""
         for start in range(0, len(items), self._batch):
-            some = items[start : start + self._batch]
-            places = images[start : start + self._batch]
-            answers = self.answers([str(i["question"]) for i in some], places, NEW_TOKENS[kind_of(some[0])])
-            scores = self.p_fake(some, places)
+            batch = items[start : start + self._batch]
+            paths = images[start : start + self._batch]
+            answers = self.answers([str(i["question"]) for i in batch], paths, NEW_TOKENS[kind_of(batch[0])])
+            scores = self.p_fake(batch, paths)
             yield [
                 {**item, "answer": answer, "p_fake": score}
-                for item, answer, score in zip(some, answers, scores, strict=True)
+                for item, answer, score in zip(batch, answers, scores, strict=True)
             ]
 
 
@@ -186,10 +196,10 @@ def sentence_similarity(folder: str | Path) -> Any:
     """Cosine similarity of mean-pooled sentence vectors, from a local encoder's folder.
 
     Returns:
-        a function of (answers, truths) that gives a number in [-1, 1] for each pair.
+        a function of (answers, truths) that returns a number in [-1, 1] for each pair.
 
     Raises:
-        UserError: the folder is no encoder that transformers reads.
+        UserError: not an encoder that transformers can load.
     """
     from transformers import AutoModel, AutoTokenizer
 
@@ -197,8 +207,9 @@ def sentence_similarity(folder: str | Path) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         encoder = AutoModel.from_pretrained(folder, local_files_only=True).eval()
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"--encoder {folder}: not a local sentence encoder ({reason})") from None
+        raise UserError(
+            f"not a local sentence encoder ({one_line(error)[:200]})", field="encoder", value=folder
+        ) from None
 
     @torch.inference_mode()
     def vectors(texts: list[str]) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""A benchmark run: answers, predictions table, metrics, on disk and on the screen."""
+"""Run a benchmark: answers, the table of predictions and metrics, written to a folder."""
 
 import json
 import sys
@@ -12,18 +12,20 @@ from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from dataio.core.atomic import write_text, write_with
-from dataio.core.errors import UserError
+from dataio.core.errors import UserError, one_line, writing
 from dataio.vqa.blind_baselines import kind_of
+from engines.mlm.model import TORCH_DTYPES
 from engines.mlm.vqa_answers import Answerer, check_item_images, read_items, sentence_similarity
 from engines.mlm.vqa_metrics import answer_label, compute_vqa_metrics, is_right, true_label
+from engines.runtime.precision import resolve_precision
 from models.tinyllava.checkpoint import load_tinyllava
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of that name; "auto" is the first GPU, else the CPU.
+    """The device of that name; "auto" is the first GPU if there is one, else the CPU.
 
     Raises:
-        UserError: no such device here.
+        UserError: the device does not exist on this machine.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -31,9 +33,10 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = " ".join(str(error).split())[:150]
         raise UserError(
-            f"--device {name}: not usable here ({reason}); expected auto, cpu, cuda or cuda:N"
+            f"not usable here ({one_line(error)[:150]}); expected auto, cpu, cuda or cuda:N",
+            field="device",
+            value=name,
         ) from None
     return device
 
@@ -41,29 +44,32 @@ def choose_device(name: str) -> torch.device:
 def load_for_answers(
     model: str | Path, batch: int, device: torch.device, precision: str = "auto"
 ) -> Answerer:
-    """A model folder (or random:tiny), ready to be asked.
+    """Load a model folder (or random:tiny) to answer questions.
+
+    Args:
+        batch: questions at a time. precision: of the weights; "auto" is bf16 on a GPU.
 
     Raises:
         UserError: not a TinyLLaVA.
     """
-    if precision == "auto":
-        precision = "bf16" if device.type == "cuda" else "fp32"
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
+    dtype = TORCH_DTYPES[resolve_precision(precision, device)]
     disable_progress_bar()
-    set_verbosity_error()  # a published config is of a type it does not know, as it should say to nobody
+    set_verbosity_error()  # transformers warns about the published model_type, which we handle
     try:
         loaded, processor = load_tinyllava(model, dtype=dtype)
     except ValueError as error:
-        raise UserError(f"--model {' '.join(str(error).split())}") from None
+        # The error begins with the folder, which `value` repeats.
+        text = one_line(error).removeprefix(f"{model}: ")
+        raise UserError(text, field="model", value=model) from None
     return Answerer(loaded.to(device), processor, batch=batch)
 
 
 def answer_benchmark(
     answerer: Answerer, benchmark: str | Path, images: str | Path | None = None
 ) -> list[dict[str, Any]]:
-    """All items of a file with `answer` and `p_fake`."""
+    """The items of a benchmark file with `answer` and `p_fake` added."""
     items = read_items(benchmark)
-    _one_kind(items, benchmark)
+    _refuse_mixed_kinds(items, benchmark)
     places = check_item_images(items, benchmark, images)
     answered: list[dict[str, Any]] = []
     with tqdm(total=len(items), unit=" items", disable=not sys.stderr.isatty()) as bar:
@@ -83,7 +89,10 @@ def score_answers(
 
 
 def write_results(output: str | Path, items: Sequence[Mapping[str, Any]], metrics: Mapping[str, Any]) -> Path:
-    """answers.json, predictions.parquet, metrics.json, the last one last; returns it.
+    """Write answers.json, predictions.parquet and, last, metrics.json.
+
+    Returns:
+        the path of metrics.json.
 
     Raises:
         UserError: the folder cannot be written.
@@ -100,21 +109,17 @@ def write_results(output: str | Path, items: Sequence[Mapping[str, Any]], metric
             "p_fake": [item.get("p_fake") for item in items],
         }
     ).astype({"p_fake": "float64"})
-    try:
+    with writing(folder, field="output"):
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "answers.json", json.dumps(list(items), indent=1) + "\n")
         write_with(folder / "predictions.parquet", table.to_parquet)
         write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-    except OSError as error:
-        raise UserError(
-            f"--output {folder}: cannot be written ({error.strerror or error}); choose another"
-        ) from None
     return folder / "metrics.json"
 
 
-def _one_kind(items: Sequence[Mapping[str, Any]], path: str | Path) -> None:
+def _refuse_mixed_kinds(items: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     kinds = {kind_of(item) for item in items}
     if len(kinds) > 1:
         raise UserError(
-            f"{path}: holds items of several kinds ({', '.join(sorted(kinds))}); split the file by kind"
+            f"{path}: items of several kinds ({', '.join(sorted(kinds))}); split the file by kind"
         )

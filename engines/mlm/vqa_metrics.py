@@ -1,9 +1,9 @@
-"""What a language model's answers are worth: errors, with intervals and blind baselines.
+"""Metrics of a language model's answers: errors with intervals, and image-blind baselines.
 
-A pure function of the answers. Errors are fractions over all items; an answer that names
-no verdict or no option is its own class, "unparsed", and wrong: never guessed at. Intervals
-are Wilson's (SciPy's `binomtest(...).proportion_ci`), the comparison of two models is the
-exact McNemar test (a binomial test of the items that only one of them has right).
+A pure function of the answers. Errors are fractions of all items. An answer that states no
+label or no option is a class of its own, "unparsed", and counts as wrong. Intervals are
+Wilson's (SciPy's `binomtest(...).proportion_ci`); two models are compared by the exact McNemar
+test (a binomial test of the items that only one of them answers correctly).
 """
 
 import re
@@ -28,15 +28,16 @@ from dataio.vqa.blind_baselines import (
     options_of,
 )
 from engines.stats.significance import mcnemar_p, wilson
+from engines.stats.text_table import text_table
 
 _SCHEMA, _VERSION = "telltale-vqa-metrics", 1
 UNPARSED = "unparsed"
-# Items of the reference's multiple-choice benchmark that show another picture than their text is about.
+# Items of the reference's multiple-choice benchmark whose picture does not belong to their text.
 WRONG_PICTURES = {
     "LUrHqwTCuBewTLK83nR4ax": "wrong picture in the reference's multiple-choice benchmark",
     "8LFozqHJ3VYeDaDaiRK2sW": "wrong picture in the reference's multiple-choice benchmark",
 }
-# A letter alone or before punctuation: "A cat" is no answer A.
+# A letter alone or before punctuation: "A cat" is not the answer A.
 _LETTER = re.compile(
     r"\W*(?:(?:the\s+)?(?:correct\s+)?(?:answer|option)(?:\s+is)?\W+)?([A-D])\s*(?:$|[.:),;\]\n-]|because)",
     re.IGNORECASE,
@@ -44,17 +45,17 @@ _LETTER = re.compile(
 
 
 def parse_answer(item: VqaItem) -> str:
-    """What an answer says: Real or Fake, a letter, an open answer's verdict, or "unparsed"."""
+    """The content of an answer: Real or Fake, a letter, an open answer's label, or "unparsed"."""
     answer = str(item.get("answer", "")).strip()
     if kind_of(item) == MULTIPLE_CHOICE:
-        found = _LETTER.match(answer)
-        letter = found.group(1).upper() if found else ""
+        match = _LETTER.match(answer)
+        letter = match.group(1).upper() if match else ""
         return letter if letter in options_of(item) else UNPARSED
     return label_in_text(answer) or UNPARSED
 
 
 def true_label(item: VqaItem) -> str:
-    """Real or Fake where an item's truth or metadata say, else ""."""
+    """Real or Fake by an item's ground truth or metadata, or "" if unknown."""
     kind = kind_of(item)
     if kind == TRUE_FALSE:
         return str(item["ground_truth"])
@@ -67,22 +68,22 @@ def true_label(item: VqaItem) -> str:
 
 
 def answer_label(item: VqaItem) -> str:
-    """The verdict of an answer: of the option it chose, of its words, or "unparsed"."""
-    said = parse_answer(item)
-    if kind_of(item) == MULTIPLE_CHOICE and said != UNPARSED:
-        return label_in_text(options_of(item)[said], first=True) or UNPARSED
-    return said
+    """The label that an answer states, in its words or by the option it chooses, or "unparsed"."""
+    content = parse_answer(item)
+    if kind_of(item) == MULTIPLE_CHOICE and content != UNPARSED:
+        return label_in_text(options_of(item)[content], first=True) or UNPARSED
+    return content
 
 
 def is_right(item: VqaItem) -> bool:
-    """Open answers are right where their verdict is; their words are measured apart."""
+    """Whether an answer is right. An open answer is if its label is; `text` measures its words."""
     if kind_of(item) == OPEN:
         return answer_label(item) == true_label(item)
     return parse_answer(item) == str(item["ground_truth"])
 
 
 def defect_of(item: VqaItem) -> str:
-    """Why an item should not count, or ""."""
+    """Why an item should not count, or "" if it should."""
     return str(item.get("metadata", {}).get("defect", "") or WRONG_PICTURES.get(str(item.get("id")), ""))
 
 
@@ -95,12 +96,12 @@ def compute_vqa_metrics(
     """metrics.json of answered items of one kind.
 
     Args:
-        items: with `answer`, and `p_fake` where a model gave one.
+        items: with `answer`, and optionally `p_fake`.
         other: the same items answered by another model, for McNemar's test.
-        similarity: gives the similarity of (answers, truths), each -1..1, for open items.
+        similarity: returns the similarity of (answers, truths) in [-1, 1], for open items.
 
     Raises:
-        UserError: no items, items of several kinds, or others than `other`'s.
+        UserError: no items, items of several kinds, or different items in `other`.
     """
     if not items:
         raise UserError("no items to score; expected a list of questions with answers")
@@ -124,8 +125,8 @@ def compute_vqa_metrics(
         "unparsed": parsed.count(UNPARSED),
         "chance_error": None if kind == OPEN else 1 - chance_of(items),
         "blind": {rule: 1 - score for rule, score in blind_scores(items).items()},
-        "answers": {said: parsed.count(said) for said in sorted(set(parsed))},
-        "verdict": _verdict(items),
+        "answers": {answer: parsed.count(answer) for answer in sorted(set(parsed))},
+        "verdict": _real_fake_metrics(items),
         "per_generator": _per_generator(items, right),
     }
     if kind == MULTIPLE_CHOICE:
@@ -138,44 +139,49 @@ def compute_vqa_metrics(
 
 
 def mcnemar(items: Sequence[VqaItem], other: Sequence[VqaItem]) -> dict[str, Any]:
-    """Exact McNemar test of `items` against `other`, the same questions answered before.
+    """Exact McNemar test of `items` against `other`, another model's answers to the same questions.
 
     Returns:
-        fixed: wrong in `other`, right here; broken: the other way; p: two-sided.
+        fixed: wrong in `other`, right in `items`; broken: the converse; p: two-sided.
+
+    Raises:
+        UserError: the two hold different items.
     """
     before = {str(item["id"]): item for item in other}
-    mine = {str(item["id"]) for item in items}
-    if mine != set(before):
-        odd = sorted(mine ^ set(before))
+    ids = {str(item["id"]) for item in items}
+    if ids != set(before):
+        different = sorted(ids ^ set(before))
         raise UserError(
-            f"--compare: answers to other items ({len(odd)} differ, such as {odd[0]}); expected the same"
+            f"answers to other items ({len(different)} differ, such as {different[0]}); expected the same",
+            field="compare",
         )
     for item in items:
         if item["question"] != before[str(item["id"])]["question"]:
             raise UserError(
-                f"--compare: item {item['id']} asks another question there; expected the same benchmark"
+                f"item {item['id']} asks another question there; expected the same benchmark",
+                field="compare",
             )
     pairs = [(is_right(before[str(item["id"])]), is_right(item)) for item in items]
     fixed, broken = pairs.count((False, True)), pairs.count((True, False))
     return {"fixed": fixed, "broken": broken, "p": mcnemar_p(fixed, broken)}
 
 
-def _verdict(items: Sequence[VqaItem]) -> dict[str, Any]:
-    """Real against fake, whatever else an item asks."""
+def _real_fake_metrics(items: Sequence[VqaItem]) -> dict[str, Any]:
+    """Metrics of real against fake, for items of any kind."""
     known = [item for item in items if true_label(item)]
     if not known:
         return {"error": None, "reason": "no item says whether its image is real"}
     truth = [true_label(item) for item in known]
-    said = [answer_label(item) for item in known]
-    wrong = sum(a != b for a, b in zip(truth, said, strict=True))
+    predicted = [answer_label(item) for item in known]
+    wrong = sum(a != b for a, b in zip(truth, predicted, strict=True))
     fake = np.asarray([t == "Fake" for t in truth])
     verdict: dict[str, Any] = {
         "error": wrong / len(known),
         "error_interval_95": wilson(wrong, len(known)),
         "blind": {"always_fake": float((~fake).mean()), "always_real": float(fake.mean())},
-        "unparsed": said.count(UNPARSED),
+        "unparsed": predicted.count(UNPARSED),
         "confusion": {
-            f"{t}, called {s}": sum(x == t and y == s for x, y in zip(truth, said, strict=True))
+            f"{t}, called {s}": sum(x == t and y == s for x, y in zip(truth, predicted, strict=True))
             for t in ("Real", "Fake")
             for s in ("Real", "Fake", UNPARSED)
         },
@@ -191,18 +197,18 @@ def _verdict(items: Sequence[VqaItem]) -> dict[str, Any]:
 
 
 def _per_generator(items: Sequence[VqaItem], right: np.ndarray) -> dict[str, dict[str, Any]]:
-    places: dict[str, list[int]] = defaultdict(list)
-    for place, item in enumerate(items):
-        # The reference writes one generator both ways.
+    indices: dict[str, list[int]] = defaultdict(list)
+    for index, item in enumerate(items):
+        # The reference writes the same generator with a space and with an underscore.
         name = str(item.get("metadata", {}).get("generator", "unknown")).replace("_", " ")
-        places[name].append(place)
+        indices[name].append(index)
     return {
         name: {
             "items": len(rows),
             "error": float((~right[rows]).mean()),
             "error_interval_95": wilson(int((~right[rows]).sum()), len(rows)),
         }
-        for name, rows in sorted(places.items())
+        for name, rows in sorted(indices.items())
     }
 
 
@@ -218,47 +224,64 @@ def _text(
     if similarity is not None:
         text["similarity"] = float(np.mean(similarity(answers, truths)))
     else:
-        text["reason"] = "no sentence encoder given (--encoder FOLDER)"
+        text["reason"] = "no sentence encoder given"
     return text
 
 
 def vqa_summary(metrics: Mapping[str, Any]) -> str:
-    """The metrics as a table for the screen."""
-    low_error, high_error = metrics["error_interval_95"]
-    lines = [
+    """The metrics as text tables for the terminal."""
+    parts = [
         f"{metrics['kind'].replace('_', ' ')}: {metrics['items']} items",
-        f"error                  {metrics['error']:7.2%}   95 % interval {low_error:.1%} to {high_error:.1%}",
+        text_table(_summary_rows(metrics), align="lrl"),
     ]
-    if metrics["defective"]:
-        told, why = ", ".join(metrics["defective"]), next(iter(metrics["defective"].values()))
-        lines.append(f"without defective      {metrics['error_excluding_defective']:7.2%}   {told}: {why}")
-    lines.append(f"unparsed               {metrics['unparsed']:7d}")
-    verdict = metrics["verdict"]
-    if verdict["error"] is not None and metrics["kind"] != TRUE_FALSE:
-        low, high = (1 - verdict["blind"][rule] for rule in ("always_fake", "always_real"))
-        lines.append(
-            f"verdict error          {verdict['error']:7.2%}   real against fake alone; blind: always fake "
-            f"{1 - low:.0%}, always real {1 - high:.0%}"
-        )
-    if verdict.get("auroc") is not None:
-        lines.append(f"AUROC of P(fake)       {verdict['auroc']:7.4f}")
     if metrics["chance_error"] is not None:
-        lines.append("blind, error without seeing the image:")
-        lines.append(f"  {'chance':<21}{metrics['chance_error']:7.2%}")
-        for rule, error in metrics["blind"].items():
-            beaten = "   BEATS THE MODEL" if error < low_error else ""
-            lines.append(f"  {rule:<21}{error:7.2%}{beaten}   ({1 - error:.0%} right)")
-    if "text" in metrics:
-        lines.append(f"ROUGE-L                {metrics['text']['rouge_l']:7.4f}")
-        if metrics["text"]["similarity"] is not None:
-            lines.append(f"similarity             {metrics['text']['similarity']:7.4f}")
-    lines.append("error on:")
-    for name, part in metrics["per_generator"].items():
-        low, high = part["error_interval_95"]
-        lines.append(f"  {name:<21}{part['error']:7.2%}   of {part['items']} ({low:.0%} to {high:.0%})")
+        parts.append(text_table(_baseline_rows(metrics), ["image-blind baseline", "error", ""], align="lrl"))
+    per_generator = [
+        [name, f"{part['error']:.2%}", _percent_range(part["error_interval_95"]), part["items"]]
+        for name, part in metrics["per_generator"].items()
+    ]
+    parts.append(
+        text_table(per_generator, ["generator", "error", "95 % interval", "items"], align="lrlr"),
+    )
     if "mcnemar" in metrics:
-        m = metrics["mcnemar"]
-        lines.append(
-            f"against the other: {m['fixed']} fixed, {m['broken']} broken, exact McNemar p = {m['p']:.3f}"
+        test = metrics["mcnemar"]
+        parts.append(
+            f"against the other model: {test['fixed']} fixed, {test['broken']} broken, "
+            f"exact McNemar p = {test['p']:.3f}"
         )
-    return "\n".join(lines)
+    return "\n\n".join(parts)
+
+
+def _percent_range(interval: Sequence[float]) -> str:
+    low, high = interval
+    return f"{low:.1%} to {high:.1%}"
+
+
+def _summary_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
+    interval = f"95 % interval {_percent_range(metrics['error_interval_95'])}"
+    rows = [["error", f"{metrics['error']:.2%}", interval]]
+    if metrics["defective"]:
+        ids, reason = ", ".join(metrics["defective"]), next(iter(metrics["defective"].values()))
+        rows.append(["without defective", f"{metrics['error_excluding_defective']:.2%}", f"{ids}: {reason}"])
+    rows.append(["unparsed", str(metrics["unparsed"]), ""])
+    label = metrics["verdict"]
+    if label["error"] is not None and metrics["kind"] != TRUE_FALSE:
+        baselines = ", ".join(
+            f"{name.replace('_', ' ')} {error:.0%}" for name, error in label["blind"].items()
+        )
+        rows.append(["real or fake, error", f"{label['error']:.2%}", f"image-blind: {baselines}"])
+    if label.get("auroc") is not None:
+        rows.append(["AUROC of P(fake)", f"{label['auroc']:.4f}", ""])
+    if "text" in metrics:
+        rows.append(["ROUGE-L", f"{metrics['text']['rouge_l']:.4f}", ""])
+        if metrics["text"]["similarity"] is not None:
+            rows.append(["similarity", f"{metrics['text']['similarity']:.4f}", ""])
+    return rows
+
+
+def _baseline_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
+    rows = [["chance", f"{metrics['chance_error']:.2%}", ""]]
+    for baseline, error in metrics["blind"].items():
+        beats = error < metrics["error_interval_95"][0]
+        rows.append([baseline, f"{error:.2%}", "BEATS THE MODEL" if beats else ""])
+    return rows

@@ -110,7 +110,7 @@ def test_items_whose_image_is_missing_or_corrupt_are_named(asked, tmp_path):
     folder, items = asked
     (tmp_path / "broken.png").write_bytes((folder / "0.png").read_bytes()[:100])
     bad = [{**items[0], "image": "gone.png"}, {**items[1], "image": "broken.png"}]
-    with pytest.raises(UserError, match=r"2 items cannot be asked: 0: .*gone\.png.*1: .*broken\.png"):
+    with pytest.raises(UserError, match=r"2 items have no readable image: 0: .*gone\.png.*1: .*broken\.png"):
         check_item_images(bad, tmp_path / "x.json", None)
 
 
@@ -120,7 +120,7 @@ def test_words_of_several_tokens_are_refused(answerer):
 
 
 def test_devices_and_models_that_are_not_there(tmp_path):
-    with pytest.raises(UserError, match="--device cuda:99: not usable here"):
+    with pytest.raises(UserError, match="device cuda:99: not usable here"):
         choose_device("cuda:99")
     with pytest.raises(UserError, match="no such folder"):
         load_for_answers(tmp_path / "none", 1, choose_device("cpu"))
