@@ -20,7 +20,7 @@ from dataio.layouts.base import SPLITS
 from engines.audit.audit import AuditSettings, audit_layout, audit_shards, check_audit_path, write_audit
 from engines.audit.gate import AUDIT
 from engines.audit.verdict import format_audit
-from engines.config.layout_flags import KEYS, add_layout_flags, layout_of
+from engines.config.layout_flags import add_layout_flags, layout_keys, layout_of
 from engines.config.parser import Parser
 from engines.runtime.command import run_command
 
@@ -41,9 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     settings = AuditSettings(sample=args.sample, seed=args.seed, splits=args.split, workers=args.workers)
     if args.shards is not None:
-        misplaced = [
-            key for key, value in {key: args[key] for key in ("layout", "source", *KEYS)}.items() if value
-        ]
+        misplaced = [key for key in ("layout", "source", *layout_keys()) if args[key]]
         if misplaced:
             raise UserError(
                 f"--{misplaced[0].replace('_', '-')}: has no use with --shards; remove one of them"

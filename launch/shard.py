@@ -26,7 +26,7 @@ from dataio.layouts.synthetic import write_synthetic
 from dataio.sharding.job import ShardJob, finish_job, run_array_task, run_job
 from dataio.sharding.merge import summary
 from dataio.sharding.verify import verify_shards
-from engines.config.layout_flags import add_layout_flags, layout_of
+from engines.config.layout_flags import add_layout_flags, default_codec_preset, layout_of, layout_settings
 from engines.config.parser import Parser
 from engines.runtime.command import run_command
 
@@ -66,9 +66,7 @@ def _write(words: list[str]) -> int:
     if args.task is not None and args.finish:
         raise UserError("--task and --finish: give one; --finish comes when all tasks are done")
     share = ArrayTask.parse(args.task) if args.task is not None else None
-    policy = preset_policy(
-        args.codec.preset or ("keep" if args.layout == "cifake" else "default"), args.codec.size
-    )
+    policy = preset_policy(args.codec.preset or default_codec_preset(args.layout), args.codec.size)
     if args.layout == "synthetic":
         drawing = args.synthetic
         write_synthetic(args.source, images=drawing.images, size=drawing.size, seed=drawing.seed)
@@ -82,13 +80,7 @@ def _write(words: list[str]) -> int:
         workers=args.workers,
         samples_per_shard=args.samples_per_shard,
         seed=args.seed,
-        extra_settings={
-            "val_fraction": args.val_fraction,
-            "subsets": args.subsets,
-            "skip_unknown": args.skip_unknown,
-            "split_from_path": args.split_from_path,
-            "halve_test": args.halve_test or None,  # absent from older folders
-        },
+        extra_settings=layout_settings(args),
         allow_duplicates=args.allow_duplicates,
     )
     if share is not None:

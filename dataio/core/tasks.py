@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from dataio.core.errors import UserError
 
-T = TypeVar("T")
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class ArrayTask:
         """The name of its lock and temporary files."""
         return f"{self.number}-of-{self.of}"
 
-    def among(self, items: Sequence[T]) -> Sequence[T]:
+    def among(self, items: Sequence[_Item]) -> Sequence[_Item]:
         """Its part of the work: every n-th item."""
         return items[self.number :: self.of]
 

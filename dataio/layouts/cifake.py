@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dataio.layouts.base import Record
 from dataio.layouts.files import Misfits, is_litter
+from dataio.layouts.registry import HALVE_TEST, register_layout
 from dataio.layouts.splits import split_of
 from dataio.sources.source import Source
 
@@ -25,6 +26,14 @@ def labels_of_name(path: str) -> tuple[str, int | None] | None:
     return GENERATORS[parts[-2].lower() == "fake"], int(match[2] or 1) - 1
 
 
+@register_layout(
+    "cifake",
+    options=(HALVE_TEST,),
+    val_fraction=DEFAULT_VAL_FRACTION,
+    labels_of_name=labels_of_name,
+    counting="files",
+    codec_preset="keep",
+)
 class CifakeLayout:
     """See `dataio.layouts.base.Layout`. The official test is the test split; train gives val.
 

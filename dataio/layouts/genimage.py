@@ -15,6 +15,7 @@ from pathlib import Path
 from dataio.core.errors import UserError
 from dataio.layouts.base import Record
 from dataio.layouts.files import Misfits, is_litter
+from dataio.layouts.registry import HALVE_TEST, LayoutOption, register_layout
 from dataio.layouts.splits import split_of
 from dataio.sources.source import IMAGE_SUFFIXES, Source
 
@@ -120,6 +121,20 @@ def labels_of_name(path: str) -> tuple[str, int | None] | None:
     return ("nature", None) if _REAL_VAL.fullmatch(stem) else None
 
 
+OPTIONS = (
+    LayoutOption("val_labels", "genimage: LOC_val_solution.csv or the devkit's ground truth"),
+    LayoutOption("subsets", "genimage: only these generators' folders", default=()),
+    HALVE_TEST,
+)
+
+
+@register_layout(
+    "genimage",
+    options=OPTIONS,
+    val_fraction=DEFAULT_VAL_FRACTION,
+    labels_of_name=labels_of_name,
+    counting="classes",
+)
 class GenImageLayout:
     """See `dataio.layouts.base.Layout`.
 

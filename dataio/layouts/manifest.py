@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from dataio.core.counter_rng import hash_text
 from dataio.core.errors import UserError
+from dataio.layouts import cifake, genimage
 from dataio.layouts.base import SPLITS, Record
+from dataio.layouts.registry import LayoutOption, register_layout
 from dataio.layouts.splits import share
 from dataio.sources.source import Source
 
@@ -19,6 +21,21 @@ DEFAULT_TEST_FRACTION = 0.10
 _REQUIRED = ("path", "generator", "object")
 
 
+def labels_of_name(path: str) -> tuple[str, int | None] | None:
+    """The labels by GenImage's or CIFAKE's names, whose files a list may hold."""
+    return genimage.labels_of_name(path) or cifake.labels_of_name(path)
+
+
+@register_layout(
+    "manifest",
+    options=(
+        LayoutOption("root", "manifest: where its paths start (folder or zip)"),
+        LayoutOption("split_from_path", "manifest: splits are the paths' first folders", default=False),
+    ),
+    val_fraction=DEFAULT_VAL_FRACTION,
+    labels_of_name=labels_of_name,
+    free_generators=True,
+)
 class ManifestLayout:
     """See `dataio.layouts.base.Layout`.
 

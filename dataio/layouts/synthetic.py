@@ -18,7 +18,8 @@ from PIL import Image
 
 from dataio.core.atomic import sync_folder, write_text
 from dataio.core.errors import UserError
-from dataio.layouts.genimage import GenImageLayout, imagenet_classes
+from dataio.layouts.genimage import OPTIONS, GenImageLayout, imagenet_classes, labels_of_name
+from dataio.layouts.registry import register_layout
 
 # Real ImageNet classes, so that names parse as GenImage's do; what is drawn is a shape.
 CLASSES = (1, 9, 130, 277, 414, 472, 555, 812, 950, 985)
@@ -227,6 +228,13 @@ def _write_all(folder: Path, images: int, size: int, seed: int) -> None:
     (folder / "LOC_val_solution.csv").write_text("\n".join(truth) + "\n")
 
 
+@register_layout(
+    "synthetic",
+    options=OPTIONS,
+    val_fraction=DEFAULT_VAL_FRACTION,
+    labels_of_name=labels_of_name,
+    counting="classes",
+)
 class SyntheticLayout(GenImageLayout):
     """GenImage's layout over what `write_synthetic` drew."""
 

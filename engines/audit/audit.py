@@ -159,7 +159,6 @@ def _audit(material: _Material, settings: AuditSettings) -> dict[str, Any]:
     arrays = stack(looked)
     probes = {kind: _probe_all(arrays, kind, material.generators, settings.seed) for kind in BARS}
     layout = str(material.source["layout"])
-    names = "genimage" if layout == "synthetic" else layout
     found: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
@@ -183,7 +182,7 @@ def _audit(material: _Material, settings: AuditSettings) -> dict[str, Any]:
         "origins": _probe_origins(arrays, settings.seed),
         "duplicates": _duplicates([one for one in looked if one.measured is not None]),
         "balance": material.counts,
-        "order": {**material.order, "names": compare_with_names(looked, names, material.objects)},
+        "order": {**material.order, "names": compare_with_names(looked, layout, material.objects)},
     }
     found["duplicates"]["whole"] = material.whole_duplicates
     return add_verdict(found)

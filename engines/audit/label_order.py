@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-from dataio.layouts import cifake, genimage
+from dataio.layouts.registry import RegisteredLayout, find_layout
 from engines.audit.sample import AuditedImage
 
 # So many standard deviations from what mixing gives, and so large an effect, before it is said:
@@ -64,7 +64,8 @@ class CountedLabels:
     """What numbering the classes of each folder by counting would have given, against names."""
 
     def __init__(self, layout: str) -> None:
-        self._layout = layout
+        registered = find_layout(layout)
+        self._counting = registered.counting if registered else ""
         self._classes: dict[str, Counter[int]] = {}  # GenImage: photographs of each class, by folder
         self._files: dict[str, list[tuple[str, int]]] = {}  # CIFAKE: (name, object) by folder
 
@@ -72,9 +73,9 @@ class CountedLabels:
         folder, _, name = path.rpartition("/")
         if label is None:
             return
-        if self._layout in ("genimage", "synthetic") and generator == "nature" and name.startswith("n"):
+        if self._counting == "classes" and generator == "nature" and name.startswith("n"):
             self._classes.setdefault(folder, Counter())[label] += 1
-        elif self._layout == "cifake":
+        elif self._counting == "files":
             self._files.setdefault(folder, []).append((name.lower(), label))
 
     def result(self) -> dict[str, Any] | None:
@@ -111,8 +112,8 @@ def compare_with_names(
     """Stored labels against those that the sources' names give.
 
     Args:
-        layout: of the shards or source; a "manifest" may list files of either kind, whose
-            generators may have any name, so only real or fake is compared there.
+        layout: of the shards or source; where generators may have any name, as in a list of files,
+            only real or fake is compared.
         objects: the label space.
 
     Returns:
@@ -121,8 +122,9 @@ def compare_with_names(
     """
     found: dict[str, Any] = {"images": 0, "real_fake_wrong": 0, "generator_wrong": 0, "object_wrong": 0}
     found["first"] = ""
+    registered = _layout_of_names(layout)
     for one in looked:
-        named = _labels_of_name(one.path, layout)
+        named = registered.labels_of_name(one.path)
         if named is None:
             continue
         generator, label = named
@@ -130,9 +132,9 @@ def compare_with_names(
         found["images"] += 1
         wrong = {
             "real_fake_wrong": (own == "nature") != (generator == "nature"),
-            "generator_wrong": layout != "manifest" and own != generator,
+            "generator_wrong": not registered.free_generators and own != generator,
             # A name without a class (of a validation photograph) has nothing to compare with.
-            "object_wrong": layout != "manifest"
+            "object_wrong": not registered.free_generators
             and None not in (label, one.ref.object)
             and label != one.ref.object,
         }
@@ -144,11 +146,11 @@ def compare_with_names(
     return found if found["images"] else None
 
 
-def _labels_of_name(path: str, layout: str) -> tuple[str, int | None] | None:
-    if layout == "cifake":
-        return cifake.labels_of_name(path)
-    named = genimage.labels_of_name(path)
-    return named or (cifake.labels_of_name(path) if layout == "manifest" else None)
+def _layout_of_names(layout: str) -> RegisteredLayout:
+    """The layout by whose names sources are called; shards made of other shards may have GenImage's."""
+    registered = find_layout(layout) or find_layout("genimage")
+    assert registered is not None
+    return registered
 
 
 def disagrees(found: dict[str, Any] | None) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dataio.core.errors import UserError
+from dataio.layouts.registry import layout_names
 from dataio.perturb.aligned_views import VIEWS
 from dataio.perturb.degradations import GENIMAGE, MAX_CHAIN, Operation, check_operation
 from engines.config.parser import Parser
@@ -27,7 +28,7 @@ class ProtocolConfig:
     generator, test on all; leave_one_out: train on all but one."""
     checkpoint: str = ""
     """robustness, aligned: best.pt, a file of RUN/checkpoints, final.safetensors or an export."""
-    layout: Literal["", "genimage", "cifake", "manifest", "synthetic"] = ""
+    layout: str = ""
     """robustness, aligned: how the originals are laid out, as for launch/shard.py."""
     source: str = ""
     """robustness, aligned: folder, zip or CSV of the originals."""
@@ -131,6 +132,8 @@ class ProtocolConfig:
             return
         if not self.checkpoint:
             raise ValueError("checkpoint: missing; give --checkpoint RUN/best.pt")
+        if self.layout and self.layout not in layout_names():
+            raise ValueError(f"layout is {self.layout!r}, expected one of {', '.join(layout_names())}")
         if bool(self.shards) == bool(self.layout or self.source):
             raise ValueError(
                 "originals: give --layout and --source, or --shards kept with --codec.preset keep, and not both"

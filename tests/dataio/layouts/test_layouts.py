@@ -326,9 +326,9 @@ def test_halving_the_test_leaves_train_whole(shared_data):
         assert (split == "test") == (halved[path] != "train")
     count = list(halved.values()).count
     assert abs(count("val") - count("test")) < 300 and count("val") + count("test") == 10_000
-    with pytest.raises(UserError, match="--val-fraction has no use"):
+    with pytest.raises(UserError, match="val_fraction has no use"):
         open_layout("cifake", source, halve_test=True, val_fraction=0.1)
-    with pytest.raises(UserError, match="--halve-test: the manifest layout has no use for it"):
+    with pytest.raises(UserError, match="halve_test: the manifest layout has no use for it"):
         open_layout("manifest", shared_data / "cifake-mini-generators.csv", halve_test=True)
 
 
