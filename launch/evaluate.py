@@ -16,7 +16,7 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from engines.config.parser import Parser
 from engines.evaluate.evaluate import METRICS, PREDICTIONS, evaluate_checkpoint
-from engines.evaluate.metrics import format_table
+from engines.evaluate.metrics_text import format_metrics
 from engines.runtime.command import run_command
 
 
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     metrics = evaluate_checkpoint(**{key: options[key] for key in _KEYS}, held_out=held_out)
     if metrics is not None:
         print(f"{options.checkpoint} on {options.data}, {options.split} split")
-        print(format_table(metrics))
+        print(format_metrics(metrics))
         folder = Path(options.output)
         print(f"\nresults: {folder / METRICS}, {folder / PREDICTIONS}")
         if options.report:

@@ -28,6 +28,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from engines.audit.features import CONTAINER, JPEG_ONLY, PIXELS, readable_value
+from engines.stats.bootstrap import auroc_over_groups
 
 FOLDS = 5
 RESAMPLES = 1000
@@ -56,36 +57,6 @@ class Data:
     def take(self, rows: NDArray[Any], columns: Sequence[int] | None = None) -> "Data":
         features = self.features[rows] if columns is None else self.features[rows][:, columns]
         return Data(features, self.fake[rows], self.group[rows])
-
-
-def bootstrap_auroc(
-    fake: NDArray[np.bool_], scores: _Float, group: NDArray[np.int64], *, resamples: int, seed: int
-) -> tuple[float, float]:
-    """95 % percentile interval of the AUROC over resampled groups.
-
-    Each resample weighs an image by how often its group was drawn; ties count one half
-    (Hanley and McNeil 1982). Resamples in which a class is missing are left out.
-
-    Args:
-        fake, scores, group: [N].
-    """
-    rng = np.random.Generator(np.random.PCG64(seed))
-    _, group = np.unique(group, return_inverse=True)
-    groups = int(group.max()) + 1
-    order = np.argsort(scores, kind="stable")
-    starts = np.flatnonzero(np.concatenate([[True], np.diff(scores[order]) > 0]))
-    is_fake, member = fake[order], group[order]
-    found = []
-    for _ in range(resamples):
-        weights = np.bincount(rng.integers(0, groups, groups), minlength=groups)[member].astype(np.float64)
-        positive = np.add.reduceat(weights * is_fake, starts)
-        negative = np.add.reduceat(weights * ~is_fake, starts)
-        pairs = positive.sum() * negative.sum()
-        if pairs:
-            below = np.cumsum(negative) - negative
-            found.append(float((positive * (below + negative / 2)).sum() / pairs))
-    low, high = np.percentile(found, [2.5, 97.5])
-    return float(low), float(high)
 
 
 def _models(kind: str, seed: int) -> dict[str, Any]:
@@ -139,7 +110,7 @@ def probe(data: Data, kind: str, *, seed: int, resamples: int = RESAMPLES) -> di
         return {**found, "reason": reason}
     scores = _out_of_fold(data.take(np.arange(len(data.fake)), list(np.flatnonzero(differing))), kind, seed)
     mean = np.mean(list(scores.values()), axis=0)
-    low, high = bootstrap_auroc(data.fake, mean, data.group, resamples=resamples, seed=seed)
+    low, high = auroc_over_groups(data.fake, mean, data.group, resamples=resamples, seed=seed)
     found |= {"auroc": _auroc(data.fake, mean), "low": round(low, 4), "high": round(high, 4)}
     return {**found, "models": {name: _auroc(data.fake, values) for name, values in scores.items()}}
 

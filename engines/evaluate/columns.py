@@ -1,4 +1,4 @@
-"""The columns of a predictions table as arrays, for whatever is computed from them."""
+"""The columns of a predictions table as arrays, for all that is computed from them."""
 
 import numpy as np
 import pyarrow as pa
@@ -12,20 +12,23 @@ MERGED = ("stable_diffusion_1_4", "stable_diffusion_1_5")
 
 
 class Labels:
-    """A table's columns as arrays of N rows, in its order.
+    """A table's columns as arrays of N rows, in its order; made once for each evaluation.
 
     Attributes:
+        table: the table itself.
         space: the generator head's names. generators: the same and then those true
             generators that the head has no output for.
         generator, generator_pred, object, object_pred: int64 [N], positions in `generators`
             and `objects`; an object is -1 where unknown.
-        p_fake: float64 [N]. calibrated: the calibrated one, None without a calibration.
+        p_fake: float64 [N]. calibration: of the checkpoint, or None. calibrated: the calibrated
+            P(fake), None without a calibration.
         called_fake, called_fake_calibrated, unsure: bool [N]; the latter two None without one.
         fake, known, closed: bool [N]: not nature; of known object; of a generator in `space`.
         cluster: int64 [N], equal for images of one group; None without groups.
     """
 
     def __init__(self, table: pa.Table) -> None:
+        self.table = table
         self.space, self.objects = label_spaces(table)
         self.generators = (*self.space, *unseen_generators(table))
         self.sample_id: NDArray[np.int64] = table["sample_id"].to_numpy()

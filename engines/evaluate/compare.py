@@ -1,9 +1,9 @@
-"""Two detectors on the same images: paired differences, and what may honestly be said of them.
+"""Compare two detectors on the same images: paired differences and one sentence on each error.
 
-Differences are A's figure minus B's. Intervals are the paired bootstrap's: every resample
-has the same images (or groups of images) for both. The exact McNemar test looks at the
-images that only one of the two gets wrong; it takes images for independent, so where they
-share groups the interval is the stricter judge.
+Differences are A's figure minus B's. Intervals are of the paired bootstrap: every resample
+holds the same images (or groups of images) for both. The exact McNemar test uses the images
+that only one of the two gets wrong; it assumes independent images, so where they share groups
+the interval is the stricter criterion.
 """
 
 import json
@@ -14,41 +14,41 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from dataio.core import atomic
-from dataio.core.errors import UserError, reason_of
+from dataio.core.errors import UserError, writing
 from engines.evaluate.columns import Labels
 from engines.evaluate.evaluate import PREDICTIONS
 from engines.evaluate.intervals import Headline, sample_of
 from engines.evaluate.predictions import checkpoint_info, read_predictions
-from engines.evaluate.sections import NO_CALIBRATION, NO_IMAGES, NO_OBJECTS
+from engines.evaluate.sections.base import NO_IMAGES, Metric, Show
+from engines.evaluate.sections.registry import shown_in
 from engines.stats.bootstrap import LEVEL, Figures, percentile_interval, resample
 from engines.stats.scores import Bools, Floats
 from engines.stats.significance import mcnemar_p
+from engines.stats.text_table import text_table
 
 SCHEMA, VERSION = "telltale-comparison", 1
 RESAMPLES, SEED = 2000, 0
 ALPHA = 1 - LEVEL
 METHOD = "paired percentile bootstrap, seeded, of images within each true generator, or of whole groups"
-ERRORS = {
-    "real_fake_error": "real/fake at P(fake) >= 0.5",
-    "real_fake_error_calibrated": "real/fake at each one's frozen threshold",
-    "generator_error": "naming the generator",
-    "object_error": "naming the object",
-}
-_RANKED = ("balanced_accuracy", "auroc", "ap", "tpr_at_fpr_1", "tpr_at_fpr_5")
+
+
+def _compared(metric: Metric) -> Show | None:
+    return metric.compared
 
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two: its name for sentences and its table."""
+    """One of the two detectors: its name for sentences and its predictions table."""
 
     name: str
     table: pa.Table
 
 
 def predictions_file(path: str | Path) -> Path:
-    """The file of predictions that a folder of evaluate.py or a path itself means."""
+    """The predictions.parquet of an evaluation's folder, or the path itself if it is a file."""
     return Path(path) / PREDICTIONS if Path(path).is_dir() else Path(path)
 
 
@@ -65,32 +65,33 @@ def compare_evaluations(
         folder = Path(output).absolute().parent
         if Path(output).is_dir() or not folder.is_dir():
             raise UserError(
-                f"--output {output}: expected a file in a folder that exists; choose another, such as "
-                "comparison.json"
+                "expected a file in a folder that exists; choose another, such as comparison.json",
+                field="output",
+                value=output,
             )
     sides = [Side(path, read_predictions(predictions_file(path))) for path in (a, b)]
-    found = compare(*sides, resamples=resamples, seed=seed)
+    comparison = compare(*sides, resamples=resamples, seed=seed)
     if output is not None:
-        try:
-            atomic.write_text(Path(output), json.dumps(found, indent=2, allow_nan=False) + "\n")
-        except OSError as error:
-            raise UserError(
-                f"--output {output}: cannot be written ({reason_of(error)}); choose another file"
-            ) from None
-    return found
+        with writing(output, field="output", hint="choose another file"):
+            atomic.write_text(Path(output), json.dumps(comparison, indent=2, allow_nan=False) + "\n")
+    return comparison
 
 
 def compare(a: Side, b: Side, *, resamples: int = RESAMPLES, seed: int = SEED) -> dict[str, Any]:
-    """The comparison of two tables of predictions of the same images, as plain JSON values.
+    """Compare two tables of predictions of the same images.
+
+    Args:
+        a, b: the detectors. resamples, seed: of the bootstrap.
 
     Returns:
+        plain JSON values:
         schema, version, a, b (name and checkpoint), images, groups, level, method, resamples,
         seed, resampled ("images" or "groups"), overall and per_generator (by figure: a, b,
         difference = a - b, interval of the difference and, for errors, mcnemar), sentences
-        (by error), sentence (the one to write) and reasons of what is null.
+        (by error), sentence (the one to quote) and reasons of null values.
 
     Raises:
-        UserError: other images in one than in the other, or a damaged calibration.
+        UserError: the tables hold different images, or a damaged calibration.
     """
     pair = _Pair(a, b, resamples, seed)
     reasons: dict[str, str] = {} if pair.grouped else {"groups": "no two images share a group"}
@@ -100,8 +101,11 @@ def compare(a: Side, b: Side, *, resamples: int = RESAMPLES, seed: int = SEED) -
         for index, name in enumerate(pair.a.generators)
     }
     sentences = {}
-    for key in ERRORS:
-        sentences[key] = _sentence(a.name, b.name, len(pair.sample), key, overall[key])
+    for metric, title in shown_in(_compared):
+        if not metric.error:
+            continue
+        key = metric.key
+        sentences[key] = _sentence(a.name, b.name, f"on {len(pair.sample)} images, {title}", overall[key])
         if sentences[key] is None:
             reasons[f"sentences.{key}"] = reasons[f"overall.{key}"]
     sentence = sentences["real_fake_error_calibrated"] or sentences["real_fake_error"]
@@ -128,46 +132,90 @@ def compare(a: Side, b: Side, *, resamples: int = RESAMPLES, seed: int = SEED) -
 
 
 class _Pair:
-    """Both sides' labels, figures and resampled differences, image by image alike."""
+    """Labels of both sides in the same order of images, their figures and resampled differences."""
 
     def __init__(self, a: Side, b: Side, resamples: int, seed: int) -> None:
         left, right = (side.table.sort_by("sample_id") for side in (a, b))
         _check_same_images(Side(a.name, left), Side(b.name, right))
         self.a, self.b = Labels(left), Labels(right)
-        # Either table may know the groups.
+        # Only one of the tables may have the groups.
         self.a.cluster = self.b.cluster if self.a.cluster is None else self.a.cluster
         self.sample = sample_of(self.a)
         self.grouped = self.sample.cluster is not None
+        self._metrics = [metric for metric, _ in shown_in(_compared)]
         self._headlines = (Headline(self.a, self.sample), Headline(self.b, self.sample))
         self._points = [headline(np.ones((1, len(self.sample)))) for headline in self._headlines]
         self._drawn = resample(
             self.sample, self._differences, resamples=resamples, seed=seed, grouped=self.grouped
         )
-        self._wrong = {key: _wrong(key, self.a, self.b) for key in ERRORS}
 
     def _differences(self, weights: Floats) -> Figures:
-        one, two = (headline(weights) for headline in self._headlines)
+        a, b = (headline(weights) for headline in self._headlines)
         return Figures(
-            {key: one.overall[key] - two.overall[key] for key in one.overall if key in two.overall},
-            {key: one.each[key] - two.each[key] for key in one.each if key in two.each},
+            {key: a.overall[key] - b.overall[key] for key in a.overall if key in b.overall},
+            {key: a.each[key] - b.each[key] for key in a.each if key in b.each},
         )
 
     def figures(self, index: int | None, reasons: dict[str, str]) -> dict[str, Any]:
         """Every figure of all images (`index` None) or of one generator; null ones leave reasons."""
         where = "overall" if index is None else f"per_generator.{self.a.generators[index]}"
         rows = np.ones(len(self.sample), bool) if index is None else self.a.generator == index
-        # Nature is what the others are told from: it has errors only.
-        keys = ERRORS if index == 0 else (*ERRORS, *_RANKED)
-        found = {}
-        for key in keys:
+        figures = {}
+        for metric in self._metrics:
+            key = metric.key
+            # Nature is the negative class: it has errors only.
+            if index == 0 and not metric.error:
+                continue
             if index is None:
                 values = [float(p.overall[key][0]) if key in p.overall else np.nan for p in self._points]
                 drawn = self._drawn.overall.get(key)
             else:
                 values = [float(p.each[key][0, index]) if key in p.each else np.nan for p in self._points]
                 drawn = self._drawn.each[key][:, index] if key in self._drawn.each else None
-            found[key] = _figure(f"{where}.{key}", values, drawn, self._wrong.get(key), rows, reasons)
-        return found
+            figures[key] = self._figure(metric, f"{where}.{key}", values, drawn, rows, reasons)
+        return figures
+
+    def _figure(
+        self,
+        metric: Metric,
+        path: str,
+        values: list[float],
+        drawn: Floats | None,
+        rows: Bools,
+        reasons: dict[str, str],
+    ) -> dict[str, Any] | None:
+        """One figure: `values` [2] of both sides, `drawn` differences [B], `rows` bool [N]."""
+        how = metric.resampled
+        assert how is not None  # what is compared has intervals
+        wrong = None
+        if metric.error and how.values is not None:
+            sides = [how.values(labels) for labels in (self.a, self.b)]
+            if sides[0] is None or sides[1] is None:
+                reasons[path] = how.missing
+                return None
+            wrong = sides[0], sides[1]
+        if drawn is None or np.isnan(values).any():
+            reasons[path] = how.empty
+            return None
+        first, second = values
+        interval = percentile_interval(drawn)
+        figure: dict[str, Any] = {"a": first, "b": second, "difference": first - second}
+        figure["interval"] = None if isinstance(interval, str) else interval
+        if isinstance(interval, str):
+            reasons[f"{path}.interval"] = interval
+        if wrong is not None:
+            figure["mcnemar"] = _mcnemar(*wrong, rows)
+        return figure
+
+
+def _mcnemar(
+    a: tuple[NDArray[Any], Bools | None], b: tuple[NDArray[Any], Bools | None], rows: Bools
+) -> dict[str, Any]:
+    """The test on wrong flags [N] of the images that count for both sides."""
+    for _, counted in (a, b):
+        rows = rows if counted is None else rows & counted
+    only_a, only_b = int((a[0] & ~b[0] & rows).sum()), int((b[0] & ~a[0] & rows).sum())
+    return {"only_a_wrong": only_a, "only_b_wrong": only_b, "p": mcnemar_p(only_a, only_b)}
 
 
 def _check_same_images(a: Side, b: Side) -> None:
@@ -180,67 +228,21 @@ def _check_same_images(a: Side, b: Side) -> None:
             f"them, such as {odd[0]}); compare evaluations of the same split of the same shards"
         )
     for column in ("key", "generator", "object"):
-        here, there = a.table[column].to_pylist(), b.table[column].to_pylist()
-        row = next((i for i, pair in enumerate(zip(here, there, strict=True)) if pair[0] != pair[1]), None)
+        left, right = a.table[column].to_pylist(), b.table[column].to_pylist()
+        row = next((i for i, pair in enumerate(zip(left, right, strict=True)) if pair[0] != pair[1]), None)
         if row is not None:
             raise UserError(
                 f"{b.name}: predictions of other images than {a.name} has (sample {ids[0][row]} has {column} "
-                f"{there[row]!r}, not {here[row]!r}); compare evaluations of the same split of the same shards"
+                f"{right[row]!r}, not {left[row]!r}); compare evaluations of the same split of the same shards"
             )
 
 
-def _wrong(key: str, ta: Labels, tb: Labels) -> tuple[Bools, Bools, Bools] | str:
-    """Which images A and B get wrong and which count, bool [N] each; or why that cannot be said."""
-    if key == "real_fake_error_calibrated":
-        if ta.called_fake_calibrated is None or tb.called_fake_calibrated is None:
-            return NO_CALIBRATION
-        called = (ta.called_fake_calibrated, tb.called_fake_calibrated)
-        return called[0] != ta.fake, called[1] != ta.fake, np.ones(len(ta.fake), bool)
-    if key == "real_fake_error":
-        return ta.called_fake != ta.fake, tb.called_fake != ta.fake, np.ones(len(ta.fake), bool)
-    if key == "generator_error":
-        return ta.generator != ta.generator_pred, tb.generator != tb.generator_pred, ta.closed & tb.closed
-    return ta.object != ta.object_pred, tb.object != tb.object_pred, ta.known & tb.known
-
-
-def _figure(
-    path: str,
-    values: list[float],
-    drawn: Floats | None,
-    wrong: tuple[Bools, Bools, Bools] | str | None,
-    rows: Bools,
-    reasons: dict[str, str],
-) -> dict[str, Any] | None:
-    """One figure of both sides: `values` [2], `drawn` differences [B], `wrong` for errors."""
-    if isinstance(wrong, str):
-        reasons[path] = wrong
-        return None
-    if drawn is None or np.isnan(values).any():
-        reasons[path] = NO_OBJECTS if path.endswith("object_error") else NO_IMAGES
-        return None
-    first, second = values
-    found: dict[str, Any] = {"a": first, "b": second, "difference": first - second}
-    interval = percentile_interval(drawn)
-    found["interval"] = None if isinstance(interval, str) else interval
-    if isinstance(interval, str):
-        reasons[f"{path}.interval"] = interval
-    if wrong is not None:
-        a, b = (side[rows & wrong[2]] for side in wrong[:2])
-        only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
-        found["mcnemar"] = {
-            "only_a_wrong": only_a,
-            "only_b_wrong": only_b,
-            "p": mcnemar_p(only_a, only_b),
-        }
-    return found
-
-
-def _sentence(a: str, b: str, images: int, key: str, figure: Mapping[str, Any] | None) -> str | None:
-    """What may be written of one error: that one errs less only where test and interval agree."""
+def _sentence(a: str, b: str, where: str, figure: Mapping[str, Any] | None) -> str | None:
+    """The conclusion on one error: one side errs less only where test and interval agree."""
     if figure is None:
         return None
     difference, interval, p = figure["difference"], figure["interval"], figure["mcnemar"]["p"]
-    told = interval is not None and (interval[0] > 0 or interval[1] < 0) and p < ALPHA
+    differs = interval is not None and (interval[0] > 0 or interval[1] < 0) and p < ALPHA
     # The difference is printed as the first one's advantage.
     better, worse, sign = (a, b, -1) if difference <= 0 else (b, a, 1)
     points = f"difference {100 * abs(difference):.2f} points"
@@ -250,38 +252,42 @@ def _sentence(a: str, b: str, images: int, key: str, figure: Mapping[str, Any] |
         low, high = sorted(sign * 100 * bound for bound in interval)
         points += f", 95 % interval {low:.2f} to {high:.2f}"
     points += f"; McNemar p = {p:.2g}"
-    where = f"on {images} images, {ERRORS[key]}"
-    if told:
+    if differs:
         return f"{better} errs less than {worse} {where} ({points})."
-    return f"{better} and {worse} are not told apart {where} ({points})."
+    return f"{better} and {worse} do not differ significantly {where} ({points})."
 
 
-def format_comparison(found: Mapping[str, Any]) -> str:
+def format_comparison(comparison: Mapping[str, Any]) -> str:
     """The comparison as plain text for a terminal of 100 columns."""
-    lines = [f"A: {found['a']['name']}", f"B: {found['b']['name']}"]
-    lines += [
-        f"{found['images']} images; intervals over {found['resampled']}; figures in per cent, differences in points",
-        "",
+    metrics = shown_in(_compared)
+    overall = [
+        _row(title, comparison["overall"][metric.key])
+        for metric, title in metrics
+        if comparison["overall"][metric.key] is not None
     ]
-    lines.append(f"{'':36}{'A':>9}{'B':>9}{'A - B':>9}  {'95 % interval':20}McNemar p")
-    for key, figure in found["overall"].items():
-        if figure is not None:
-            lines.append(_row(ERRORS.get(key, key.replace("_", " ")), figure))
-    for key in ("real_fake_error", "real_fake_error_calibrated", "generator_error", "auroc"):
+    lines = [
+        f"A: {comparison['a']['name']}",
+        f"B: {comparison['b']['name']}",
+        f"{comparison['images']} images; intervals over {comparison['resampled']}; figures in per cent, "
+        "differences in points",
+        "",
+        text_table(overall, ("", "A", "B", "A - B", "95 % interval", "McNemar p"), align="lrrrll"),
+    ]
+    for metric, title in metrics:
         rows = [
-            _row(name, values[key])
-            for name, values in found["per_generator"].items()
-            if values.get(key) is not None
+            _row(name, values[metric.key])
+            for name, values in comparison["per_generator"].items()
+            if values.get(metric.key) is not None
         ]
-        if rows:
-            lines += ["", f"{ERRORS.get(key, 'AUROC')}, by generator", *rows]
-    lines += [""] + [sentence for sentence in found["sentences"].values() if sentence is not None]
+        if rows and metric.by_generator:
+            lines += ["", f"{title}, by generator", text_table(rows, align="lrrrll")]
+    lines += [""] + [sentence for sentence in comparison["sentences"].values() if sentence is not None]
     return "\n".join(lines)
 
 
-def _row(title: str, figure: Mapping[str, Any]) -> str:
+def _row(title: str, figure: Mapping[str, Any]) -> tuple[str, ...]:
     interval = figure["interval"]
-    shown = "-" if interval is None else f"{100 * interval[0]:.2f} to {100 * interval[1]:.2f}"
-    cells = "".join(f"{100 * figure[key]:9.2f}" for key in ("a", "b", "difference"))
+    low_high = "-" if interval is None else f"{100 * interval[0]:.2f} to {100 * interval[1]:.2f}"
+    figures = [f"{100 * figure[key]:.2f}" for key in ("a", "b", "difference")]
     p = f"{figure['mcnemar']['p']:.2g}" if "mcnemar" in figure else ""
-    return f"{title[:35]:36}{cells}  {shown:20}{p}".rstrip()
+    return title[:40], *figures, low_high, p

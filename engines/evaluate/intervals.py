@@ -1,4 +1,4 @@
-"""The intervals of metrics.json: which figures are resampled, and what stands where it cannot be."""
+"""The intervals of metrics.json: which figures are resampled, and the reasons where none is possible."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,12 +6,10 @@ from typing import Any
 import numpy as np
 
 from engines.evaluate.columns import Labels
-from engines.evaluate.predictions import TOP
-from engines.evaluate.sections import Section
-from engines.stats import scores
+from engines.evaluate.sections.base import Metric, Resampled, SectionValues, Weighted
+from engines.evaluate.sections.registry import all_metrics, averaged_keys
 from engines.stats.bootstrap import (
     LEVEL,
-    RANKED,
     Figures,
     Ranking,
     Sample,
@@ -20,7 +18,7 @@ from engines.stats.bootstrap import (
     percentile_interval,
     resample,
 )
-from engines.stats.scores import Bools, Floats
+from engines.stats.scores import Floats
 from engines.stats.significance import wilson
 
 RESAMPLES, SEED = 1000, 0
@@ -30,140 +28,103 @@ METHOD = (
     "images resampled; generators: the generators resampled, each with its resampled images; a share of "
     "exactly 0 or 1 has Wilson's interval instead"
 )
-# Figures that have a mean over generators.
-AVERAGED = (
-    "generator_error",
-    "real_fake_error",
-    "accuracy",
-    "balanced_accuracy",
-    "auroc",
-    "ap",
-    "tpr_at_fpr_1",
-    "tpr_at_fpr_5",
-)
-_REAL = ("accuracy_real", "false_alarm_rate_calibrated")
-_FAKE = ("accuracy_fake", "detection_rate_calibrated")
-_NO_SHARES = ("nll", "brier", "balanced_accuracy", *RANKED)
-_EACH = (
-    "generator_error",
-    "real_fake_error",
-    "real_fake_error_calibrated",
-    "object_error",
-    "accuracy",
-    "balanced_accuracy",
-    *RANKED,
-)
 
 
-def sample_of(t: Labels) -> Sample:
-    """The table's images as what is resampled."""
-    return Sample(t.generator, len(t.generators), t.sample_id, t.cluster)
+def sample_of(labels: Labels) -> Sample:
+    """The table's images, as the bootstrap resamples them."""
+    return Sample(labels.generator, len(labels.generators), labels.sample_id, labels.cluster)
+
+
+def resampled_metrics() -> dict[str, tuple[Metric, Resampled]]:
+    """The metrics that get intervals, by key, in their order."""
+    return {
+        key: (metric, metric.resampled)
+        for key, metric in all_metrics().items()
+        if metric.resampled is not None
+    }
 
 
 class Headline:
     """The figures that get intervals, for any weights of the images."""
 
-    def __init__(self, t: Labels, sample: Sample) -> None:
-        columns: dict[str, tuple[Any, Bools | None]] = {
-            "generator_error": (t.generator != t.generator_pred, t.closed),
-            "real_fake_error": (t.called_fake != t.fake, None),
-            "real_fake_error_argmax": ((t.generator_pred != 0) != t.fake, None),
-            "object_error": (t.object != t.object_pred, t.known),
-            "object_error_nature": (t.object != t.object_pred, t.known & ~t.fake),
-            "object_error_fake": (t.object != t.object_pred, t.known & t.fake),
-            "joint_error": (
-                (t.generator != t.generator_pred) | (t.object != t.object_pred),
-                t.known & t.closed,
-            ),
-            "nll": (scores.image_nll(t.fake, t.p_fake), None),
-            "brier": ((t.p_fake - t.fake) ** 2, None),
-        }
-        if len(t.objects) > TOP:
-            columns["object_top5_error"] = (~t.in_top5, t.known)
-        if t.can_merge:
-            columns["generator_error_sd_merged"] = (
-                t.merged(t.generator) != t.merged(t.generator_pred),
-                t.closed,
-            )
-        if t.called_fake_calibrated is not None:
-            columns["real_fake_error_calibrated"] = (t.called_fake_calibrated != t.fake, None)
+    def __init__(self, labels: Labels, sample: Sample) -> None:
+        self._metrics = {key: how for key, (_, how) in resampled_metrics().items()}
+        columns = {}
+        for key, how in self._metrics.items():
+            values = None if how.values is None else how.values(labels)
+            if values is not None:
+                columns[key] = values
         self.shares = Shares(sample, columns)
-        self._ranking = Ranking(sample, t.p_fake)
+        self._ranking = Ranking(sample, labels.p_fake)
 
     def __call__(self, weights: Floats) -> Figures:
         """The figures for weights [B, N], in the sample's order; NaN where they are undefined."""
         ranked = self._ranking(weights)
-        values, counts = self.shares.sums(weights)
+        sums, counts = self.shares.sums(weights)
+        weighted = Weighted(sums, counts, ranked)
+        overall: dict[str, Floats] = {}
+        each: dict[str, Floats] = {}
         with np.errstate(invalid="ignore", divide="ignore"):
-            overall = {key: values[key].sum(1) / counts[key].sum(1) for key in values}
-            each = {key: values[key] / counts[key] for key in values if key in _EACH}
-            wrong, count = values["real_fake_error"], counts["real_fake_error"]
-            on_real, on_fake = each["real_fake_error"][:, 0], wrong[:, 1:].sum(1) / count[:, 1:].sum(1)
-            overall |= {
-                "accuracy": 1 - overall["real_fake_error"],
-                "accuracy_real": 1 - on_real,
-                "accuracy_fake": 1 - on_fake,
-                "balanced_accuracy": 1 - (on_real + on_fake) / 2,
-            }
-            both = (wrong + wrong[:, :1]) / (count + count[:, :1])
-            each |= {
-                "accuracy": 1 - both,
-                "balanced_accuracy": 1 - (each["real_fake_error"] + on_real[:, None]) / 2,
-            }
-            if "real_fake_error_calibrated" in values:
-                wrong = values["real_fake_error_calibrated"]
-                overall["false_alarm_rate_calibrated"] = wrong[:, 0] / count[:, 0]
-                overall["detection_rate_calibrated"] = 1 - wrong[:, 1:].sum(1) / count[:, 1:].sum(1)
-        return Figures({**overall, **ranked.overall}, {**each, **ranked.each})
+            for key, how in self._metrics.items():
+                if key in sums:
+                    overall[key] = weighted.mean(key)
+                    if how.each:
+                        each[key] = sums[key] / counts[key]
+                derived = None if how.derive is None else how.derive(weighted)
+                for figures, values in zip((overall, each), derived or (), strict=False):
+                    if values is not None:
+                        figures[key] = values
+        return Figures(overall, each)
 
 
 class _Intervals:
     """Intervals of one way to resample, as sections."""
 
-    def __init__(self, t: Labels, sample: Sample, headline: Headline, figures: Figures, name: str) -> None:
-        self._t, self._sample, self._figures, self._shares = t, sample, figures, headline.shares
+    def __init__(self, sample: Sample, headline: Headline, figures: Figures, name: str) -> None:
+        self._sample, self._figures, self._shares = sample, figures, headline.shares
+        self._how = {key: how for key, (_, how) in resampled_metrics().items()}
         self._name, self._grouped = name, name == "groups"
 
     def section(
         self, where: str, values: Mapping[str, Any], index: int | None, reasons: dict[str, str]
     ) -> Any:
         """Intervals of the figures of all images (`index` None) or of one generator."""
-        section = Section(f"intervals.{self._name}.{where}", reasons)
+        section = SectionValues(f"intervals.{self._name}.{where}", reasons)
         figures = self._figures.overall if index is None else self._figures.each
         for key in figures:
             if values.get(key) is None:
                 section.null(key, "no value")
                 continue
-            found = percentile_interval(figures[key] if index is None else figures[key][:, index])
-            if isinstance(found, str) and key not in _NO_SHARES and values[key] in (0.0, 1.0):
+            interval = percentile_interval(figures[key] if index is None else figures[key][:, index])
+            if isinstance(interval, str) and self._how[key].share and values[key] in (0.0, 1.0):
                 units = self._units(key, index)
-                found = wilson(round(values[key] * units), units)
-            if isinstance(found, str):
-                section.null(key, found)
+                interval = wilson(round(values[key] * units), units)
+            if isinstance(interval, str):
+                section.null(key, interval)
             else:
-                section.values[key] = found
+                section.values[key] = interval
         return section.values
 
     def _units(self, key: str, index: int | None) -> int:
         """How many independent images or groups a share rests on."""
-        counted = self._shares.counted.get(key)
+        counted, how = self._shares.counted.get(key), self._how[key]
         starts, everything = self._sample.starts, len(self._sample)
         real = self._sample.units(counted, slice(0, int(starts[1])), grouped=self._grouped)
         if index is not None:
-            own = slice(int(starts[index]), int(starts[index + 1]))
-            units = self._sample.units(counted, own, grouped=self._grouped)
-            if key != "accuracy":
+            rows = slice(int(starts[index]), int(starts[index + 1]))
+            units = self._sample.units(counted, rows, grouped=self._grouped)
+            if not how.against_nature:
                 return units
-            # Of a generator and nature; groups may hold both.
+            # A group may hold both images of the generator and photographs.
             return max(real, units) if self._grouped else real + units
-        if key in _REAL:
+        if how.images == "real":
             return real
-        first = int(starts[1]) if key in _FAKE else 0
+        first = int(starts[1]) if how.images == "fake" else 0
         return self._sample.units(counted, slice(first, everything), grouped=self._grouped)
 
 
 def compute_intervals(
-    t: Labels,
+    labels: Labels,
     overall: Mapping[str, Any],
     per_generator: Mapping[str, Mapping[str, Any]],
     reasons: dict[str, str],
@@ -174,44 +135,45 @@ def compute_intervals(
     """The part `intervals` of metrics.json.
 
     Args:
-        overall, per_generator: the values themselves, by name.
-        reasons: gets the reason of each interval that is null.
+        overall, per_generator: the values, by name.
+        reasons: receives the reason of each interval that is null.
+        resamples, seed: of the bootstrap.
 
     Returns:
         level, method, resamples, seed, headline ("groups" where there are groups, else
         "images"), and intervals [low, high] under images, groups and generators.
     """
-    sample = sample_of(t)
-    headline = Headline(t, sample)
-    found: dict[str, Any] = {
+    sample = sample_of(labels)
+    headline = Headline(labels, sample)
+    part: dict[str, Any] = {
         "level": LEVEL,
         "method": METHOD,
         "resamples": resamples,
         "seed": seed,
-        "headline": "images" if t.cluster is None else "groups",
+        "headline": "images" if labels.cluster is None else "groups",
     }
     figures: dict[str, Figures] = {}
     for name in ("images", "groups"):
-        if name == "groups" and t.cluster is None:
-            found[name] = None
+        if name == "groups" and labels.cluster is None:
+            part[name] = None
             reasons["intervals.groups"] = NO_GROUPS
             continue
         grouped = name == "groups"
         figures[name] = resample(sample, headline, resamples=resamples, seed=seed, grouped=grouped)
-        part = _Intervals(t, sample, headline, figures[name], name)
-        found[name] = {
-            "overall": part.section("overall", overall, None, reasons),
+        intervals = _Intervals(sample, headline, figures[name], name)
+        part[name] = {
+            "overall": intervals.section("overall", overall, None, reasons),
             "per_generator": {
-                generator: part.section(
+                generator: intervals.section(
                     f"per_generator.{generator}", per_generator[generator], index, reasons
                 )
-                for index, generator in enumerate(t.generators)
+                for index, generator in enumerate(labels.generators)
             },
         }
-    found["generators"] = _of_means(
-        t.generators, per_generator, figures[found["headline"]].each, seed, reasons
+    part["generators"] = _of_means(
+        labels.generators, per_generator, figures[part["headline"]].each, seed, reasons
     )
-    return found
+    return part
 
 
 def _of_means(
@@ -222,13 +184,13 @@ def _of_means(
     reasons: dict[str, str],
 ) -> dict[str, Any]:
     """Intervals of the means over generators, by resampling these too."""
-    section = Section("intervals.generators", reasons)
-    for key in AVERAGED:
-        there = [i for i, name in enumerate(names) if i and per_generator[name][key] is not None]
-        if len(there) < 2:
+    section = SectionValues("intervals.generators", reasons)
+    for key in averaged_keys():
+        columns = [i for i, name in enumerate(names) if i and per_generator[name][key] is not None]
+        if len(columns) < 2:
             section.null(key, "fewer than 2 generators")
             continue
-        interval = percentile_interval(over_generators(each[key], np.array(there), seed=seed))
+        interval = percentile_interval(over_generators(each[key], np.array(columns), seed=seed))
         if isinstance(interval, str):
             section.null(key, interval)
         else:

@@ -13,7 +13,7 @@ given the right label) over the false positive rate (the share of unknown images
 kept), as the threshold on the score goes through all its values.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from sklearn.metrics import roc_auc_score
 from dataio.core.errors import UserError
 from engines.evaluate.columns import Labels
 from engines.evaluate.predictions import checkpoint_info, label_spaces, probabilities, unseen_generators
-from engines.evaluate.sections import Section
+from engines.evaluate.sections.base import SectionValues, percent_text, score_text
 from engines.stats.scores import Bools, Floats
 
 SCORE = "1 - largest probability among trained labels (nature included)"
@@ -91,12 +91,12 @@ def oscr(known_score: Floats, known_right: Bools, unknown_score: Floats) -> floa
 
 
 def compute_open_set(
-    table: pa.Table, reasons: dict[str, str], *, held_out: Sequence[str] = ()
+    labels: Labels, reasons: dict[str, str], *, held_out: Sequence[str] = ()
 ) -> dict[str, Any] | None:
-    """The part `open_set` of metrics.json, a pure function of the table.
+    """The part `open_set` of metrics.json, a pure function of the predictions table.
 
     Args:
-        reasons: gets the reason of each value that is null.
+        reasons: receives the reason of each value that is null.
         held_out: generators that the model was not trained on; names outside of the table's
             label space are held out always, and those the checkpoint's description names
             where none are given.
@@ -109,16 +109,15 @@ def compute_open_set(
     Raises:
         UserError: see `held_out_of`.
     """
-    names = held_out_of(table, held_out)
+    names = held_out_of(labels.table, held_out)
     if not names:
         reasons["open_set"] = "no generator was held out"
         return None
-    t = Labels(table)
-    trained = np.array([name not in names for name in t.space])
-    unknown = np.isin(t.generator, [t.generators.index(name) for name in names])
-    score, answer = rejection(probabilities(table), trained)
-    right = answer == t.generator
-    section = Section("open_set", reasons)
+    trained = np.array([name not in names for name in labels.space])
+    unknown = np.isin(labels.generator, [labels.generators.index(name) for name in names])
+    score, answer = rejection(probabilities(labels.table), trained)
+    right = answer == labels.generator
+    section = SectionValues("open_set", reasons)
     section.values |= {
         "held_out": list(names),
         "score": SCORE,
@@ -129,15 +128,25 @@ def compute_open_set(
     _against(section, score, right, ~unknown, unknown)
     section.values["per_generator"] = {}
     for name in names:
-        own = t.generator == t.generators.index(name)
-        part = Section(f"open_set.per_generator.{name}", reasons)
-        part.values["n"] = int(own.sum())
-        _against(part, score, right, ~unknown, own)
+        rows = labels.generator == labels.generators.index(name)
+        part = SectionValues(f"open_set.per_generator.{name}", reasons)
+        part.values["n"] = int(rows.sum())
+        _against(part, score, right, ~unknown, rows)
         section.values["per_generator"][name] = part.values
     return section.values
 
 
-def _against(section: Section, score: Floats, right: Bools, known: Bools, unknown: Bools) -> None:
+def open_set_lines(open_set: Mapping[str, Any]) -> list[str]:
+    """The part `open_set` as lines for a terminal of 100 columns."""
+    lines = [
+        f"never seen: {', '.join(open_set['held_out'])} ({open_set['unknown']} images)",
+        f"rejected with AUROC {score_text(open_set['auroc'])}, OSCR {score_text(open_set['oscr'])}; "
+        f"known {open_set['known']} images, named right {percent_text(open_set['closed_set_accuracy'])}",
+    ]
+    return [line if len(line) <= 100 else line[:99] + "…" for line in lines]
+
+
+def _against(section: SectionValues, score: Floats, right: Bools, known: Bools, unknown: Bools) -> None:
     missing = [
         f"{kind} generators" for kind, rows in (("known", known), ("held-out", unknown)) if not rows.any()
     ]

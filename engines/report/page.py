@@ -17,33 +17,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from dataio.core import atomic
 from dataio.core.errors import UserError, reason_of
-from engines.evaluate.columns import Labels
-from engines.evaluate.metrics import THRESHOLD
+from engines.evaluate.columns import THRESHOLD, Labels
+from engines.evaluate.sections.base import headline_intervals, percent_text, score_text
+from engines.evaluate.sections.registry import all_metrics, shown_in
 from engines.report import plots
 from engines.runtime.versions import commit_of, version_of
 
 HTML, MARKDOWN = "report.html", "report.md"
 LARGEST = 15_000_000  # bytes of the page
 BINS = 200  # of P(fake), for the threshold that can be moved
-HEADLINES = (
-    ("real_fake_error_calibrated", "real/fake error at the frozen threshold"),
-    ("real_fake_error", "real/fake error, P(fake) ≥ 0.5"),
-    ("auroc", "AUROC"),
-    ("generator_error", "generator error"),
-    ("object_error", "object error"),
-)
-COLUMNS = (
-    ("accuracy_fake", "called fake"),
-    ("balanced_accuracy", "balanced accuracy"),
-    ("auroc", "AUROC"),
-    ("ap", "AP"),
-    ("eer", "EER"),
-    ("tpr_at_fpr_1", "TPR at 1 % FPR"),
-    ("ece", "ECE"),
-    ("generator_error", "generator error"),
-    ("object_error", "object error"),
-)
-_SCORES = ("auroc", "ap", "ece")  # shown as numbers, not as per cent
 
 
 @dataclass(frozen=True)
@@ -81,7 +63,7 @@ def write_report(output: str | Path, table: pa.Table, metrics: Mapping[str, Any]
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"figure": figure_of, "percent": percent}
+    environment.filters |= {"figure": _figure, "percent": percent_text}
     page = environment.get_template("report.html.j2").render(values)
     if len(page.encode()) > LARGEST:
         raise UserError(
@@ -96,20 +78,15 @@ def write_report(output: str | Path, table: pa.Table, metrics: Mapping[str, Any]
     return folder / HTML
 
 
-def percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.2f} %"
-
-
-def figure_of(value: float | None, key: str = "") -> str:
-    """A metric as text: per cent, or four digits for scores."""
-    if value is None:
-        return "-"
-    return f"{value:.4f}" if key.removesuffix("_calibrated") in _SCORES else percent(value)
+def _figure(value: float | None, key: str = "") -> str:
+    """A metric as text: four digits for scores, otherwise per cent."""
+    metric = all_metrics().get(key.removesuffix("_calibrated"))
+    return score_text(value) if metric is not None and metric.score else percent_text(value)
 
 
 def _values(table: pa.Table, metrics: Mapping[str, Any], context: Context) -> dict[str, Any]:
     labels, intervals = Labels(table), metrics["intervals"]
-    own = intervals[intervals["headline"]]
+    shown = headline_intervals(metrics)
     names = [name for name in labels.generators if metrics["per_generator"][name]["n"]]
     return {
         "metrics": metrics,
@@ -123,18 +100,18 @@ def _values(table: pa.Table, metrics: Mapping[str, Any], context: Context) -> di
         "release": version_of("telltale") or "",
         "level": f"{intervals['level']:.0%}".replace("%", " %"),
         "intervals": intervals,
-        "own": own,
+        "shown_intervals": shown,
         "headlines": [
             {
                 "title": title,
-                "key": key,
-                "value": metrics["overall"][key],
-                "interval": own["overall"].get(key),
+                "key": metric.key,
+                "value": metrics["overall"][metric.key],
+                "interval": shown["overall"].get(metric.key),
             }
-            for key, title in HEADLINES
-            if metrics["overall"].get(key) is not None
+            for metric, title in shown_in(lambda metric: metric.card)
+            if metrics["overall"].get(metric.key) is not None
         ],
-        "columns": COLUMNS,
+        "columns": [(metric.key, title) for metric, title in shown_in(lambda metric: metric.column)],
         "rows": [(name, metrics["per_generator"][name]) for name in names],
         "figures": _figures(labels, metrics),
         "protocols": [_protocol(protocol) for protocol in context.protocols],
@@ -217,7 +194,7 @@ def _protocol(protocol: Mapping[str, Any]) -> dict[str, Any]:
         heads = [*heads, "below the originals (AUROC)"]
         metrics = {cell["name"]: cell["metrics"] for cell in protocol["cells"]}
         rows += [
-            [view, *_two(metrics[view]), figure_of(gap["auroc"], "auroc")]
+            [view, *_two(metrics[view]), _figure(gap["auroc"], "auroc")]
             for view, gap in protocol["gaps"].items()
         ]
         caption = "views of the same originals: what is left when files are alike"
@@ -227,4 +204,4 @@ def _protocol(protocol: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _two(metrics: Mapping[str, Any]) -> list[str]:
-    return [figure_of(metrics["auroc"], "auroc"), percent(metrics["balanced_accuracy"])]
+    return [_figure(metrics["auroc"], "auroc"), percent_text(metrics["balanced_accuracy"])]

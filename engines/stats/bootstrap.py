@@ -1,15 +1,15 @@
 """The bootstrap: seeded 95 % percentile intervals of many figures at once.
 
-Images (or whole groups of images) are not copied about: a resample is a vector of weights,
-how often each was drawn, and every figure is computed from weights on scores that are sorted
-once. A batch of resamples is one matrix of weights.
+Images (or whole groups of images) are not copied: a resample is a vector of weights, how
+often each was drawn, and every figure is computed from weights on scores that are sorted once.
+A batch of resamples is one matrix of weights.
 
 * Over images: each generator's images are resampled among themselves, since a test set fixes
-  how many there are (a stratified bootstrap; Efron and Tibshirani 1993, chapter 8).
+  their number (a stratified bootstrap; Efron and Tibshirani 1993, chapter 8).
 * Over groups: whole groups are resampled, whatever they hold (a cluster bootstrap; Field and
   Welsh 2007), because images of one group are not independent.
-* Over generators: of a mean over generators, the generators are resampled too, each with the
-  value that its resampled images have.
+* Over generators: for a mean over generators, the generators are resampled too, each with the
+  value of its resampled images.
 """
 
 import os
@@ -28,7 +28,7 @@ LEVEL = 0.95
 RANKED = ("auroc", "ap", *RATES)
 _CHUNK = 1 << 17  # weights in one batch: small enough for the caches
 _TINY = 1e-300
-# A resample may lack every image that a figure needs. More than this share, and there is no interval.
+# The share of resamples that may lack every image a figure needs; above it there is no interval.
 _MAX_UNDEFINED = 0.05
 
 
@@ -41,7 +41,7 @@ class Figures:
 
 
 class Sample:
-    """The images of a test set, in an order that does not depend on that of their table."""
+    """The images of a test set, in an order that does not depend on their table's."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class Sample:
         self.starts = np.searchsorted(self.generator, np.arange(names + 1))
         self.cluster: NDArray[np.int64] | None = None
         if cluster is not None:
-            # Numbered as they come in this order, so that the draws do not depend on the table's.
+            # Numbered by first occurrence in this order, so that the draws do not depend on the table's.
             _, first, codes = np.unique(cluster[self.order], return_index=True, return_inverse=True)
             rank = np.argsort(np.argsort(first))
             self.cluster = rank[codes]
@@ -96,7 +96,7 @@ class Sample:
 
 
 def _drawn(random: np.random.Generator, count: int, size: int) -> Floats:
-    """Draw `size` of `size` things with replacement, `count` times: how often each, [count, size]."""
+    """Draw `size` of `size` items with replacement, `count` times: how often each, [count, size]."""
     draws = random.integers(0, size, (count, size))
     draws += (np.arange(count) * size)[:, None]
     return np.bincount(draws.ravel(), minlength=count * size).reshape(count, size).astype(np.float64)
@@ -173,21 +173,14 @@ class Ranking:
         each = {key: np.full((batch, self._generators), np.nan) for key in RANKED}
         if not self._present or not self.real:
             return Figures({key: np.full(batch, np.nan) for key in RANKED}, each)
-        below_real = self._cumulated("below real", self._taken("reals", weights, self._reals))
+        below_real = self._below_real(weights)
         real = below_real[:, -1:]
-        below = self._taken("below", below_real, self._below)
-        w = self._taken("w", weights, self._fakes)
+        w, below, product = self._pairs(weights, below_real)
         mass = np.add.reduceat(w, self._starts, axis=1)
-        product = self._space("product", w.shape)
-        if self._ties:
-            upto = self._taken("upto", below_real, self._upto)
-            np.multiply(w, np.divide(np.add(below, upto, out=upto), 2, out=upto), out=product)
-        else:
-            np.multiply(w, below, out=product)
         sums = {"auroc": np.add.reduceat(product, self._starts, axis=1) / np.where(real, real, np.nan)}
         false = np.subtract(real, below, out=below)
         for key, rate in RATES.items():
-            # Weights are whole numbers: the slack only mends a product such as 0.05 * 140.
+            # Weights are whole numbers: the slack only corrects the rounding of, say, 0.05 * 140.
             np.multiply(w, false <= rate * real + 1e-9, out=product)
             sums[key] = np.add.reduceat(product, self._starts, axis=1)
         sums["ap"] = self._precision(w, false)
@@ -198,8 +191,34 @@ class Ranking:
             overall["ap"] = self._merged_precision(w, below_real) / mass.sum(1)
         return Figures({key: np.where(real[:, 0] > 0, overall[key], np.nan) for key in RANKED}, each)
 
+    def auroc(self, weights: Floats) -> Floats:
+        """The AUROC of all fakes alone, [B], at a fraction of the time; NaN where a class has no weight."""
+        below_real = self._below_real(weights)
+        w, _, product = self._pairs(weights, below_real)
+        pairs = w.sum(1) * below_real[:, -1]
+        return np.divide(product.sum(1), pairs, out=np.full(len(weights), np.nan), where=pairs > 0)
+
+    def _below_real(self, weights: Floats) -> Floats:
+        """[B, photographs + 1]: the weight of the photographs before each, by score."""
+        return self._cumulated("below real", self._taken("reals", weights, self._reals))
+
+    def _pairs(self, weights: Floats, below_real: Floats) -> tuple[Floats, Floats, Floats]:
+        """For each fake [B, fakes]: its weight, that of the photographs below it, and the pairs it wins.
+
+        A photograph of the same score is half a pair (Hanley and McNeil 1982).
+        """
+        below = self._taken("below", below_real, self._below)
+        w = self._taken("w", weights, self._fakes)
+        product = self._space("product", w.shape)
+        if self._ties:
+            upto = self._taken("upto", below_real, self._upto)
+            np.multiply(w, np.divide(np.add(below, upto, out=upto), 2, out=upto), out=product)
+        else:
+            np.multiply(w, below, out=product)
+        return w, below, product
+
     def _precision(self, w: Floats, false: Floats) -> Floats:
-        """Each generator's sum of weight times precision at the own score, [B, present]."""
+        """Each generator's sum of weight times precision at its own scores, [B, present]."""
         before = self._cumulated("before", w)
         true = self._taken("true", before, self._level)
         np.subtract(before.take(self._stop, axis=1), true, out=true)
@@ -221,17 +240,17 @@ class Ranking:
         np.divide(true, np.maximum(total, _TINY, out=total), out=total)
         return np.multiply(w, total, out=total)
 
-    # Large arrays are kept from batch to batch: to be given new memory takes as long as the sums.
+    # Large arrays are reused from batch to batch, by each thread: new memory doubles the time.
 
     def _space(self, name: str, shape: tuple[int, int]) -> Floats:
-        found = self._kept.__dict__.get(name)
-        if found is None or found.shape != shape:
-            found = self._kept.__dict__[name] = np.zeros(shape)
-        return found
+        array: Floats | None = self._kept.__dict__.get(name)
+        if array is None or array.shape != shape:
+            array = self._kept.__dict__[name] = np.zeros(shape)
+        return array
 
     def _taken(self, name: str, values: Floats, columns: NDArray[np.int64]) -> Floats:
         """Columns of [B, n]."""
-        # "clip" spares a copy; all columns are there.
+        # "clip" avoids a copy; no column is out of range.
         return values.take(columns, axis=1, out=self._space(name, (len(values), len(columns))), mode="clip")
 
     def _cumulated(self, name: str, w: Floats) -> Floats:
@@ -242,33 +261,58 @@ class Ranking:
 
 
 def _first(ascending: Floats) -> NDArray[np.int64]:
-    """For each of sorted numbers [n], where its run of equal numbers begins."""
+    """Where the run of equal numbers begins, for each of sorted numbers [n]."""
     return np.searchsorted(ascending, ascending, side="left")
 
 
 def resample(
     sample: Sample, compute: Callable[[Floats], Figures], *, resamples: int, seed: int, grouped: bool = False
 ) -> Figures:
-    """The figures of every resample; the same for one seed on any number of cores.
+    """The figures of every resample; they do not depend on the number of cores.
 
     Args:
         compute: from weights [B, N], in the sample's order, to figures.
-        grouped: resample groups, not images.
+        resamples: how many. seed: of the draws.
+        grouped: resample groups instead of images.
     """
     batch = max(1, min(resamples, _CHUNK // max(1, len(sample))))
     counts = [min(batch, resamples - start) for start in range(0, resamples, batch)]
 
-    def one(number: int) -> Figures:
+    def compute_batch(number: int) -> Figures:
         random = np.random.default_rng([seed, number, int(grouped)])
         return compute(sample.weights(random, counts[number], grouped=grouped))
 
-    # NumPy lets go of the interpreter in its loops, so that threads do share the work.
+    # NumPy releases the GIL in its loops, so threads do share the work.
     with ThreadPoolExecutor(min(4, len(os.sched_getaffinity(0)))) as pool:
-        parts = list(pool.map(one, range(len(counts))))
+        parts = list(pool.map(compute_batch, range(len(counts))))
     return Figures(
         {key: np.concatenate([part.overall[key] for part in parts]) for key in parts[0].overall},
         {key: np.concatenate([part.each[key] for part in parts]) for key in parts[0].each},
     )
+
+
+def auroc_over_groups(
+    fake: Bools, scores: Floats, group: NDArray[np.int64], *, resamples: int, seed: int
+) -> tuple[float, float]:
+    """95 % percentile interval of the AUROC over resampled groups.
+
+    Each resample weighs an image by how often its group was drawn; resamples without images of
+    a class are left out.
+
+    Args:
+        fake, scores, group: [N]; groups are drawn by the order of their numbers.
+    """
+    random = np.random.default_rng(seed)
+    groups, codes = np.unique(group, return_inverse=True)
+    sample = Sample(fake.astype(np.int64), 2, np.arange(len(fake)))
+    ranking, columns = Ranking(sample, scores), codes[sample.order]
+    batch = max(1, min(resamples, _CHUNK // max(1, len(sample))))
+    drawn = [
+        ranking.auroc(_drawn(random, min(batch, resamples - start), len(groups))[:, columns])
+        for start in range(0, resamples, batch)
+    ]
+    low, high = np.nanpercentile(np.concatenate(drawn), [2.5, 97.5])
+    return float(low), float(high)
 
 
 def over_generators(each: Floats, columns: NDArray[np.int64], *, seed: int) -> Floats:
@@ -283,13 +327,13 @@ def over_generators(each: Floats, columns: NDArray[np.int64], *, seed: int) -> F
 
 
 def percentile_interval(values: Floats) -> list[float] | str:
-    """The 95 % percentile interval of a figure's resamples [B], or why there is none."""
+    """The 95 % percentile interval [low, high] of a figure's resamples [B], or the reason for none."""
     defined = values[~np.isnan(values)]
     undefined = 1 - len(defined) / len(values) if len(values) else 1.0
     if undefined > _MAX_UNDEFINED:
         return f"undefined in {undefined:.0%} of the resamples"
     low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
-    # Of AUROC 1.0 the bootstrap would say that it is certain, which it is not.
+    # An interval of no width would claim certainty, for an AUROC of 1.0 say.
     if high - low <= 1e-12:
         return "every resample gives the same value: too few errors for a bootstrap"
     return [low, high]

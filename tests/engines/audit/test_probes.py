@@ -7,7 +7,6 @@ from sklearn.metrics import roc_auc_score
 from engines.audit.features import CONTAINER_NAMES, PIXEL_NAMES
 from engines.audit.probes import (
     Data,
-    bootstrap_auroc,
     cannot_say,
     leaks,
     probe,
@@ -15,6 +14,7 @@ from engines.audit.probes import (
     single_features,
 )
 from engines.audit.sample import shares
+from engines.stats.bootstrap import auroc_over_groups
 
 
 def pixels(count, seed, shift=0.0):
@@ -42,7 +42,7 @@ def test_the_interval_is_that_of_scikit_learns_weighted_auroc():
     for _ in range(50):
         drawn = np.bincount(draws.integers(0, group.max() + 1, group.max() + 1), minlength=group.max() + 1)
         expected.append(roc_auc_score(fake, scores, sample_weight=drawn[group]))
-    found = bootstrap_auroc(fake, scores, group, resamples=50, seed=3)
+    found = auroc_over_groups(fake, scores, group, resamples=50, seed=3)
     assert found == pytest.approx(tuple(np.percentile(expected, [2.5, 97.5])))
 
 
@@ -53,7 +53,7 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
         rng = np.random.default_rng(seed)
         fake = np.arange(120) % 2 == 1
         scores = rng.normal(size=120) + fake
-        low, high = bootstrap_auroc(fake, scores, np.arange(120), resamples=300, seed=seed)
+        low, high = auroc_over_groups(fake, scores, np.arange(120), resamples=300, seed=seed)
         covered += low <= 0.7602 <= high
     assert 0.90 <= covered / 200 <= 0.985  # 95 % and four deviations of so few trials, rounded
 

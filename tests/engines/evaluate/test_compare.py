@@ -99,16 +99,16 @@ def test_the_sentence_names_the_better_one_whichever_side_it_is_on() -> None:
     assert found["sentence"] == found["sentences"]["real_fake_error"]
 
 
-def test_like_detectors_are_not_told_apart() -> None:
+def test_like_detectors_do_not_differ_significantly() -> None:
     a = random_arrays(300, 5)
     found = _compared(a, blurred(a, 0.02))
-    assert "are not told apart" in found["sentences"]["real_fake_error"]
+    assert "do not differ significantly" in found["sentences"]["real_fake_error"]
     same = _compared(a, a)
     assert same["overall"]["auroc"]["difference"] == 0
     assert same["overall"]["real_fake_error"]["mcnemar"]["p"] == 1.0
     assert same["overall"]["real_fake_error"]["interval"] is None
     assert "overall.real_fake_error.interval" in same["reasons"]
-    assert "not told apart" in same["sentence"] and "no interval" in same["sentence"]
+    assert "not differ significantly" in same["sentence"] and "no interval" in same["sentence"]
 
 
 def test_groups_decide_where_the_images_are_not_independent() -> None:
@@ -122,7 +122,7 @@ def test_groups_decide_where_the_images_are_not_independent() -> None:
     assert found["resampled"] == "groups" and found["groups"] == 9
     figure = found["overall"]["generator_error"]
     assert figure["mcnemar"]["p"] < 1e-6 and figure["interval"][1] == 0.0
-    assert "not told apart" in found["sentences"]["generator_error"]
+    assert "not differ significantly" in found["sentences"]["generator_error"]
 
 
 def test_one_side_without_calibration() -> None:
@@ -150,7 +150,7 @@ def test_odd_tables_have_reasons() -> None:
     none = random_arrays(1, 9)
     found = _compared(none, blurred(none, 0.5))
     assert found["overall"]["auroc"] is None and "overall.auroc" in found["reasons"]
-    assert "not told apart on 1 images" in found["sentence"]
+    assert "not differ significantly on 1 images" in found["sentence"]
     empty = build_table(random_arrays(5, 1)).slice(0, 0)
     found = compare(Side("a", empty), Side("b", empty), resamples=10)
     assert found["sentence"] is None and found["reasons"]["sentence"] == "no images"

@@ -14,7 +14,8 @@ from torchmetrics.functional.classification import (
     multiclass_confusion_matrix,
 )
 
-from engines.evaluate.metrics import compute_metrics, format_table
+from engines.evaluate.metrics import compute_metrics
+from engines.evaluate.metrics_text import format_metrics
 from engines.evaluate.predictions import PredictionArrays, build_table
 from tests.random_predictions import GENIMAGE, make_arrays, random_arrays
 
@@ -202,7 +203,7 @@ def test_no_images() -> None:
     assert set(metrics["overall"].values()) == {None}
     assert metrics["counts"]["images"] == 0
     assert np.array(metrics["confusion"]["generator"]["matrix"]).shape == (9, 9)
-    assert "0 images" in format_table(metrics)
+    assert "0 images" in format_metrics(metrics)
 
 
 def test_class_that_never_occurs_keeps_its_place() -> None:
@@ -251,14 +252,14 @@ def test_metrics_of_several_chunks_equal_those_of_one() -> None:
 
 
 def test_table_leaves_out_generators_without_images() -> None:
-    text = format_table(metrics_of(make_arrays([0, 1], np.eye(9)[[0, 1]])))
+    text = format_metrics(metrics_of(make_arrays([0, 1], np.eye(9)[[0, 1]])))
     assert [name for name in GENIMAGE if f"\n{name} " in text] == ["nature", "adm"]
 
 
 def test_table_for_the_terminal() -> None:
     arrays = random_arrays(200, 10)
     metrics = metrics_of(arrays)
-    text = format_table(metrics)
+    text = format_metrics(metrics)
     wrong = round(metrics["overall"]["generator_error"] * 200)
     assert f"{wrong / 2:.2f} %  {wrong} of 200" in text
     known = metrics["counts"]["object_known"]

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from dataio.core.errors import UserError
-from engines.evaluate.metrics import compute_metrics, format_table
+from engines.evaluate.columns import Labels
+from engines.evaluate.metrics import compute_metrics
+from engines.evaluate.metrics_text import format_metrics
 from engines.evaluate.open_set import compute_open_set, held_out_of, oscr, rejection
 from engines.evaluate.predictions import build_table
 from tests.random_predictions import GENIMAGE, random_arrays
@@ -53,7 +55,7 @@ def test_held_out_generators_of_the_label_space() -> None:
     """As in leave-one-out training: the model has outputs for them that were never trained."""
     arrays = random_arrays(250, 1)
     reasons: dict[str, str] = {}
-    found = compute_open_set(build_table(arrays), reasons, held_out=["glide", "adm"])
+    found = compute_open_set(Labels(build_table(arrays)), reasons, held_out=["glide", "adm"])
     assert found is not None and reasons == {}
     assert found["held_out"] == ["adm", "glide"]
     assert found["unknown"] == np.isin(arrays.generator, [1, 3]).sum() == 250 - found["known"]
@@ -97,7 +99,7 @@ def test_generators_outside_of_the_label_space() -> None:
     assert "label space" in metrics["reasons"]["per_generator.dalle.generator_error"]
     assert part["real_fake_error"] == pytest.approx((p[own, 0] / p[own].sum(1) > 0.5).mean())
     assert np.sum(metrics["confusion"]["generator"]["matrix"]) == 250
-    assert "never seen: dalle" in format_table(metrics)
+    assert "never seen: dalle" in format_metrics(metrics)
 
 
 def test_the_checkpoint_may_say_what_it_was_not_trained_on() -> None:
@@ -122,7 +124,9 @@ def test_nothing_held_out_is_null_and_missing_images_have_reasons() -> None:
     assert metrics["reasons"]["open_set"] == "no generator was held out"
     arrays = random_arrays(40, 4)
     reasons: dict[str, str] = {}
-    found = compute_open_set(build_table(arrays).filter(arrays.generator != 1), reasons, held_out=["adm"])
+    found = compute_open_set(
+        Labels(build_table(arrays).filter(arrays.generator != 1)), reasons, held_out=["adm"]
+    )
     assert found is not None and found["auroc"] is None and found["oscr"] is None
     assert reasons["open_set.auroc"] == "no images of held-out generators"
     assert found["closed_set_accuracy"] is not None

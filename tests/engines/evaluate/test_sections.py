@@ -12,9 +12,10 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, brier_score
 from torchmetrics.functional.classification import binary_calibration_error, multiclass_f1_score
 
 from dataio.core.errors import UserError
-from engines.evaluate.metrics import compute_metrics, format_table
+from engines.evaluate.metrics import compute_metrics
+from engines.evaluate.metrics_text import format_metrics
 from engines.evaluate.predictions import build_table
-from engines.evaluate.sections import DETECTION
+from engines.evaluate.sections.detection import DETECTION
 from engines.stats import scores
 from engines.stats.significance import wilson
 from tests.random_predictions import CALIBRATION, GENIMAGE, make_arrays, random_arrays
@@ -156,7 +157,7 @@ def test_calibrated_decision_against_a_plain_restatement() -> None:
         assert found == pytest.approx((called != fake)[rows].mean())
     matrix = np.array(metrics["confusion"]["real_fake_calibrated"]["matrix"])
     assert matrix[0, 1] == (called & ~fake).sum() and matrix.sum() == 500
-    text = format_table(metrics)
+    text = format_metrics(metrics)
     assert "frozen threshold" in text and "unsure of" in text
     assert max(map(len, text.splitlines())) <= 100
 
@@ -168,7 +169,7 @@ def test_without_calibration_everything_calibrated_is_null_with_the_reason() -> 
     for key in keys:
         assert metrics["overall"][key] is None
         assert metrics["reasons"][f"overall.{key}"] == "no calibration"
-    assert "frozen" not in format_table(metrics)
+    assert "frozen" not in format_metrics(metrics)
 
 
 @pytest.mark.parametrize(
@@ -260,7 +261,7 @@ def test_groups_widen_the_interval_where_images_repeat() -> None:
 
     over = {name: metrics["intervals"][name]["overall"]["generator_error"] for name in ("images", "groups")}
     assert width(over["groups"]) == pytest.approx(2 * width(over["images"]), rel=0.25)
-    assert "over groups" in format_table(metrics)
+    assert "over groups" in format_metrics(metrics)
 
 
 def test_no_error_at_all_is_not_certainty() -> None:
@@ -273,7 +274,7 @@ def test_no_error_at_all_is_not_certainty() -> None:
     assert metrics["intervals"]["images"]["per_generator"]["adm"]["accuracy"] == wilson(30, 30)
     assert overall["auroc"] is None
     assert "too few errors" in metrics["reasons"]["intervals.images.overall.auroc"]
-    assert format_table(metrics)
+    assert format_metrics(metrics)
 
 
 def _one(label: int) -> Any:
@@ -304,4 +305,4 @@ def test_odd_tables_have_reasons_and_never_crash(arrays: Any, calibration: Any) 
         assert (value is None) == (f"overall.{key}" in metrics["reasons"])
         if key in ("auroc", "ap", "eer", "tpr_at_fpr_1", "balanced_accuracy") and len(set(fake)) < 2:
             assert value is None and "no images of" in metrics["reasons"][f"overall.{key}"]
-    assert max(map(len, format_table(metrics).splitlines())) <= 100
+    assert max(map(len, format_metrics(metrics).splitlines())) <= 100
