@@ -20,6 +20,7 @@ SAME_NAME = {
     "GROUPS": "each cases module of the benchmark lists its groups; the registry merges them",
     "FORMAT": "each file format has its own name",
     "VERSION": "each file format has its own version",
+    "SECTION": "each file of engines/evaluate/sections declares one",
     "SCHEMA": "each table or JSON document has its own schema",
     "DEFAULT_VAL_FRACTION": "each layout has its own default",
     "GENERATORS": "each layout knows its own generators",

@@ -15,7 +15,7 @@ from engines.stats.scores import Bools, Floats
 NO_IMAGES = "no images"
 NO_OBJECTS = "no image with a known object"
 NO_CALIBRATION = "no calibration"
-CLASSES = ("any generator", "nature")  # the positive and the negative class in reasons
+CLASS_NAMES = ("any generator", "nature")  # the positive and the negative class in reasons
 
 
 class SectionValues:

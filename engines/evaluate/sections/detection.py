@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from engines.evaluate.columns import THRESHOLD, Labels
 from engines.evaluate.sections.base import (
-    CLASSES,
+    CLASS_NAMES,
     NO_IMAGES,
     Metric,
     MetricSection,
@@ -34,7 +34,9 @@ PROBABILITY: Mapping[str, Callable[[Bools, Floats], float]] = {
 DETECTION = ("accuracy", "balanced_accuracy", "accuracy_real", "accuracy_fake", *RANKING, *PROBABILITY)
 
 
-def add_detection(section: SectionValues, fake: Bools, p: Floats, names: tuple[str, str] = CLASSES) -> None:
+def add_detection(
+    section: SectionValues, fake: Bools, p: Floats, names: tuple[str, str] = CLASS_NAMES
+) -> None:
     """Every figure of `DETECTION` for P(fake) p [n] and truth fake [n].
 
     Args:
@@ -71,11 +73,11 @@ def _per_generator(section: SectionValues, labels: Labels, index: int) -> None:
         section.nulls(DETECTION, "nature is the negative class")
     elif not rows.any():
         # Figures of the photographs alone would say nothing about this generator.
-        missing = [name] if (~labels.fake).any() else [name, CLASSES[1]]
+        missing = [name] if (~labels.fake).any() else [name, CLASS_NAMES[1]]
         section.nulls(DETECTION, f"no images of {' and '.join(missing)}")
     else:
         rows = rows | ~labels.fake
-        add_detection(section, labels.fake[rows], labels.p_fake[rows], (name, CLASSES[1]))
+        add_detection(section, labels.fake[rows], labels.p_fake[rows], (name, CLASS_NAMES[1]))
 
 
 def _per_object(section: SectionValues, labels: Labels, rows: NDArray[np.int64]) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from engines.evaluate.columns import Labels
 from engines.evaluate.sections.base import (
-    CLASSES,
+    CLASS_NAMES,
     NO_CALIBRATION,
     NO_IMAGES,
     Metric,
@@ -35,8 +35,8 @@ def _overall(section: SectionValues, labels: Labels) -> None:
         return
     called, sure = labels.called_fake_calibrated, ~labels.unsure
     section.error(_ERROR, labels.fake, called)
-    section.share(_FALSE_ALARMS, called[~labels.fake], f"no images of {CLASSES[1]}")
-    section.share(_DETECTED, called[labels.fake], f"no images of {CLASSES[0]}")
+    section.share(_FALSE_ALARMS, called[~labels.fake], f"no images of {CLASS_NAMES[1]}")
+    section.share(_DETECTED, called[labels.fake], f"no images of {CLASS_NAMES[0]}")
     add_probability(section, labels.fake, labels.calibrated, "_calibrated")
     section.share(_UNSURE, labels.unsure, NO_IMAGES)
     section.error(_SURE_ERROR, labels.fake[sure], called[sure], "unsure of every image")

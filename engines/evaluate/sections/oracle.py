@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from engines.evaluate.columns import Labels
-from engines.evaluate.sections.base import CLASSES, MetricSection, SectionValues
+from engines.evaluate.sections.base import CLASS_NAMES, MetricSection, SectionValues
 from engines.stats.scores import Bools, best_threshold
 
 _NOTE = (
@@ -20,12 +20,12 @@ def _oracle(labels: Labels, reasons: dict[str, str]) -> dict[str, Any]:
     every = np.ones(len(labels.fake), bool)
     part: dict[str, Any] = {
         "note": _NOTE,
-        "overall": _best(labels, every, CLASSES, f"{where}.overall", reasons),
+        "overall": _best(labels, every, CLASS_NAMES, f"{where}.overall", reasons),
         "per_generator": {},
     }
     for index, name in enumerate(labels.generators[1:], start=1):
         rows = (labels.generator == index) | ~labels.fake
-        names = (name, CLASSES[1])
+        names = (name, CLASS_NAMES[1])
         part["per_generator"][name] = _best(labels, rows, names, f"{where}.per_generator.{name}", reasons)
     return part
 

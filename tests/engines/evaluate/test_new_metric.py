@@ -13,9 +13,8 @@ from engines.evaluate.metrics_text import format_metrics
 from engines.evaluate.predictions import build_table
 from engines.evaluate.sections import registry
 from engines.report.page import Context, write_report
-from tests.random_predictions import random_arrays
+from tests.random_predictions import CALIBRATION, random_arrays
 
-# The example of docs/metrics.md.
 FILE = '''
 """The share of images of which the detector is certain."""
 
@@ -76,7 +75,8 @@ def new_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_one_file_makes_a_metric(new_metric: None, tmp_path: Path) -> None:
-    arrays = random_arrays(300, 1)
+    checkpoint = {"checkpoint": "best.pt", "step": 1, "layout": "genimage"}
+    arrays = replace(random_arrays(300, 1), checkpoint=checkpoint)
     table = build_table(arrays)
     metrics = compute_metrics(table, resamples=50)
     p = table["p_fake"].to_numpy()
@@ -97,6 +97,16 @@ def test_one_file_makes_a_metric(new_metric: None, tmp_path: Path) -> None:
     assert "certain, by generator" in format_comparison(comparison)
     page = write_report(tmp_path, table, metrics, Context(data="shards", split="test")).read_text()
     assert "certain of" in page and '<button type="button">certain</button>' in page
+
+
+def test_every_key_is_documented(repo_root: Path) -> None:
+    text = (repo_root / "docs" / "metrics.md").read_text()
+    arrays = replace(random_arrays(50, 1), checkpoint={"calibration": CALIBRATION})
+    overall = compute_metrics(build_table(arrays), resamples=10)["overall"]
+    # The page writes `object_error`, "also with `_nature` and `_fake`".
+    keys = {key.removesuffix("_nature").removesuffix("_fake") if "object" in key else key for key in overall}
+    assert len(keys) > 20
+    assert [key for key in sorted(keys) if f"`{key}`" not in text] == []
 
 
 def test_without_the_file_there_is_no_metric() -> None:
