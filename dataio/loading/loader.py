@@ -73,6 +73,7 @@ class Loader:
         batch: the most samples one batch of `work` has.
         train: whether the boxes are training crops (they may reach into the padding).
         raw: give the boxes' pixels as they are decoded, uint8, all of one size.
+        whole_images: decode more than the boxes, as padding needs; the batches are the same.
         quarantine: of the split; None: a damaged sample is an error.
 
     Raises:
@@ -89,6 +90,7 @@ class Loader:
         device: torch.device,
         train: bool,
         raw: bool = False,
+        whole_images: bool = False,
         quarantine: Quarantine | None = None,
     ) -> None:
         self.shards, self.device, self._quarantine = shards, device, quarantine
@@ -100,7 +102,7 @@ class Loader:
             config=config,
             device=device,
             resample=not raw and resamples(shards, config, train),
-            pad=train and config.pad > 0,
+            pad=whole_images or (train and config.pad > 0),
             augmented=train and config.augment.in_pipeline,
             largest=_largest(shards),
             raw=raw,

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from dataio.loading.loader import Loader
 from dataio.shards.shard_set import ShardSet
 from engines.benchmark.case import BenchmarkSettings, Case, Group, Run
 from engines.benchmark.cases_train import training_steps
@@ -55,9 +56,17 @@ def _unfrozen(settings: BenchmarkSettings) -> Iterator[Callable[[], Run]]:
 def _whole_images(settings: BenchmarkSettings) -> Iterator[Callable[[], Run]]:
     """All of each image is decoded, then cropped, as with padding."""
     trainer = _built(settings, lambda config: config)
-    loader: Any = trainer._batches()
-    loader._build.keywords["pad"] = True
-    loader._pipeline = loader._build(loader._feed(), batch=loader._batch)
+    config = trainer.config
+    loader = Loader(
+        trainer.train_set,
+        config.data,
+        trainer.data.training_specs(trainer.step, trainer.schedule.total_steps),
+        batch=config.train.micro_batch,
+        device=trainer.world.device,
+        train=True,
+        whole_images=True,
+    )
+    trainer.use_batches(loader)
     yield training_steps(trainer, settings)
 
 
@@ -69,7 +78,7 @@ def _waiting(settings: BenchmarkSettings) -> Iterator[Callable[[], Run]]:
 
     def train_step() -> None:
         step()
-        trainer._meters.sum().item()
+        trainer.meters.sum().item()
 
     trainer.train_step = train_step  # type: ignore[method-assign]
     yield training_steps(trainer, settings)

@@ -15,7 +15,7 @@ from engines.benchmark.case import BenchmarkSettings, Group, Run
 from engines.benchmark.detector import make_trainer, synchronize
 from engines.checkpoint.async_saver import Saver
 from engines.checkpoint.files import CheckpointFolder
-from engines.train.loop import checkpoint_state
+from engines.train.resume import checkpoint_state
 from engines.train.trainer import Trainer
 
 _CPU_SIDE = 32  # the model is that of the group `step`; only its steps are cheaper
@@ -92,7 +92,7 @@ def _ours(background: bool) -> Any:
             saver = Saver(store, Path(folder) / "best.pt", lambda: None, background=background)
 
             def save() -> None:
-                saver.checkpoint(checkpoint_state(trainer, best={}, metrics_offset=0, wandb_id=""))
+                saver.checkpoint(checkpoint_state(trainer, metrics_offset=0, wandb_id=""))
 
             def durable() -> float:
                 saver.finish()
@@ -118,7 +118,7 @@ def _plain(settings: BenchmarkSettings) -> Iterator[Callable[[], Run]]:
         path = Path(folder) / "checkpoint.pt"
 
         def save() -> None:
-            torch.save({"model": trainer.model.state_dict(), **trainer.state()}, path)
+            torch.save(trainer.state(), path)
 
         def durable() -> float:
             with open(path, "rb") as file:

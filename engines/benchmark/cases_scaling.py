@@ -39,8 +39,7 @@ def _rank(connection: Connection, settings: BenchmarkSettings, environment: dict
         for _ in range(steps):
             trainer.train_step()
         synchronize(settings)
-        connection.send(trainer.data_wait)
-        trainer.data_wait = 0.0
+        connection.send(trainer.pop_data_wait())
     shutdown_distributed(world)
 
 

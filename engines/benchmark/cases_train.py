@@ -30,7 +30,7 @@ def training_steps(trainer: Trainer, settings: BenchmarkSettings) -> Callable[[]
         for _ in range(READY):
             trainer.train_step()
         synchronize(settings)
-        trainer.data_wait = 0.0
+        trainer.pop_data_wait()
 
         def work() -> int:
             trainer.train_step()
@@ -39,7 +39,7 @@ def training_steps(trainer: Trainer, settings: BenchmarkSettings) -> Callable[[]
         images, seconds = timed(work, settings.seconds)
         synchronize(settings)
         flops = images / seconds * trainer.flops_per_image
-        extra = {"data_wait_share": trainer.data_wait / seconds, "TFLOP_per_second": flops / 1e12}
+        extra = {"data_wait_share": trainer.pop_data_wait() / seconds, "TFLOP_per_second": flops / 1e12}
         if settings.device == "cuda":
             peak = peak_flops(torch.cuda.get_device_name(0), trainer.precision)
             extra |= {"MFU": flops / peak} if peak else {}
@@ -59,8 +59,7 @@ def _train_ours(settings: BenchmarkSettings) -> Iterator[Callable[[], Run]]:
 @contextmanager
 def _step_ours(settings: BenchmarkSettings) -> Iterator[Callable[[], Run]]:
     trainer = make_trainer(settings)
-    batch = next(trainer._batches())
-    trainer._loader = itertools.repeat(batch)
+    trainer.use_batches(itertools.repeat(next(trainer.batches())))
     yield training_steps(trainer, settings)
 
 

@@ -1,10 +1,14 @@
-"""Who died, who hangs: every process says now and then how far it is, and looks at the others.
+"""Finds the rank that died or hangs: every process publishes its progress.
 
 A process that dies breaks its connections, and the others' collectives fail at once. One that
-hangs breaks nothing: the others wait. So a thread of each process watches its own progress,
-and after `train.timeout` without any it names, by what all of them said, the one that is
-behind, and ends its process; the launcher ends the rest. On a GPU the host runs ahead of its
-device, and a kernel that hangs is behind no one: then no rank is named.
+hangs breaks nothing: the others wait. So a thread of each process watches its own progress. After
+`train.timeout` without any, it compares what all ranks published, names the one that is behind,
+and ends its process; the launcher ends the rest. On a GPU the host runs ahead of its device, and
+a kernel that hangs leaves no rank behind the others: then no rank is named.
+
+`torch.distributed.monitored_barrier` would name a rank too, but only for gloo, and as a barrier
+in every step. NVIDIA's resiliency extension watches from outside the process, by a server on each
+node, which a run of one process on a laptop does not have.
 """
 
 import contextlib
@@ -26,7 +30,7 @@ from engines.runtime.distributed import World
 from engines.runtime.rendezvous import run_store
 
 TICK_SECONDS = 0.5
-# A process that has said nothing for so many ticks has ended (or its machine has).
+# A process that published nothing for so many intervals has ended (or its machine has).
 SILENT_TICKS = 4
 _LOST = re.compile(r"gloo|NCCL|ProcessGroup|[Cc]onnection|[Tt]imed out")
 
@@ -41,11 +45,11 @@ def is_lost_connection(error: RuntimeError) -> bool:
 
 
 @dataclass(frozen=True)
-class Progress:
+class _Progress:
     """How far a process is: compared in this order.
 
     Attributes:
-        step: steps done. stage: 0 after the last of them, 1 validating, 2 in the next. count: beats within.
+        step: steps done. stage: 0 after the last of them, 1 validating, 2 in the next. count: ticks within.
     """
 
     step: int = 0
@@ -58,7 +62,7 @@ class Progress:
 
 
 class HangWatchdog:
-    """A process's progress, published to the launcher's store and watched.
+    """A process's progress, published to the launcher's store and watched by a thread.
 
     Args:
         world: the processes. timeout_minutes: without progress, 0 for never.
@@ -67,20 +71,28 @@ class HangWatchdog:
 
     def __init__(self, world: World, timeout_minutes: float, on_hang: Callable[[str], None]) -> None:
         self._world, self._timeout, self._on_hang = world, 60 * timeout_minutes, on_hang
-        self._progress = Progress()
+        self._progress = _Progress()
         self._changed, self._count = False, 0
-        self._tick = max(TICK_SECONDS, world.size / 500)  # the store is one process
-        self._store = self._connect()
+        self._interval = max(TICK_SECONDS, world.size / 500)  # the store is one process
+        self._store: Any = None
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="heartbeat", daemon=True)
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def start(self) -> None:
+        """Begin to watch: from here on, no tick for the timeout is a hang."""
+        self._store = self._connect()
         self._publish()
         self._thread.start()
 
-    def beat(self, step: int, stage: int = 2) -> None:
-        """Say that this process goes on; costs next to nothing."""
-        now = self._progress
-        again = (step, stage) == (now.step, now.stage)
-        self._progress = Progress(step, stage, now.count + 1 if again else 0)
+    def tick(self, step: int, stage: int) -> None:
+        """Note progress; costs next to nothing.
+
+        Args:
+            step: steps done. stage: 0 after the last of them, 1 validating, 2 in the next.
+        """
+        before = self._progress
+        repeated = (step, stage) == (before.step, before.stage)
+        self._progress = _Progress(step, stage, before.count + 1 if repeated else 0)
         self._changed = True
 
     def close(self) -> None:
@@ -88,19 +100,19 @@ class HangWatchdog:
         self._thread.join(timeout=10)
 
     def diagnose(self) -> str:
-        """Which ranks have ended, by their silence of a few seconds, and how far they were."""
+        """Which ranks have ended (they publish nothing for a few seconds), and their last step."""
         if self._store is None:
             return "a connection was lost"
-        before = self._everybody()
+        before = self._published()
         with contextlib.suppress(dist.DistError):
-            if self._store.check(["hangs"]):  # who left had said why
+            if self._store.check(["hangs"]):  # the rank that left gave the reason
                 return self._store.get("hangs").decode()
-        time.sleep(SILENT_TICKS * self._tick)
-        after = self._everybody()
+        time.sleep(SILENT_TICKS * self._interval)
+        after = self._published()
         silent = [
-            f"rank {rank} on {said['host']} has ended or lost its connection, last heard of at step {said['step']}"
-            for rank, said in sorted(after.items())
-            if said["count"] == before.get(rank, {}).get("count")
+            f"rank {rank} on {status['host']} has ended or lost its connection, last heard of at step {status['step']}"
+            for rank, status in sorted(after.items())
+            if status["count"] == before.get(rank, {}).get("count")
         ]
         return "; ".join(silent) or "the connection to the other ranks was lost, and none of them is silent"
 
@@ -114,31 +126,36 @@ class HangWatchdog:
             is_master=False,
             timeout=datetime.timedelta(seconds=20),
         )
-        return run_store(f"{self._world.name}/heartbeat", store)
+        return run_store(f"{self._world.name}/watchdog", store)
 
     def _publish(self) -> None:
         if self._store is None:
             return
-        said = {"step": self._progress.step, "place": self._progress.place, "host": socket.gethostname()}
         self._count += 1
-        with contextlib.suppress(dist.DistError):  # a store that went away is the launcher's end
-            self._store.set(str(self._world.rank), json.dumps({**said, "count": self._count}))
+        status = {
+            "step": self._progress.step,
+            "place": self._progress.place,
+            "host": socket.gethostname(),
+            "count": self._count,
+        }
+        with contextlib.suppress(dist.DistError):  # without the store, the launcher has ended
+            self._store.set(str(self._world.rank), json.dumps(status))
 
-    def _everybody(self) -> dict[int, dict[str, Any]]:
-        """What every rank said last."""
-        found = {}
+    def _published(self) -> dict[int, dict[str, Any]]:
+        """What each rank published last."""
+        statuses = {}
         with contextlib.suppress(dist.DistError):
             for rank in range(self._world.size):
                 if self._store.check([str(rank)]):
-                    found[rank] = json.loads(self._store.get(str(rank)))
-        return found
+                    statuses[rank] = json.loads(self._store.get(str(rank)))
+        return statuses
 
     def _watch(self) -> None:
         still, before = 0.0, time.monotonic()
-        while not self._over.wait(self._tick):
+        while not self._over.wait(self._interval):
             now = time.monotonic()
-            # A whole process that was suspended does not hang: a tick counts as one at most twice.
-            still, before = still + min(now - before, 2 * self._tick), now
+            # A process that was suspended does not hang: an interval counts at most twice its length.
+            still, before = still + min(now - before, 2 * self._interval), now
             if self._changed:
                 still, self._changed = 0.0, False
             self._publish()
@@ -146,10 +163,10 @@ class HangWatchdog:
                 self._end()
 
     def _end(self) -> None:
-        # Twice, so that those that stopped a moment later have said so.
-        self._over.wait(2 * self._tick)
+        # Two intervals, so that ranks that stopped a moment later have published it.
+        self._over.wait(2 * self._interval)
         self._publish()
-        message = self._name_the_hanging()
+        message = self._hang_message()
         print(f"error: {message}", file=sys.stderr, flush=True)
         with contextlib.suppress(OSError, dist.DistError):
             self._on_hang(message)
@@ -157,14 +174,14 @@ class HangWatchdog:
                 self._store.set("hangs", message)
         os._exit(1)
 
-    def _name_the_hanging(self) -> str:
+    def _hang_message(self) -> str:
         waited = f"no progress for {self._timeout / 60:g} minutes (train.timeout)"
-        everybody = self._everybody()
-        places = {rank: tuple(said["place"]) for rank, said in everybody.items()}
+        statuses = self._published()
+        places = {rank: tuple(status["place"]) for rank, status in statuses.items()}
         if not places:
             return f"{waited} after step {self._progress.step} on {socket.gethostname()}"
         behind = sorted(rank for rank, place in places.items() if place == min(places.values()))
         if len(behind) == len(places) > 1:
             return f"{waited} after step {self._progress.step}, and no rank is behind the others"
-        named = ", ".join(f"rank {rank} on {everybody[rank]['host']}" for rank in behind)
-        return f"{waited}: {named} hangs after step {everybody[behind[0]]['step']}"
+        named = ", ".join(f"rank {rank} on {statuses[rank]['host']}" for rank in behind)
+        return f"{waited}: {named} hangs after step {statuses[behind[0]]['step']}"

@@ -1,22 +1,19 @@
 """Building what a training run needs: the model with its start, and its DDP wrapping."""
 
 import warnings
-from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dataio.core.errors import UserError
+from dataio.core.errors import as_user_error
 from dataio.loading.balanced_order import class_counts
-from dataio.loading.loader import Batch
-from dataio.loading.training_order import BatchSpec, TrainingOrder, training_specs
-from dataio.shards.shard_set import ShardSet
+from dataio.shards.shard_set import LabelSpaces, ShardSet
 from engines.config.detector import Config
 from engines.runtime.distributed import World
 from engines.train.batchnorm import RunningStatistics
-from models.detector.dual_head import DualHead, WeightsError, probe_size, whiten_stem
+from models.detector.dual_head import DualHead, probe_size, whiten_stem
 from models.detector.weights import WeightReport, load_weights
 
 
@@ -33,16 +30,12 @@ def make_deterministic(config: Config) -> None:
 
 
 def build_model(
-    config: Config,
-    shards: ShardSet,
-    open_loader: Callable[[Iterator[BatchSpec], int], Iterator[Batch]],
-    order: TrainingOrder,
-    device: torch.device,
+    config: Config, labels: LabelSpaces, device: torch.device, first_images: torch.Tensor | None = None
 ) -> tuple[DualHead, WeightReport | None]:
     """The network at its start, on the device, and what became of its initial weights' file.
 
     Args:
-        open_loader: gives the batches of the training split, see `dataio.loading.open_loader`.
+        labels: of both heads. first_images: float [N, 3, size, size], for `model.whiten`.
 
     Raises:
         UserError: weights that cannot be read or do not fit.
@@ -50,36 +43,15 @@ def build_model(
     report = None
     torch.manual_seed(config.run.seed)
     size = config.data.size
-    try:
-        model = DualHead(config.model, shards.labels.generators, shards.labels.objects, image_size=size)
+    with as_user_error():
+        model = DualHead(config.model, labels.generators, labels.objects, image_size=size)
         probe_size(model, size)
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    if config.model.weights:
-        try:
+        if config.model.weights:
             report = load_weights(model, config.model.weights, config.model.backbone)
-        except WeightsError as error:
-            raise UserError(str(error)) from None
+        if config.model.whiten and first_images is not None:
+            whiten_stem(model, first_images)
     layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
-    if config.model.whiten:
-        try:
-            whiten_stem(model, _first_images(config, open_loader, order))
-        except ValueError as error:
-            raise UserError(str(error)) from None
     return model.to(device, memory_format=layout), report  # type: ignore[call-overload]
-
-
-def _first_images(
-    config: Config,
-    open_loader: Callable[[Iterator[BatchSpec], int], Iterator[Batch]],
-    order: TrainingOrder,
-    count: int = 2048,
-) -> torch.Tensor:
-    """The run's first images, cropped as in training, float [N, 3, size, size]; the same on every rank."""
-    batch = config.train.micro_batch
-    steps = min(order.steps_per_epoch, -(-count // config.train.global_batch))
-    work = training_specs(order, micro_batch=batch, rank=0, world=1, first_step=0, last_step=steps)
-    return torch.cat([loaded.image.cpu() for loaded in open_loader(work, batch)])
 
 
 def class_weights(config: Config, shards: ShardSet, device: torch.device) -> torch.Tensor | None:

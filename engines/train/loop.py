@@ -15,7 +15,7 @@ from dataio.core.atomic import write_text, write_with
 from dataio.core.errors import UserError
 from engines.audit.gate import audit_line
 from engines.checkpoint import files as checkpoints
-from engines.checkpoint.async_saver import Saver, snapshot
+from engines.checkpoint.async_saver import Saver
 from engines.config.detector import Config, parse_range
 from engines.config.values import to_dict, to_yaml
 from engines.runtime import fault_injection as faults
@@ -28,13 +28,15 @@ from engines.runtime.distributed import (
     on_rank0,
 )
 from engines.runtime.exit_file import write_exit
+from engines.runtime.peak_memory import peak_memory_bytes
 from engines.runtime.profiler import StepProfile
 from engines.runtime.run_folder import Outcome, run_in_folder
 from engines.runtime.run_log import RunLog
 from engines.runtime.watchdog import HangWatchdog, LostRankError, is_lost_connection
+from engines.train.console import say, start_lines, training_line, validation_line
 from engines.train.open_data import ensure_shards, open_sets
-from engines.train.resume import check_same_run, find_state
-from engines.train.trainer import Trainer
+from engines.train.resume import check_same_run, checkpoint_state, find_state, weights_file
+from engines.train.trainer import STEP_DONE, Trainer
 from models.detector.flops import peak_flops
 
 if TYPE_CHECKING:
@@ -64,16 +66,30 @@ def _train(config: Config, world: World, folder: Path) -> Outcome:
     state = on_all_ranks(world, lambda: find_state(config, world, store))
     if state is not None:
         on_all_ranks(world, lambda: check_same_run(config, world, state, train_set))
-    trainer = on_all_ranks(world, lambda: Trainer(config, world, train_set, val_set))
+
+    def on_hang(message: str) -> None:
+        if world.is_main:
+            write_exit(folder, 1, message)
+
+    watchdog = HangWatchdog(world, config.train.timeout, on_hang)
+    trainer = on_all_ranks(
+        world,
+        lambda: Trainer(config, world, train_set, val_set, run_dir=folder, on_progress=watchdog.tick),
+    )
     profile = on_all_ranks(
         world,
         lambda: StepProfile(parse_range(config.train.profile), trainer.schedule.total_steps, folder, world),
     )
     if state is not None:
         trainer.load_state(state)
-    run = _Run(config, world, folder, store, trainer, state, profile)
-    code, message = run.to_the_end()
-    return Outcome(code, message, run.stop.reason if code == EXIT_RUN_AGAIN else "")
+    if _finished(trainer) and (folder / "final.safetensors").is_file():
+        say(world, f"{folder}: already finished at step {trainer.step}")
+        return Outcome(0, "already finished")
+    return _Run(folder, store, trainer, watchdog, state, profile).to_the_end()
+
+
+def _finished(trainer: Trainer) -> bool:
+    return trainer.step >= trainer.schedule.total_steps or trainer.selection.early_stopped
 
 
 class _Run:
@@ -81,35 +97,33 @@ class _Run:
 
     def __init__(
         self,
-        config: Config,
-        world: World,
         folder: Path,
         store: checkpoints.CheckpointFolder,
         trainer: Trainer,
+        watchdog: HangWatchdog,
         state: dict[str, Any] | None,
         profile: StepProfile,
     ) -> None:
-        self.config, self.world, self.folder, self.store, self.trainer = config, world, folder, store, trainer
-        self.profile = profile
+        config, world = trainer.config, trainer.world
+        self.config, self.world, self.folder, self.trainer = config, world, folder, trainer
+        self.watchdog, self.profile = watchdog, profile
         self.resumed_from = None if state is None else state["step"]
-        self.best: dict[str, Any] = {} if state is None else state["best"]
         self.stop = StopRequest(world, folder)
+        shows = world.is_main and not _finished(trainer)
         self.log = RunLog(
             folder,
             config.log,
             to_dict(config),
             offset=0 if state is None else state["metrics_offset"],
             wandb_id="" if state is None else state["wandb_id"],
-            enabled=world.is_main and not self._finished(),
+            enabled=shows,
         )
         self.saver = Saver(store, folder / "best.pt", self.log.sync, background=config.checkpoint.background)
-        trainer.folder = folder
-        shows = config.log.images > 0 and world.is_main and not self._finished()
-        self.panels: RunFigures | None = None
-        if shows:
-            from engines.train import figures as panels  # a second to import, for the process that draws
+        self.figures: RunFigures | None = None
+        if config.log.images > 0 and shows:
+            from engines.train import figures  # a second to import, for the process that draws
 
-            self.panels = panels.RunFigures(folder, config, trainer.train_set.labels, self.log)
+            self.figures = figures.RunFigures(folder, config, trainer.train_set.labels, self.log)
         self._clock = time.perf_counter()
         self._logged_step = trainer.step
         self._peak = (
@@ -118,100 +132,70 @@ class _Run:
             else None
         )
 
-    def _finished(self) -> bool:
-        return self.trainer.step >= self.trainer.schedule.total_steps or self.trainer.stalled
+    def to_the_end(self) -> Outcome:
+        """Train until the run is finished or asked to stop.
 
-    def say(self, text: str) -> None:
-        if self.world.is_main:
-            print(text, flush=True)
-
-    def to_the_end(self) -> tuple[int, str]:
-        trainer = self.trainer
-        if self._finished() and (self.folder / "final.safetensors").is_file():
-            self.say(f"{self.folder}: already finished at step {trainer.step}")
-            return 0, "already finished"
+        Raises:
+            LostRankError: another process ended or cannot be reached.
+        """
         self._introduce()
-        # What lives as long as the run (modules, model, index) is not looked at again by each collection.
+        # Freeze long-lived objects (modules, model, index), so that the collector skips them.
         gc.collect()
         gc.freeze()
         code = 1
-        trainer.heartbeat = heartbeat = HangWatchdog(self.world, self.config.train.timeout, self._note_hang)
+        self.watchdog.start()
         try:
-            code, message = self._loop()
-            return code, message
+            outcome = self._loop()
+            code = outcome.code
+            return outcome
         except RuntimeError as error:
             if not is_lost_connection(error):
                 raise
-            raise LostRankError(heartbeat.diagnose()) from error
+            raise LostRankError(self.watchdog.diagnose()) from error
         finally:
             gc.unfreeze()
-            heartbeat.close()
+            self.watchdog.close()
             self._end_trace(None)
             self.saver.close()
             self.log.close(code)
 
-    def _note_hang(self, message: str) -> None:
-        if self.world.is_main:
-            write_exit(self.folder, 1, message)
-
     def _introduce(self) -> None:
-        config, schedule, trainer = self.config, self.trainer.schedule, self.trainer
         if self.world.is_main:
-            write_text(self.folder / "config.yaml", to_yaml(config))
-        val = len(trainer.val_set) if trainer.val_set else 0
-        self.say(
-            f"{self.folder}: {config.model.backbone}, {len(trainer.train_set)} training and {val} validation images, "
-            f"{schedule.total_steps} steps of {config.train.global_batch} ({schedule.steps_per_epoch} per epoch, the "
-            f"last {trainer.order.dropped} images of each epoch dropped), {self.world.size} x "
-            f"{self.world.device.type}, {trainer.precision}"
-        )
-        if trainer.weight_report is not None:
-            self.say(f"{config.model.weights}: {trainer.weight_report}; all names are in weights.txt")
-            if self.world.is_main:
-                write_text(self.folder / "weights.txt", trainer.weight_report.to_text())
-        in_memory = [split for split in (trainer.train_in_memory, trainer.val_in_memory) if split is not None]
-        if in_memory:
-            mebibytes = sum(split.pixels.nbytes for split in in_memory) / 2**20
-            self.say(
-                f"data.resident: {mebibytes:.0f} MiB on {self.world.device} in each process, decoded in "
-                f"{sum(split.seconds for split in in_memory):.1f} s"
-            )
-        if not trainer.val_set:
-            self.say("no validation images: best.pt will be the last step's weights")
-        if self.resumed_from is not None:
-            self.say(f"continuing after step {self.resumed_from}")
+            write_text(self.folder / "config.yaml", to_yaml(self.config))
+            report = self.trainer.weight_report
+            if report is not None:
+                write_text(self.folder / "weights.txt", report.to_text())
+        for line in start_lines(self.trainer, self.resumed_from):
+            say(self.world, line)
 
-    def _loop(self) -> tuple[int, str]:
+    def _loop(self) -> Outcome:
         schedule, trainer = self.trainer.schedule, self.trainer
-        saved = self.resumed_from
-        if self.panels is not None and self.resumed_from is None:
-            self.panels.inputs(trainer.first_batch(), trainer.step)
-        while not self._finished():
+        saved_step = self.resumed_from
+        if self.figures is not None and self.resumed_from is None:
+            self.figures.inputs(trainer.first_batch(), trainer.step)
+        while not _finished(trainer):
             self.profile.before(trainer.step)
             trainer.train_step()
             step = trainer.step
             self._end_trace(step)
-            trainer.beat(0)
+            trainer.tick(STEP_DONE)
             if step % schedule.steps_per_epoch == 0:
                 faults.inject("epoch.end", step)
             if step % self.config.log.every == 0 or step == schedule.total_steps:
                 self._log_training()
             if schedule.validates_after(step):
                 self._validate()
-            stalled = trainer.stalled
+            early_stopped = trainer.selection.early_stopped
             # On a GPU the host runs ahead; asking every step would hold it back.
             asked = (step % 10 == 0 or self.world.device.type == "cpu") and self.stop.agreed()
-            if schedule.saves_after(step) or asked or stalled:
+            if schedule.saves_after(step) or asked or early_stopped:
                 self._save()
-                saved = step
-            if stalled:
+                saved_step = step
+            if early_stopped:
                 return self._finish(f"stopped early after {step} of at most {schedule.total_steps} steps")
             if asked and step < schedule.total_steps:
-                self._settle()
-                self.stop.clear_file()
-                self.say(f"stopped after step {step} ({self.stop.reason}); run the same command to continue")
-                return EXIT_RUN_AGAIN, f"stopped after step {step}; run the same command to continue"
-        if saved != trainer.step:
+                return self._stop()
+        if saved_step != trainer.step:
             self._save()
         return self._finish(f"finished {trainer.step} steps")
 
@@ -220,143 +204,99 @@ class _Run:
         begin = time.perf_counter()
         path = self.profile.close() if step is None else self.profile.after(step)
         if path is not None:
-            self._clock += time.perf_counter() - begin  # writing it is not training time
-            self.say(f"trace of steps {self.config.train.profile}: {path}, for https://ui.perfetto.dev")
+            self._clock += _since(begin)  # writing it is not training time
+            say(
+                self.world, f"trace of steps {self.config.train.profile}: {path}, for https://ui.perfetto.dev"
+            )
 
-    def _finish(self, message: str) -> tuple[int, str]:
-        if self.trainer.stalled:
+    def _stop(self) -> Outcome:
+        self._wait_for_saver()
+        self.stop.clear_file()
+        step, reason = self.trainer.step, self.stop.reason
+        say(self.world, f"stopped after step {step} ({reason}); run the same command to continue")
+        return Outcome(EXIT_RUN_AGAIN, f"stopped after step {step}; run the same command to continue", reason)
+
+    def _finish(self, message: str) -> Outcome:
+        if self.trainer.selection.early_stopped:
             waited, metric = self.config.train.early_stop, self.config.checkpoint.best
-            self.say(f"{message}: {waited} validations without improvement of {metric}")
-        self._settle()
+            say(self.world, f"{message}: {waited} validations without improvement of {metric}")
+        self._wait_for_saver()
         self._export()
-        if self.panels is not None:
-            self.panels.curves()
-        return 0, message
+        if self.figures is not None:
+            self.figures.curves()
+        return Outcome(0, message)
 
-    def _settle(self) -> None:
-        """Wait until all is written: what follows speaks of it."""
+    def _wait_for_saver(self) -> None:
+        """Wait until everything is written, before the user reads that it is."""
         on_all_ranks(self.world, lambda: self.saver.finish() if self.world.is_main else None)
 
     def _log_training(self) -> None:
         trainer, now = self.trainer, time.perf_counter()
         steps, seconds = trainer.step - self._logged_step, now - self._clock
         metrics = trainer.pop_metrics()
-        epoch = trainer.step / trainer.schedule.steps_per_epoch
         rate = steps * self.config.train.global_batch / seconds
         flops = rate * trainer.flops_per_image
         perf = {
             "images_per_second": rate,
             "tflops": flops / 1e12,  # over all processes
-            "data_wait_share": trainer.data_wait / seconds,
+            "data_wait_share": trainer.pop_data_wait() / seconds,
             "seconds": seconds,
-            "memory_gib": _peak_memory_gib(self.world.device),
+            "memory_gib": peak_memory_bytes(self.world.device) / 2**30,
         }
-        mfu = ""
         if self._peak:
             perf["mfu"] = flops / (self._peak * self.world.size)
-            mfu = f", MFU {perf['mfu']:.1%}"
-        self._clock, self._logged_step, trainer.data_wait = now, trainer.step, 0.0
-        self.log.write({"kind": "train", "step": trainer.step, "epoch": round(epoch, 6), **metrics}, perf)
-        self.say(
-            f"step {trainer.step}/{trainer.schedule.total_steps} epoch {epoch:.2f} loss {metrics['loss']:.4f} "
-            f"{_errors(metrics)} lr {metrics['lr']:.4g} norm {_norm(metrics['grad_norm'])} | "
-            f"{rate:.0f} img/s, wait {perf['data_wait_share']:.1%}, {perf['memory_gib']:.1f} GiB{mfu}"
+        self._clock, self._logged_step = now, trainer.step
+        self.log.write(
+            {"kind": "train", "step": trainer.step, "epoch": round(trainer.epoch, 6), **metrics}, perf
         )
+        say(self.world, training_line(trainer, metrics, perf))
 
     def _validate(self) -> None:
         trainer, begin = self.trainer, time.perf_counter()
         trainer.check_finite()
-        found = trainer.validate() if trainer.val_set else None
-        metrics = found.metrics if found else {}
-        score = metrics.get(self.config.checkpoint.best)
-        if score is None:
-            # joint and object error need known objects; the loss always exists.
-            score = metrics.get("loss") or -float(trainer.step)
-        if not self.best or score < self.best["score"]:
-            self.best = {"score": score, "step": trainer.step, "metric": self.config.checkpoint.best}
-            if self.world.is_main:
-                weights = trainer.weights_file(checkpoints.cpu_state(trainer.eval_model))
-                self.saver.best({**_HEADER, **weights, "metrics": metrics})
-        said = trainer.watch(score)
+        validation = trainer.validate() if trainer.val_set else None
+        metrics = validation.metrics if validation else {}
+        update = trainer.update_selection(trainer.selection.score_of(metrics, trainer.step))
+        if update.is_best and self.world.is_main:
+            weights = weights_file(trainer, checkpoints.cpu_state(trainer.eval_model))
+            self.saver.best({**weights, "metrics": metrics})
         faults.inject("validation.end", trainer.step)
-        if found:
+        if validation:
             self.log.write({"kind": "val", "step": trainer.step, **metrics}, {"seconds": _since(begin)})
-            mark = " (best)" if self.best["step"] == trainer.step else ""
-            self.say(f"step {trainer.step} validation loss {metrics['loss']:.4f} {_errors(metrics)}{mark}")
-            if said:
-                self.say(said)
-            if self.panels is not None:
-                self.panels.validation(found, trainer.step)
+            say(self.world, validation_line(trainer.step, metrics, is_best=update.is_best))
+            if update.rate_cut:
+                factor = self.config.optim.plateau_factor
+                say(self.world, f"no improvement: the learning rate is multiplied by {factor}")
+            if self.figures is not None:
+                self.figures.validation(validation, trainer.step)
         self._clock += _since(begin)  # validation is not training time
 
     def _save(self) -> None:
-        trainer = self.trainer
-        trainer.check_finite()
+        self.trainer.check_finite()
         if not self.world.is_main:
             return
         begin = time.perf_counter()
-        self.saver.checkpoint(
-            checkpoint_state(
-                trainer, best=self.best, metrics_offset=self.log.length, wandb_id=self.log.wandb_id
-            )
-        )
-        self._clock += time.perf_counter() - begin
+        state = checkpoint_state(self.trainer, metrics_offset=self.log.length, wandb_id=self.log.wandb_id)
+        self.saver.checkpoint(state)
+        self._clock += _since(begin)
 
     def _export(self) -> None:
         if not self.world.is_main:
             return
-        state = self.trainer.weights_file(checkpoints.cpu_state(self.trainer.eval_model))
-        tensors = state.pop("model")
-        metadata = {key: json.dumps(value) for key, value in {**_HEADER, **state}.items()}
+        trainer = self.trainer
+        values = weights_file(trainer, checkpoints.cpu_state(trainer.eval_model))
+        tensors = values.pop("model")
+        metadata = {key: json.dumps(value) for key, value in values.items()}
         path = self.folder / "final.safetensors"
-        faults.inject("export", self.trainer.step)
+        faults.inject("export", trainer.step)
         try:
             write_with(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
         except (OSError, SafetensorError) as error:
             raise UserError(f"{path}: could not be written ({error}); run the same command again") from None
-        best = self.best
-        why = f"{best['metric']} {best['score']:.4f}" if self.trainer.val_set else "the last"
-        self.say(f"finished: {path}; best.pt is step {best['step']} ({why})")
-
-
-def checkpoint_state(trainer: Trainer, **beside: Any) -> dict[str, Any]:
-    """What a checkpoint holds, copied: training may go on while it is written.
-
-    Args:
-        beside: what the run knows and the trainer does not (best, metrics_offset, wandb_id).
-    """
-    return {
-        **_HEADER,
-        **trainer.weights_file(checkpoints.cpu_state(trainer.model)),
-        **snapshot(trainer.state()),
-        **beside,
-    }
-
-
-_HEADER = {"format": checkpoints.FORMAT, "version": checkpoints.VERSION}
+        best = trainer.selection.best
+        why = f"{best['metric']} {best['score']:.4f}" if trainer.val_set else "the last"
+        say(self.world, f"finished: {path}; best.pt is step {best['step']} ({why})")
 
 
 def _since(begin: float) -> float:
     return time.perf_counter() - begin
-
-
-def _norm(norm: float | None) -> str:
-    return "not finite" if norm is None else f"{norm:.3g}"
-
-
-def _errors(metrics: dict[str, Any]) -> str:
-    names = (("generator", "gen"), ("real_fake", "real/fake"), ("object", "object"))
-    parts = [
-        f"{short} {metrics[f'{name}_error']:.2%}"
-        for name, short in names
-        if metrics[f"{name}_error"] is not None
-    ]
-    return "errors " + ", ".join(parts)
-
-
-def _peak_memory_gib(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -1,4 +1,4 @@
-"""A loss or gradient that is not finite: seen by all ranks, masked, reported, counted."""
+"""Loss or gradient that is not finite: detected on all ranks, masked, reported, counted."""
 
 import json
 import math
@@ -20,7 +20,7 @@ SMALLEST_SCALE = 1.0
 
 
 @dataclass(frozen=True)
-class Finding:
+class BadStep:
     """A step whose loss or gradient was not finite.
 
     Attributes:
@@ -34,10 +34,10 @@ class Finding:
 
 
 class NonFinite:
-    """Decides, on the device, which updates are masked; tells the host when it asks.
+    """Decides on the device which updates are masked; the host reads the result when it can wait.
 
     With `train.nonfinite` stop, the first bad step and all after it are masked until the host
-    looks. With skip only bad steps are, until there are more than `train.nonfinite_cap`.
+    reads it. With skip only bad steps are, until there are more than `train.nonfinite_cap`.
 
     Args:
         config: the loop's. device: of the gradients.
@@ -51,7 +51,9 @@ class NonFinite:
         self._norms = torch.zeros(0, device=device)
         self._names: list[str] = []
 
-    def judge(self, bad: torch.Tensor, step: int, norms: torch.Tensor, names: list[str]) -> torch.Tensor:
+    def update_mask(
+        self, bad: torch.Tensor, step: int, norms: torch.Tensor, names: list[str]
+    ) -> torch.Tensor:
         """Whether this step's update is masked, bool []; never waits for the device.
 
         Args:
@@ -69,43 +71,45 @@ class NonFinite:
         self._skipped = self._skipped + (bad & ~over)
         return bad | over
 
-    def look(self) -> Finding | None:
-        """The first bad step since the last look; waits for the device."""
+    def pop_bad_step(self) -> BadStep | None:
+        """The first bad step since the last call; waits for the device."""
         step = int(self._step.item())
         if step < 0:
             return None
         if self.skips:
             self._step.fill_(-1)
-        return Finding(step, dict(zip(self._names, self._norms.tolist(), strict=True)), self.skipped)
+        return BadStep(step, dict(zip(self._names, self._norms.tolist(), strict=True)), self.skipped)
 
     @property
     def skipped(self) -> int:
         """Steps skipped since the run began; waits for the device."""
         return int(self._skipped.item())
 
-    def load(self, skipped: int) -> None:
+    def restore(self, skipped: int) -> None:
         """Continue a run that has skipped this many."""
         self._skipped.fill_(skipped)
         self._step.fill_(-1)
 
-    def report(self, found: Finding, ids: list[int], *, say: bool) -> None:
-        """Tell the user, by a warning if `say`, where the run may go on.
+    def report(self, bad_step: BadStep, ids: list[int], *, warn: bool) -> None:
+        """Tell the user, by a warning if `warn`, where the run may go on.
 
         Raises:
             SharedError: the run must stop.
         """
         shown = f"Sample ids of the step: {', '.join(map(str, ids[:8]))}, ... ({len(ids)} in all)"
-        what = f"step {found.step + 1}: the loss or its gradient is not finite"
-        advice = f"Lower optim.lr, set optim.clip, or look at these images; {DUMP} in the run's folder has the norms"
+        what = f"step {bad_step.step + 1}: the loss or its gradient is not finite"
+        advice = (
+            f"Lower optim.lr, set optim.clip, or check these images; {DUMP} in the run's folder has the norms"
+        )
         if not self.skips:
             raise SharedError(f"{what}; nothing was updated since. {shown}. {advice}")
-        if found.skipped > self.cap:
+        if bad_step.skipped > self.cap:
             raise SharedError(
-                f"{what}, and {found.skipped} steps were not, more than train.nonfinite_cap {self.cap}. "
+                f"{what}, and {bad_step.skipped} steps were not, more than train.nonfinite_cap {self.cap}. "
                 f"{shown}. {advice}"
             )
-        if say:
-            count = f"{found.skipped} of at most {self.cap} so far"
+        if warn:
+            count = f"{bad_step.skipped} of at most {self.cap} so far"
             print(f"warning: {what}; skipped ({count}). {shown}", file=sys.stderr)
 
 
@@ -128,13 +132,13 @@ def is_bad(norm: torch.Tensor, losses: torch.Tensor, scaler: torch.amp.GradScale
 
 
 def mask_update(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, masked: torch.Tensor) -> None:
-    """Let the fused optimiser skip its update where `masked` (bool []) is true on the device.
+    """Let the fused optimizer skip its update where `masked` (bool []) is true on the device.
 
     It skips where found_inf is not zero.
     """
     if scaler.is_enabled():
-        for found in scaler._found_inf_per_device(optimizer).values():
-            found.copy_(torch.maximum(found, masked.float()))
+        for found_inf in scaler._found_inf_per_device(optimizer).values():
+            found_inf.copy_(torch.maximum(found_inf, masked.float()))
     else:
         optimizer.found_inf = masked.float()  # type: ignore[attr-defined]
         optimizer.grad_scale = None  # type: ignore[attr-defined]
@@ -142,7 +146,7 @@ def mask_update(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, 
 
 def write_dump(
     folder: Path,
-    found: Finding,
+    bad_step: BadStep,
     ids: list[int],
     weights: list[tuple[str, torch.Tensor]],
     scale: float,
@@ -155,11 +159,11 @@ def write_dump(
     """
     norms = torch.stack(torch._foreach_norm([tensor.detach() for _, tensor in weights])).tolist()
     content = {
-        "step": found.step + 1,
+        "step": bad_step.step + 1,
         "sample_ids": ids,
-        "skipped": found.skipped,
+        "skipped": bad_step.skipped,
         "loss_scale": scale,
-        "gradient_norms": {name: _plain(norm) for name, norm in found.norms.items()},
+        "gradient_norms": {name: _plain(norm) for name, norm in bad_step.norms.items()},
         "weight_norms": {name: _plain(norm) for (name, _), norm in zip(weights, norms, strict=True)},
     }
     write_text(folder / DUMP, json.dumps(content, indent=1) + "\n")

@@ -1,7 +1,6 @@
-"""The optimiser, the learning rate of a step, and what waits for validation to improve."""
+"""The optimizer, and the learning rate of a step."""
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -16,7 +15,7 @@ def parameter_groups(
 
     Decaying norms and biases only costs accuracy (He et al., "Bag of tricks for image
     classification", section 3.1). Frozen parameters are included: they have no gradient,
-    and the optimiser leaves those alone until they have.
+    and the optimizer leaves those alone until they have.
     """
     weights = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
@@ -66,25 +65,3 @@ def learning_rate(
     done = (step - warmup) / (total_steps - warmup)
     share = 1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
     return peak * (config.final + (1 - config.final) * share)
-
-
-@dataclass
-class Patience:
-    """Counts validations in a row that did not improve (lower is better).
-
-    Counts as torch.optim.lr_scheduler.ReduceLROnPlateau does with threshold_mode "rel".
-
-    Attributes:
-        threshold: the least relative improvement that counts.
-        best: the best score so far. waited: validations since.
-    """
-
-    threshold: float
-    best: float = math.inf
-    waited: int = 0
-
-    def see(self, score: float) -> None:
-        if score < self.best * (1 - self.threshold):
-            self.best, self.waited = score, 0
-        else:
-            self.waited += 1

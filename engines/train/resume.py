@@ -1,22 +1,34 @@
-"""What a run continues from, and whether it is still the same run."""
+"""What a checkpoint holds, which one a run continues from, and whether it is still the same run."""
 
 import sys
 from typing import Any
+
+import torch
 
 from dataio.core.errors import UserError
 from dataio.loading.loader import resamples
 from dataio.shards.manifest import label_mismatch
 from dataio.shards.shard_set import ShardSet
 from engines.checkpoint import files as checkpoints
+from engines.checkpoint.async_saver import snapshot
 from engines.config.detector import Config
-from engines.config.values import FREE_KEYS, refuse_changed_keys
+from engines.config.values import FREE_KEYS, refuse_changed_keys, to_dict
 from engines.runtime.distributed import World
 from engines.runtime.precision import resolve_precision
 from engines.runtime.run_folder import refuse_to_start_over
 from engines.train.schedule import data_fingerprint
+from engines.train.trainer import Trainer
+
+HEADER = {"format": checkpoints.FORMAT, "version": checkpoints.VERSION}
 
 
 def find_state(config: Config, world: World, store: checkpoints.CheckpointFolder) -> dict[str, Any] | None:
+    """The checkpoint that `config.resume` asks for; None to begin.
+
+    Raises:
+        UserError: resume none in a folder with checkpoints; a file that is not one, or has weights only;
+            every checkpoint is damaged.
+    """
     if world.is_main:
         store.prepare()
     if config.resume == "none":
@@ -62,3 +74,36 @@ def check_same_run(config: Config, world: World, state: dict[str, Any], train_se
             f"train.precision is {precision} on this machine, the run was started with {state['precision']}; "
             f"add --train.precision {state['precision']}"
         )
+
+
+def weights_file(trainer: Trainer, model_state: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """The part of a checkpoint that evaluation and prediction need; all of best.pt but its metrics."""
+    train_set = trainer.train_set
+    return {
+        **HEADER,
+        "step": trainer.step,
+        "model": model_state,
+        "labels": {
+            "generators": list(train_set.labels.generators),
+            "objects": list(train_set.labels.objects),
+        },
+        "codec": train_set.manifest["codec"],
+        "layout": train_set.manifest["layout"],
+        "config": to_dict(trainer.config),
+    }
+
+
+def checkpoint_state(trainer: Trainer, *, metrics_offset: int, wandb_id: str) -> dict[str, Any]:
+    """What a checkpoint holds, copied: training may go on while it is written.
+
+    Args:
+        metrics_offset: bytes of metrics.jsonl. wandb_id: of the Weights & Biases run.
+    """
+    state = trainer.state()
+    del state["model"]  # copied once, by cpu_state
+    return {
+        **weights_file(trainer, checkpoints.cpu_state(trainer.model)),
+        **snapshot(state),
+        "metrics_offset": metrics_offset,
+        "wandb_id": wandb_id,
+    }

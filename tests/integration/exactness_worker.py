@@ -24,7 +24,7 @@ ROOT = Path(sys.path[0])
 
 
 def seen_state(trainer: Trainer) -> dict[str, Any]:
-    return snapshot({"model": trainer.model.state_dict(), **trainer.state()})
+    return snapshot(trainer.state())
 
 
 def record_step(trainer: Trainer, seen: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from dataio.shards.shard_set import ShardSet
 from engines.checkpoint.async_saver import snapshot
 from engines.config.detector import parse_config
 from engines.runtime.distributed import World
-from engines.train.resume import check_same_run
+from engines.train.resume import check_same_run, weights_file
 from engines.train.trainer import Trainer
 from tests.support import differences, flags
 
@@ -46,7 +46,7 @@ def trained(trainer, until):
 
 
 def state(trainer):
-    return snapshot({"model": trainer.model.state_dict(), **trainer.state()})
+    return snapshot(trainer.state())
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_losses_errors_and_weights_are_those_without(build, changes):
     pair = []
     for held in (False, True):
         trainer = build(data__resident=held, **changes)
-        assert (trainer.train_in_memory is not None) == (trainer.val_in_memory is not None) == held
+        assert (trainer.data.train_in_memory is not None) == (trainer.data.val_in_memory is not None) == held
         pair.append((trained(trainer, 6), state(trainer)))
     (metrics, weights), (held_metrics, held_weights) = pair
     assert metrics == held_metrics
@@ -78,7 +78,7 @@ def test_a_run_on_held_data_resumes_exactly_and_also_without(build):
 def test_holding_may_change_in_a_continuation_only_where_it_changes_nothing(build):
     for changes, same in (({}, True), ({"data__crop": "random_resized", "data__pad": 0}, False)):
         before, after = (build(data__resident=held, **changes) for held in (False, True))
-        stored = {**before.state(), **before.weights_file(before.model.state_dict())}
+        stored = {**before.state(), **weights_file(before, before.model.state_dict())}
         if same:
             check_same_run(after.config, ALONE, stored, after.train_set)
         else:

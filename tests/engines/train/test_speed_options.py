@@ -53,10 +53,8 @@ def test_a_box_decoded_alone_is_the_box_of_the_whole_image(tiny_shards):
         shards, config = ShardSet(tiny_shards, "train"), DataConfig(size=16, crop="random")
         order = TrainingOrder(shards, config, 0, 32)
         work = training_specs(order, micro_batch=32, rank=0, world=1, first_step=0, last_step=2)
-        loader = Loader(shards, config, work, batch=32, device=torch.device("cpu"), train=True)
-        if whole:  # as with padding
-            loader._build.keywords["pad"] = True
-            loader._pipeline = loader._build(loader._feed(), batch=32)
+        device = torch.device("cpu")
+        loader = Loader(shards, config, work, batch=32, device=device, train=True, whole_images=whole)
         return torch.cat([batch.image for batch in loader])
 
     assert torch.equal(images(whole=True), images(whole=False))

@@ -31,7 +31,7 @@ def build(tiny_shards, repo_root):
 
 
 def state_of(trainer):
-    return copy.deepcopy({"model": cpu_state(trainer.model), **trainer.state()})
+    return copy.deepcopy(trainer.state())
 
 
 def unequal(a, b, name=""):
@@ -109,7 +109,7 @@ def test_a_run_with_the_option_differs_and_resumes_bit_for_bit(build, name):
     while trainer.step < steps:
         trainer.train_step()
         if trainer.step % 2 == 0:
-            trainer.watch(trainer.validate().metrics["loss"])
+            trainer.update_selection(trainer.validate().metrics["loss"])
         states[trainer.step] = state_of(trainer)
     for step in (1, 2, 3, 4, 5, 7)[: steps - 2]:
         again = build(**options)
@@ -117,7 +117,7 @@ def test_a_run_with_the_option_differs_and_resumes_bit_for_bit(build, name):
         while again.step < steps:
             again.train_step()
             if again.step % 2 == 0:
-                again.watch(again.validate().metrics["loss"])
+                again.update_selection(again.validate().metrics["loss"])
         assert unequal(states[steps], state_of(again)) == [], step
     plain = build(**{**COMMON, **WITHOUT.get(name, {})})
     while plain.step < steps:
@@ -159,11 +159,11 @@ def test_plateau_cuts_as_torchs_scheduler_does(build):
     scores = [0.9, 0.8, 0.799, 0.8, 0.81, 0.7, 0.7, 0.7, 0.7, 0.7, 0.7, 0.7, 0.69, 0.5, 0.5, 0.5, 0.5, 0.5]
     said = []
     for score in scores:
-        said.append(bool(trainer.watch(score)))
+        said.append(trainer.update_selection(score).rate_cut)
         oracle.step(score)
-        rate = learning_rate(trainer.config.optim, 0, 10, cuts=trainer.cuts)
+        rate = learning_rate(trainer.config.optim, 0, 10, cuts=trainer.selection.cuts)
         assert rate == pytest.approx(optimizer.param_groups[0]["lr"])
-    assert sum(said) == trainer.cuts == 4 and said[4]
+    assert sum(said) == trainer.selection.cuts == 4 and said[4]
 
 
 def test_early_stopping_waits_for_its_epochs_and_then_for_an_improvement(build):
@@ -172,8 +172,8 @@ def test_early_stopping_waits_for_its_epochs_and_then_for_an_improvement(build):
     seen = []
     for epoch, score in enumerate([0.1, 0.5, 0.49, 0.3, 0.29, 0.28], start=1):
         trainer.step = epoch * per_epoch
-        trainer.watch(score)
-        seen.append(trainer.stalled)
+        trainer.update_selection(score)
+        seen.append(trainer.selection.early_stopped)
     # The first is not looked at; 0.49 is no tenth better than 0.5, 0.3 is; then two in a row are not.
     assert seen == [False, False, False, False, False, True]
 

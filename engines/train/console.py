@@ -1,0 +1,66 @@
+"""What a training run prints: its start, a line per log, a line per validation."""
+
+from typing import Any
+
+from engines.runtime.distributed import World
+from engines.train.trainer import Trainer
+
+
+def say(world: World, text: str) -> None:
+    """Print `text` on rank 0."""
+    if world.is_main:
+        print(text, flush=True)
+
+
+def start_lines(trainer: Trainer, resumed_from: int | None) -> list[str]:
+    """Model, data, steps and processes of a run that begins, or continues after a step."""
+    config, schedule, world = trainer.config, trainer.schedule, trainer.world
+    val_images = len(trainer.val_set) if trainer.val_set else 0
+    lines = [
+        f"{config.run.dir}: {config.model.backbone}, {len(trainer.train_set)} training and {val_images} validation "
+        f"images, {schedule.total_steps} steps of {config.train.global_batch} ({schedule.steps_per_epoch} per epoch, "
+        f"the last {trainer.order.dropped} images of each epoch dropped), {world.size} x {world.device.type}, "
+        f"{trainer.precision}"
+    ]
+    if trainer.weight_report is not None:
+        lines.append(f"{config.model.weights}: {trainer.weight_report}; all names are in weights.txt")
+    splits = [s for s in (trainer.data.train_in_memory, trainer.data.val_in_memory) if s is not None]
+    if splits:
+        mebibytes = sum(split.pixels.nbytes for split in splits) / 2**20
+        seconds = sum(split.seconds for split in splits)
+        lines.append(
+            f"data.resident: {mebibytes:.0f} MiB on {world.device} in each process, decoded in {seconds:.1f} s"
+        )
+    if not trainer.val_set:
+        lines.append("no validation images: best.pt will be the last step's weights")
+    if resumed_from is not None:
+        lines.append(f"continuing after step {resumed_from}")
+    return lines
+
+
+def training_line(trainer: Trainer, metrics: dict[str, Any], perf: dict[str, float]) -> str:
+    """Metrics and speed since the last log."""
+    norm = metrics["grad_norm"]
+    mfu = f", MFU {perf['mfu']:.1%}" if "mfu" in perf else ""
+    return (
+        f"step {trainer.step}/{trainer.schedule.total_steps} epoch {trainer.epoch:.2f} loss {metrics['loss']:.4f} "
+        f"{_errors(metrics)} lr {metrics['lr']:.4g} norm {'not finite' if norm is None else f'{norm:.3g}'} | "
+        f"{perf['images_per_second']:.0f} img/s, wait {perf['data_wait_share']:.1%}, "
+        f"{perf['memory_gib']:.1f} GiB{mfu}"
+    )
+
+
+def validation_line(step: int, metrics: dict[str, Any], *, is_best: bool) -> str:
+    """Loss and errors of a validation."""
+    mark = " (best)" if is_best else ""
+    return f"step {step} validation loss {metrics['loss']:.4f} {_errors(metrics)}{mark}"
+
+
+def _errors(metrics: dict[str, Any]) -> str:
+    names = (("generator", "gen"), ("real_fake", "real/fake"), ("object", "object"))
+    parts = [
+        f"{short} {metrics[f'{name}_error']:.2%}"
+        for name, short in names
+        if metrics[f"{name}_error"] is not None
+    ]
+    return "errors " + ", ".join(parts)
