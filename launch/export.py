@@ -43,11 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _export_tinyllava(options.checkpoint, options.output)
     if options.format == "onnx":
         return _export_onnx(options.checkpoint, options.output)
-    from engines.checkpoint.export_format import CALIBRATION, SETTINGS, TENSORS
+    from engines.checkpoint.export_format import EXPORT_CALIBRATION, EXPORT_SETTINGS, EXPORT_TENSORS
     from engines.export.to_safetensors import export_checkpoint
 
     folder = export_checkpoint(options.checkpoint, options.output)
-    files = [folder / name for name in (TENSORS, SETTINGS, CALIBRATION)]
+    files = [folder / name for name in (EXPORT_TENSORS, EXPORT_SETTINGS, EXPORT_CALIBRATION)]
     print(f"exported: {', '.join(str(file) for file in files if file.exists())}")
     return 0
 

@@ -12,7 +12,7 @@ import pytest
 
 PACKAGES = ("telltale", "launch", "engines", "models", "dataio")
 LONGEST = 400  # lines of a file
-BEING_SPLIT = ("dataio/loading/loader.py", "engines/train/trainer.py")
+BEING_SPLIT = ("dataio/loading/loader.py",)
 HEAVY = ("torch", "pandas", "nvidia", "transformers", "deepspeed", "sklearn", "matplotlib")
 
 # Names that two modules define, with the reason why that is one meaning, or no harm.
@@ -37,7 +37,6 @@ SAME_NAME = {
     "METRICS": "",
     "RESAMPLES": "",
     "SEED": "",
-    "SETTINGS": "",
     "TABLE": "",
     "check_size": "",
     "degrade": "",

@@ -11,8 +11,8 @@ from dataio.core.errors import UserError, one_line
 from engines.config.detector import Config
 from engines.config.values import to_dict
 
-TENSORS, SETTINGS = "model.safetensors", "config.json"
-CALIBRATION = "model.calibration.json"
+EXPORT_TENSORS, EXPORT_SETTINGS = "model.safetensors", "config.json"
+EXPORT_CALIBRATION = "model.calibration.json"
 FORMAT = "telltale-export"
 VERSION = 1
 # What a program needs to repeat telltale's evaluation of one image, out of data.*.
@@ -48,14 +48,14 @@ def read_export(folder: str | Path) -> dict[str, Any]:
     """
     folder = Path(folder)
     try:
-        described = json.loads((folder / SETTINGS).read_text())
+        described = json.loads((folder / EXPORT_SETTINGS).read_text())
         if described.get("format") != FORMAT:
             raise ValueError(f"format is {described.get('format')!r}, expected {FORMAT!r}")
         if described["version"] != VERSION:
             raise ValueError(f"version {described['version']}, this telltale reads {VERSION}")
         state = {key: described[key] for key in ("codec", "layout", "step", "config")}
         state["labels"] = {key: described[key] for key in ("generators", "objects")}
-        return {**state, "model": load_file(folder / TENSORS)}
+        return {**state, "model": load_file(folder / EXPORT_TENSORS)}
     except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
         raise UserError(
             f"{folder}: not an export ({one_line(error)[:200]}); expected a folder written by launch/export.py, "

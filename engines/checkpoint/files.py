@@ -1,10 +1,9 @@
-"""Checkpoints that are either complete or not there.
+"""Checkpoints that are either complete or absent.
 
-A file is written under a temporary name, synced and renamed, and its folder is synced;
-so a name `step_00000123.pt` always stands for a complete file, whatever killed the run.
-What a disk did to it later is found by the CRC-32 of every record in the container. A
-SHA-256 beside it would find no more of that: it guards against people, and one who can change
-the file can change its digest.
+A file is written under a temporary name, synced and renamed, and its folder is synced; so
+`step_00000123.pt` is always a complete file, whatever killed the run. Later damage by the disk is
+detected by the CRC-32 of every record in the container. A SHA-256 beside it would detect no more:
+a digest only defends against tampering, and a tamperer can replace it too.
 """
 
 import hashlib
@@ -22,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from dataio.core.atomic import write_with
-from dataio.core.errors import UserError
+from dataio.core.errors import UserError, one_line
 from engines.runtime import fault_injection as faults
 
 FORMAT = "telltale-checkpoint"
@@ -36,7 +35,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
     Raises:
         OSError: the disk is full or fails; what was at `path` stays.
     """
-    # Through memory: torch's own writer answers a full disk with an error that does not say so.
+    # Through memory: torch's own writer does not report a full disk as an OSError.
     buffer = io.BytesIO()
     torch.save(state, buffer)
     data, step = buffer.getbuffer(), state.get("step")
@@ -59,7 +58,7 @@ def cpu_state(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def locate(path: str | Path) -> Path:
-    """The file or export that a path means: of a run's folder its best.pt, else the path itself."""
+    """The file or export that a path means: best.pt for a run's folder, else the path itself."""
     path = Path(path)
     best = path / "best.pt"
     return best if best.is_file() and not (path / "config.json").exists() else path
@@ -84,7 +83,7 @@ def load(path: str | Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)[:200]
         raise UserError(f"{path}: not a telltale checkpoint ({reason})") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(
@@ -106,7 +105,7 @@ def _load_safetensors(path: Path) -> dict[str, Any]:
         state = {key: json.loads(value) for key, value in metadata.items() if key != "format"}
         return {**state, "model": tensors, "labels": state["labels"], "config": state["config"]}
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)[:200]
         raise UserError(
             f"{path}: not a telltale checkpoint ({reason}); give a file written by launch/train.py"
         ) from None
@@ -118,7 +117,7 @@ def find_damage(path: Path) -> str:
         with zipfile.ZipFile(path) as container:
             bad = container.testzip()
     except Exception as error:  # damage makes zipfile raise all kinds of them
-        return f"damaged ({' '.join(str(error).split())})"
+        return f"damaged ({one_line(error)})"
     return f"damaged (record {bad} fails its checksum)" if bad else ""
 
 
@@ -157,7 +156,7 @@ class CheckpointFolder:
             self.path(old).unlink()
 
     def prepare(self) -> None:
-        """Make the folder, see that it can be written, and clear what a killed save left.
+        """Create the folder, check that it is writable, and remove the temporary files of killed saves.
 
         Raises:
             UserError: it cannot be written.

@@ -28,7 +28,7 @@ def load_model(path: str | Path) -> tuple[DualHead, Config, dict[str, Any]]:
     config = from_dict(state["config"])
     labels = state["labels"]
     model = DualHead(config.model, labels["generators"], labels["objects"], image_size=config.data.size)
-    # What the run would be judged by: RUN/checkpoints hold the raw weights beside the average.
+    # The weights that the run validates: RUN/checkpoints hold the raw ones beside the average.
     model.load_state_dict(state.get("ema", state["model"]))
     info = {key: state[key] for key in ("step", "labels", "codec", "layout")}
     return model.eval(), config, info

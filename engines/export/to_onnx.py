@@ -10,7 +10,7 @@ import torch
 
 from dataio.core.atomic import sync_folder, write_text, write_with
 from dataio.core.errors import UserError
-from engines.checkpoint.export_format import CALIBRATION, SETTINGS, describe_export
+from engines.checkpoint.export_format import EXPORT_CALIBRATION, EXPORT_SETTINGS, describe_export
 
 GRAPH = "model.onnx"
 TOLERANCE = 1e-3  # of the logits, see `largest_difference`
@@ -40,7 +40,9 @@ def export_onnx(checkpoint: str | Path, output: str | Path) -> tuple[Path, float
     model, config, info = load_model(checkpoint)
     calibration = load_calibration(checkpoint, model.state_dict())
     folder = Path(output)
-    if folder.is_dir() and any(p.name not in (GRAPH, SETTINGS, CALIBRATION) for p in folder.iterdir()):
+    if folder.is_dir() and any(
+        p.name not in (GRAPH, EXPORT_SETTINGS, EXPORT_CALIBRATION) for p in folder.iterdir()
+    ):
         raise UserError(f"--output {folder}: holds something else; choose an empty or new folder")
     found = 0.0
 
@@ -60,12 +62,12 @@ def export_onnx(checkpoint: str | Path, output: str | Path) -> tuple[Path, float
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name in (SETTINGS, CALIBRATION):
+        for name in (EXPORT_SETTINGS, EXPORT_CALIBRATION):
             (folder / name).unlink(missing_ok=True)
         write_with(folder / GRAPH, write)
         if calibration is not None:
             save_calibration(folder, calibration)
-        write_text(folder / SETTINGS, json.dumps(description, indent=2) + "\n")
+        write_text(folder / EXPORT_SETTINGS, json.dumps(description, indent=2) + "\n")
         sync_folder(folder)
     except OSError as error:
         raise UserError(

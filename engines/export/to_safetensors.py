@@ -7,7 +7,12 @@ from safetensors.torch import save_file
 
 from dataio.core.atomic import sync_folder, write_text, write_with
 from dataio.core.errors import UserError
-from engines.checkpoint.export_format import CALIBRATION, SETTINGS, TENSORS, describe_export
+from engines.checkpoint.export_format import (
+    EXPORT_CALIBRATION,
+    EXPORT_SETTINGS,
+    EXPORT_TENSORS,
+    describe_export,
+)
 from engines.checkpoint.load_model import load_model
 
 
@@ -29,7 +34,7 @@ def export_checkpoint(checkpoint: str | Path, output: str | Path) -> Path:
     model, config, info = load_model(checkpoint)
     calibration = load_calibration(checkpoint, model.state_dict())
     folder = Path(output)
-    ours = (TENSORS, SETTINGS, CALIBRATION)
+    ours = (EXPORT_TENSORS, EXPORT_SETTINGS, EXPORT_CALIBRATION)
     if folder.is_dir() and any(p.name not in ours for p in folder.iterdir()):
         raise UserError(f"--output {folder}: holds something else; choose an empty or new folder")
     described = describe_export(config, info)
@@ -37,12 +42,12 @@ def export_checkpoint(checkpoint: str | Path, output: str | Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # The settings last: a folder without them is no export.
-        for name in (SETTINGS, CALIBRATION):
+        for name in (EXPORT_SETTINGS, EXPORT_CALIBRATION):
             (folder / name).unlink(missing_ok=True)
-        write_with(folder / TENSORS, lambda temporary: save_file(tensors, temporary))
+        write_with(folder / EXPORT_TENSORS, lambda temporary: save_file(tensors, temporary))
         if calibration is not None:
             save_calibration(folder, calibration)
-        write_text(folder / SETTINGS, json.dumps(described, indent=2) + "\n")
+        write_text(folder / EXPORT_SETTINGS, json.dumps(described, indent=2) + "\n")
         sync_folder(folder)
     except OSError as error:
         raise UserError(

@@ -1,1 +1,12 @@
-"""."""
+"""What every run and command needs from the machine: processes, exit codes, logs, faults and versions.
+
+Knows neither models nor configurations.
+
+* `command.run_command` runs a command and leaves with its exit code.
+* `distributed.init_distributed`, `World`, `on_all_ranks`, `on_rank0`, `StopRequest`: the processes of a run.
+* `run_folder.run_in_folder` locks a run's folder and writes its exit.json.
+* `watchdog.HangWatchdog` names a rank that hangs; `rendezvous` survives restarts of the launcher's workers.
+* `run_log.RunLog` writes metrics.jsonl and Weights & Biases; `profiler.StepProfile` traces steps.
+* `fault_injection.inject` lets tests kill or hang a run at a named point.
+* `precision`, `versions`, `peak_memory`, `paths`: small facts about the machine and the installation.
+"""

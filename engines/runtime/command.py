@@ -12,11 +12,11 @@ EXIT_RUN_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: "stopped, run me again"
 
 
 class SharedError(UserError):
-    """A UserError that every rank raises alike; only rank 0 prints it."""
+    """A UserError that all ranks raise together; only rank 0 prints it."""
 
 
 class Stopped(Exception):
-    """Raised where a process was asked to stop, by the signal that is named; run again, it continues."""
+    """The process was asked to stop by the signal in the message; the same command continues."""
 
 
 def is_main_process() -> bool:
@@ -25,7 +25,7 @@ def is_main_process() -> bool:
 
 
 def verdict_in_file() -> bool:
-    """Whether a batch script started this process, and will read the outcome in RUN/exit.json."""
+    """Whether a batch script started this process and reads the outcome from RUN/exit.json."""
     return os.environ.get("TELLTALE_VERDICT") == "file"
 
 
@@ -33,8 +33,7 @@ def run_command(main: Callable[[], int | None], *, at_once: bool = False) -> NoR
     """Run `main` and leave with its exit code; a UserError becomes one line and code 2.
 
     Args:
-        at_once: leave without Python's own end, in which a library's threads may abort a
-            process whose work is done.
+        at_once: use os._exit: library threads may abort during interpreter shutdown.
     """
     try:
         code = main() or 0
@@ -54,8 +53,8 @@ def run_command(main: Callable[[], int | None], *, at_once: bool = False) -> NoR
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     if code in (EXIT_USER_ERROR, EXIT_RUN_AGAIN) and verdict_in_file():
-        # A batch script reads RUN/exit.json; of another code torchrun would make a failure with a
-        # traceback, and restart what has stopped as it was told.
+        # A batch script reads RUN/exit.json. torchrun would report any other code as a failure, with
+        # a traceback, and restart a run that stopped on request.
         code = 0
     if at_once:
         sys.stderr.flush()

@@ -23,13 +23,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class World:
-    """Who this process is among all of the run.
+    """Rank, device and size of a run, as this process sees them.
 
     Attributes:
         rank, size: of all processes. local_rank: on this machine.
         device: where this process computes.
         distributed: whether there is a process group to talk to.
-        name: of these very processes, see `engines.runtime.rendezvous`.
+        name: id of this start of the processes, see `engines.runtime.rendezvous`.
     """
 
     rank: int
@@ -44,7 +44,7 @@ class World:
         return self.rank == 0
 
     def barrier(self) -> None:
-        """Wait for all, on the host."""
+        """Wait on the host until all ranks get here."""
         if self.distributed:
             dist.all_reduce(torch.zeros(1))
 
@@ -60,7 +60,7 @@ def die_with_launcher() -> None:
 
 
 def init_distributed(timeout_minutes: float = 30.0) -> World:
-    """Join the process group that torchrun's environment describes, or stand alone.
+    """Join the process group that torchrun's environment describes; without one, be the only process.
 
     Uses gloo for CPU tensors (control messages) and NCCL for CUDA tensors (gradients).
     """
@@ -131,23 +131,23 @@ class StopRequest:
     def __init__(self, world: World, folder: Path) -> None:
         self._world, self._file = world, folder / "stop"
         self._reason = ""
-        self._looked = 0.0
+        self._checked_at = 0.0
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._reason = self._reason or signal.Signals(number).name
 
-    def _look_for_file(self) -> None:
+    def _check_file(self) -> None:
         now = time.monotonic()
-        if self._world.is_main and not self._reason and now - self._looked > 0.5:
-            self._looked = now
+        if self._world.is_main and not self._reason and now - self._checked_at > 0.5:
+            self._checked_at = now
             if self._file.exists():
                 self._reason = f"{self._file} exists"
 
     def agreed(self) -> bool:
         """Whether any rank was asked to stop; a collective, so every rank must call it."""
-        self._look_for_file()
+        self._check_file()
         if not self._world.distributed:
             return bool(self._reason)
         flag = torch.tensor([1.0 if self._reason else 0.0])

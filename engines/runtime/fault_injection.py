@@ -1,4 +1,4 @@
-"""Faults on demand, for the tests: this process killed, hung or given a NaN at a named point.
+"""Fault injection for tests: kill this process, let it hang or give it a NaN at a named point.
 
     TELLTALE_FAULT="kill@checkpoint.fsynced:step=6,rank=0; hang@data.next:step=4,rank=1"
 
@@ -66,10 +66,10 @@ class Fault:
 
 
 def parse(text: str) -> list[Fault]:
-    """The faults that a value of TELLTALE_FAULT asks for.
+    """Parse a value of TELLTALE_FAULT.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: the value does not have the form above.
     """
     faults = []
     for part in filter(None, map(str.strip, text.split(";"))):
@@ -96,7 +96,7 @@ _faults: list[Fault] | None = parse(os.environ[VARIABLE]) if os.environ.get(VARI
 
 
 def inject(point: str, step: int | None = None) -> None:
-    """Let a fault strike here, if one was asked for."""
+    """Let a fault strike here, if one is set for this point and step."""
     if _faults is not None:
         for fault in _faults:
             if fault.kind not in _CORRUPTIONS and fault.strikes(point, step):
@@ -104,7 +104,7 @@ def inject(point: str, step: int | None = None) -> None:
 
 
 def corrupt_logits(logits: "torch.Tensor", step: int) -> "torch.Tensor":
-    """The logits, or what a fault at `step.forward` makes of them."""
+    """The logits, changed if a fault is set for `step.forward`."""
     if _faults is not None:
         for fault in _faults:
             if fault.kind in _CORRUPTIONS and fault.strikes("step.forward", step):
@@ -132,13 +132,13 @@ def _strike(fault: Fault, step: int | None) -> None:
 
 
 def _hang() -> NoReturn:
-    while True:  # killed ones come here for an instant, too
+    while True:  # a killed process gets here for an instant, too
         time.sleep(3600)
 
 
 def _siblings() -> list[int]:
     """The other children of this process's parent."""
-    found = []
+    pids = []
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit() and int(folder.name) != os.getpid():
             try:
@@ -146,5 +146,5 @@ def _siblings() -> list[int]:
             except OSError:
                 continue
             if parent == os.getppid():
-                found.append(int(folder.name))
-    return found
+                pids.append(int(folder.name))
+    return pids

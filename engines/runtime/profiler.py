@@ -19,10 +19,10 @@ _REDUCES = re.compile(r"(gloo|nccl):all_?reduce")
 class StepProfile:
     """Traces the chosen steps of this process into RUN/profile/rankN.json.gz.
 
-    Ranges besides PyTorch's own operators: read (bytes of the batch to come), augment (its crops and
-    parameters; mixing), decode (waiting for DALI, whose threads decode, resize and normalise; `read` and
-    `augment` are called from within), forward, backward, all-reduce (on the communication's own
-    thread or stream: under backward it overlaps), optimiser.
+    Ranges besides PyTorch's operators: read (bytes of the next batch), augment (its crops and
+    augmentation parameters; mixing), decode (waiting for DALI, whose threads decode, resize and
+    normalize; `read` and `augment` are called from within), forward, backward, all-reduce (on a
+    thread or stream for communication: it overlaps with backward), optimizer.
 
     Args:
         steps: to trace, from 0; may be empty. total: steps of the run.
@@ -41,7 +41,7 @@ class StepProfile:
         self._profiler: torch.profiler.profile | None = None
 
     def before(self, step: int) -> None:
-        """Start tracing if this step, the next to be done, is wanted."""
+        """Start tracing if `step`, the next to be done, is among the steps to trace."""
         if self._profiler is None and step in self._steps:
             activities = [torch.profiler.ProfilerActivity.CPU]
             if self._world.device.type == "cuda":
@@ -50,11 +50,15 @@ class StepProfile:
             self._profiler.start()
 
     def after(self, step: int) -> Path | None:
-        """Write the trace if `step`, the next to be done, is behind the last that is wanted; its path."""
+        """Write the trace if all its steps are done; returns its path.
+
+        Args:
+            step: the next to be done.
+        """
         return self.close() if self._profiler is not None and step not in self._steps else None
 
     def close(self) -> Path | None:
-        """Write what has been traced, if anything; a trace that cannot be written stops no run."""
+        """Write the trace, if any; a failed write only warns. Returns its path."""
         if self._profiler is None:
             return None
         profiler, self._profiler = self._profiler, None
@@ -77,7 +81,7 @@ def _export(profiler: torch.profiler.profile, path: Path) -> None:
     finally:
         plain.unlink(missing_ok=True)
     for event in trace["traceEvents"]:
-        # One name whatever the backend; its own stays beside it.
+        # The same name for all backends; the original name stays in its arguments.
         if _REDUCES.fullmatch(event.get("name", "")):
             event.setdefault("args", {})["backend"] = event["name"]
             event["name"] = "all-reduce"

@@ -1,9 +1,9 @@
-"""Meeting in the launcher's store, also after the launcher has started its processes anew.
+"""A part of the launcher's store for each start of its processes.
 
 torchrun keeps one store for all restarts (PyTorch 2.15: dynamic_rendezvous.py caches it, while
-rendezvous.py takes it for new), so a process that is started again may read the address of one
-that is dead. Its count of restarts cannot tell them apart: each machine has its own. So the
-processes first agree on a name that only the living can know.
+rendezvous.py assumes a new one), so a restarted process may read the address of a dead one. The
+count of restarts cannot separate them: each machine counts for itself. So the processes first
+agree on an id that only running processes can know.
 """
 
 import hashlib
@@ -15,17 +15,18 @@ import torch.distributed as dist
 
 
 def agree_on_run_id(store: Any, rank: int, size: int, seconds: float) -> str:
-    """A name that these `size` processes have in common, and no earlier ones had.
+    """An id that these `size` processes share and no earlier start had.
 
-    Each puts a new token into the store. Rank 0 proposes the list of all it reads, and again when
-    that changes; a process confirms a proposal that has its own token. Once all have, it is settled:
-    a stale token's owner is dead and confirms nothing, and rank 0's token makes each list new.
+    Each process writes a new token into the store. Rank 0 proposes the list of all tokens it reads,
+    and again when the list changes; a process confirms a proposal that has its token. Once all have
+    confirmed, the id is the proposal's digest. The owner of a stale token is dead and confirms
+    nothing, and rank 0's new token makes each list new.
 
     Args:
-        store: of the launcher. seconds: to wait for the others.
+        store: the launcher's. seconds: to wait for the others.
 
     Raises:
-        TimeoutError: the others did not come.
+        TimeoutError: the others did not start.
     """
     token, deadline, pause = uuid.uuid4().hex, time.monotonic() + seconds, 0.02
     keys = [f"meet/token/{other}" for other in range(size)]
@@ -45,9 +46,9 @@ def agree_on_run_id(store: Any, rank: int, size: int, seconds: float) -> str:
                     return name
         time.sleep(pause)
         pause = min(1.0, 1.2 * pause)  # the store is one process
-    raise TimeoutError(f"rank {rank} waited {seconds:.0f} s in vain for the other {size - 1} to start")
+    raise TimeoutError(f"rank {rank} waited {seconds:.0f} s for the other {size - 1} to start")
 
 
 def run_store(name: str, store: Any) -> dist.PrefixStore:
-    """The part of the launcher's store that only these processes use."""
+    """The part of the launcher's store that only processes of this id use."""
     return dist.PrefixStore(f"run/{name}", store)

@@ -1,8 +1,8 @@
-"""The record of a run: metrics.jsonl first, Weights & Biases second, a line for the eye.
+"""The record of a run: metrics.jsonl, and Weights & Biases as a copy.
 
-metrics.jsonl holds what is reproducible at the top level of each line and timings under
-"perf". A checkpoint stores the file's length, and resuming truncates to it, so that the
-file of a run that was killed ten times equals that of one left alone (but for "perf").
+Each line of metrics.jsonl has reproducible values at its top level and timings under "perf". A
+checkpoint stores the file's length, and resuming truncates to it, so the file of a run that was
+killed ten times equals that of an uninterrupted run (except for "perf").
 """
 
 import contextlib
@@ -62,7 +62,7 @@ class RunLog:
         self.wandb_id = wandb_id
         if not enabled:
             return
-        # Unbuffered, open for the whole run: what a full disk refuses stays in `_pending`.
+        # Unbuffered, open for the whole run: lines that a full disk refuses stay in `_pending`.
         self._file = open(folder / "metrics.jsonl", "ab", buffering=0)  # noqa: SIM115
         self._pending, self._writing = b"", threading.Lock()
         # Resuming another run's checkpoint in a new folder must not pad the file with zeros.
@@ -74,7 +74,7 @@ class RunLog:
     def _start_wandb(self, folder: Path, config: LogConfig, settings: dict[str, Any]) -> None:
         if config.wandb == "off":
             return
-        with self._never_stopping("starting Weights & Biases"):
+        with self._failure_as_warning("starting Weights & Biases"):
             import wandb
 
             mode = config.wandb
@@ -93,8 +93,8 @@ class RunLog:
             self.wandb_id = self._wandb.id
 
     @contextlib.contextmanager
-    def _never_stopping(self, what: str) -> Any:
-        """Weights & Biases is second: its failures are said once and never stop a run."""
+    def _failure_as_warning(self, what: str) -> Any:
+        """Turn a failure of Weights & Biases into one warning; it never stops a run."""
         try:
             yield
         except Exception as error:
@@ -123,21 +123,21 @@ class RunLog:
                 )
             self._warned = True
         if self._wandb is not None:
-            with self._never_stopping("logging to Weights & Biases"):
+            with self._failure_as_warning("logging to Weights & Biases"):
                 values = {f"{record['kind']}/{k}": v for k, v in record.items() if k not in ("kind", "step")}
                 values.update({f"perf/{k}": v for k, v in (perf or {}).items()})
                 self._wandb.log(values, step=record["step"])
 
     def picture(self, name: str, path: Path, step: int) -> None:
-        """Send a picture that lies at `path` to Weights & Biases."""
+        """Send the image file at `path` to Weights & Biases."""
         if self._enabled and self._wandb is not None:
-            with self._never_stopping("sending a picture to Weights & Biases"):
+            with self._failure_as_warning("sending an image to Weights & Biases"):
                 import wandb
 
                 self._wandb.log({f"images/{name}": wandb.Image(str(path))}, step=step)
 
     def _flush(self) -> None:
-        with self._writing:  # the training's thread and the one that saves
+        with self._writing:  # called by the training thread and the saving thread
             while self._pending:
                 self._pending = self._pending[self._file.write(self._pending) :]
 
@@ -164,11 +164,11 @@ class RunLog:
     def close(self, exit_code: int) -> None:
         if not self._enabled:
             return
-        with contextlib.suppress(OSError):  # said before
+        with contextlib.suppress(OSError):  # write() has warned
             self._flush()
         self._file.close()
         if self._wandb is not None:
-            with self._never_stopping("closing Weights & Biases"):
+            with self._failure_as_warning("closing Weights & Biases"):
                 self._wandb.finish(exit_code=exit_code)
 
 

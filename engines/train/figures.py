@@ -1,4 +1,4 @@
-"""Pictures of a run: its inputs, its hardest mistakes, the confusion of generators, its curves.
+"""Figures of a run: its inputs, its hardest mistakes, the confusion of generators, its curves.
 
 Each is written to RUN/images first and sent to Weights & Biases second. Rank 0 only;
 nothing here has state that a resumed run would miss.
@@ -26,10 +26,10 @@ _CURVES = ("loss", "generator_error", "real_fake_error", "object_error")
 
 
 class RunFigures:
-    """Draws a run's pictures.
+    """Draws a run's figures.
 
     Args:
-        folder: of the run; pictures go to its images/. labels: names on the axes.
+        folder: of the run; figures go to its images/. labels: names on the axes.
         log: passes them on to Weights & Biases.
     """
 
@@ -48,10 +48,10 @@ class RunFigures:
             step,
         )
 
-    def validation(self, found: Validation, step: int) -> None:
+    def validation(self, result: Validation, step: int) -> None:
         """The confusion matrix and the hardest mistakes of a validation."""
         figure = Figure(figsize=_side(len(self.labels.generators)), layout="constrained")
-        rows = found.confusion / np.maximum(1, found.confusion.sum(1, keepdims=True))
+        rows = result.confusion / np.maximum(1, result.confusion.sum(1, keepdims=True))
         display = ConfusionMatrixDisplay(rows, display_labels=list(self.labels.generators))
         display.plot(
             ax=figure.subplots(),
@@ -63,12 +63,12 @@ class RunFigures:
         )
         figure.suptitle(f"validation, step {step}\nshare of each generator's images")
         self._save("confusion", figure, step)
-        if found.mistakes:
+        if result.mistakes:
             captions = [
                 f"{self._generator(m.truth)}\nsaid {self._generator(m.answer)}\nP(fake) {m.p_fake:.2f}"
-                for m in found.mistakes
+                for m in result.mistakes
             ]
-            self._save("mistakes", _grid([m.image for m in found.mistakes], captions), step)
+            self._save("mistakes", _grid([m.image for m in result.mistakes], captions), step)
 
     def curves(self) -> None:
         """Loss and errors of training and validation over the steps, from metrics.jsonl."""

@@ -35,18 +35,18 @@ class MetricSums:
         generator_logits: torch.Tensor,
         object_logits: torch.Tensor,
         generator: torch.Tensor,
-        object: torch.Tensor,
+        object_label: torch.Tensor,
     ) -> None:
         """Count one batch; no host synchronisation.
 
         Args:
             generator_logits, object_logits: float [N, classes].
-            generator, object: int64 [N]; object -1 where unknown.
+            generator, object_label: int64 [N]; object_label -1 where unknown.
         """
-        loss_generator, loss_object = dual_head_loss(generator_logits, object_logits, generator, object)
-        known = object >= 0
+        generator_loss, object_loss = dual_head_loss(generator_logits, object_logits, generator, object_label)
+        known = object_label >= 0
         generator_wrong = generator_logits.argmax(1) != generator
-        object_wrong = (object_logits.argmax(1) != object) & known
+        object_wrong = (object_logits.argmax(1) != object_label) & known
         p_fake = 1 - generator_logits.float().softmax(1)[:, 0]
         self.sums += torch.stack(
             [
@@ -57,8 +57,8 @@ class MetricSums:
                 ((p_fake >= 0.5) != (generator > 0)).sum().double(),
                 object_wrong.sum().double(),
                 ((generator_wrong | object_wrong) & known).sum().double(),
-                loss_generator.double(),
-                loss_object.double(),
+                generator_loss.double(),
+                object_loss.double(),
             ]
         )
 

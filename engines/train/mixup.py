@@ -36,14 +36,14 @@ def mix(
     alpha = config.cutmix if cut else config.mixup
     from scipy.stats import beta  # most of a second to import, for the runs that mix
 
-    own = float(beta.ppf(share, alpha, alpha))
-    # Which of the two is called "own" is arbitrary; the larger share keeps errors countable.
-    own = max(own, 1 - own)
+    own_share = float(beta.ppf(share, alpha, alpha))
+    # The draw is symmetric. With the larger share as the image's own, its label stays the one to count errors by.
+    own_share = max(own_share, 1 - own_share)
     if not cut:
-        return torch.lerp(image.roll(1, 0), image, own), own
+        return torch.lerp(image.roll(1, 0), image, own_share), own_share
     height, width = image.shape[-2:]
-    # A box of the other's share of the area, its centre anywhere, cut at the border.
-    half_y, half_x = ((1 - own) ** 0.5 * side / 2 for side in (height, width))
+    # A box of the other's share of the area, its center anywhere, cut at the border.
+    half_y, half_x = ((1 - own_share) ** 0.5 * side / 2 for side in (height, width))
     top, bottom = _span(at_y * height, half_y, height)
     left, right = _span(at_x * width, half_x, width)
     mixed = image.clone()
@@ -51,5 +51,5 @@ def mix(
     return mixed, 1 - (bottom - top) * (right - left) / (height * width)
 
 
-def _span(centre: float, half: float, side: int) -> tuple[int, int]:
-    return max(0, round(centre - half)), min(side, round(centre + half))
+def _span(center: float, half: float, side: int) -> tuple[int, int]:
+    return max(0, round(center - half)), min(side, round(center + half))

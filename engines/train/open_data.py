@@ -1,4 +1,4 @@
-"""The data of a training run: made where that is asked for, opened, and prepared for damage."""
+"""The splits of a training run: drawn if they are synthetic, opened, and prepared for damaged samples."""
 
 from pathlib import Path
 
@@ -9,16 +9,19 @@ from engines.config.detector import Config
 
 
 def ensure_shards(config: Config) -> None:
-    """Make the synthetic shards a configuration asks for, where there are none yet."""
-    wanted = config.data.synthetic
-    if wanted.images == 0 or (Path(config.data.shards) / "manifest.json").is_file():
+    """Draw the synthetic shards of `data.synthetic` if the folder has none yet."""
+    synthetic = config.data.synthetic
+    if synthetic.images == 0 or (Path(config.data.shards) / "manifest.json").is_file():
         return
     from dataio.sharding.quickstart import make_synthetic_shards
 
     print(
-        f"drawing {wanted.images} synthetic images of {wanted.size} px into {config.data.shards}", flush=True
+        f"drawing {synthetic.images} synthetic images of {synthetic.size} px into {config.data.shards}",
+        flush=True,
     )
-    make_synthetic_shards(config.data.shards, images=wanted.images, size=wanted.size, seed=wanted.seed)
+    make_synthetic_shards(
+        config.data.shards, images=synthetic.images, size=synthetic.size, seed=synthetic.seed
+    )
 
 
 def open_sets(config: Config) -> tuple[ShardSet, ShardSet | None]:

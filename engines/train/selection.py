@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from dataio.core.errors import UserError
+from dataio.shards.shard_set import ShardSet
 from engines.config.detector import Config
 
 
@@ -29,6 +31,23 @@ class Patience:
             self.best, self.waited = score, 0
         else:
             self.waited += 1
+
+
+def check_validation_exists(config: Config, train_set: ShardSet, val_set: ShardSet | None) -> None:
+    """Check that what waits for a validation gets one.
+
+    Raises:
+        UserError: there is no validation split.
+    """
+    for key, is_set in (
+        ("optim.schedule plateau", config.optim.schedule == "plateau"),
+        ("train.early_stop", config.train.early_stop > 0),
+    ):
+        if is_set and val_set is None:
+            raise UserError(
+                f"{key}: watches validation, and {train_set.folder} has no val split; "
+                "shard with --val-fraction above 0, or choose another schedule"
+            )
 
 
 class SelectionUpdate(NamedTuple):

@@ -12,7 +12,6 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from dataio.core.counter_rng import PURPOSE_FORWARD, hash64
-from dataio.core.errors import UserError
 from dataio.loading.loader import Batch
 from dataio.loading.trace import record_range
 from dataio.shards.shard_set import ShardSet
@@ -29,12 +28,12 @@ from engines.train.nonfinite import NonFinite, is_bad, mask_update, write_dump
 from engines.train.optim import build_optimizer, learning_rate
 from engines.train.run_data import RunData
 from engines.train.schedule import StepSchedule, data_fingerprint, share_of_micro_batches
-from engines.train.selection import ModelSelection, SelectionUpdate
+from engines.train.selection import ModelSelection, SelectionUpdate, check_validation_exists
 from engines.train.validate import Validation, validate
 from models.detector.dual_head import DualHead, dual_head_loss
 from models.detector.flops import training_flops
 
-# Stages of a step, as `on_progress` is told; see `engines.runtime.watchdog.HangWatchdog.tick`.
+# Stages of a step for `on_progress`; see `engines.runtime.watchdog.HangWatchdog.tick`.
 STEP_DONE, VALIDATING, TRAINING = 0, 1, 2
 
 
@@ -76,7 +75,7 @@ class Trainer:
         self.micro_batches = share_of_micro_batches(config.train, world)
         self.precision = resolve_precision(config.train.precision, world.device)
         make_deterministic(config)
-        self._check_validation_exists()
+        check_validation_exists(config, train_set, val_set)
         self.data = RunData(config, world, train_set, val_set)
         self.order = self.data.order
         self.schedule = StepSchedule.of(config, self.order.steps_per_epoch)
@@ -99,17 +98,6 @@ class Trainer:
         self.checks_every_step = world.device.type == "cpu"
         self._data_wait = 0.0
         self._batches: Iterator[Batch] | None = None
-
-    def _check_validation_exists(self) -> None:
-        for key, is_set in (
-            ("optim.schedule plateau", self.config.optim.schedule == "plateau"),
-            ("train.early_stop", self.config.train.early_stop > 0),
-        ):
-            if is_set and self.val_set is None:
-                raise UserError(
-                    f"{key}: watches validation, and {self.train_set.folder} has no val split; "
-                    "shard with --val-fraction above 0, or choose another schedule"
-                )
 
     @property
     def epoch(self) -> float:

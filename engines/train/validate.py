@@ -24,7 +24,7 @@ from models.detector.dual_head import DualHead
 
 @dataclass(order=True)
 class Mistake:
-    """An image whose generator was named wrongly.
+    """An image whose generator was predicted wrongly.
 
     Attributes:
         loss: the generator head's cross-entropy. sample_id: its row in the index.
@@ -42,12 +42,12 @@ class Mistake:
 
 @dataclass
 class Validation:
-    """What a validation found.
+    """The result of a validation.
 
     Attributes:
         metrics: errors as fractions and mean losses, None where no object is known.
-        confusion: int64 [G, G], images of generator (row) that were given another's name (column).
-        mistakes: the hardest first; empty where none were asked for.
+        confusion: int64 [G, G], images of a generator (row) by predicted generator (column).
+        mistakes: the hardest first; empty unless `log.images` is set.
     """
 
     metrics: dict[str, float | None]
@@ -66,10 +66,10 @@ def validate(
     quarantine: Quarantine | None = None,
     in_memory: InMemorySplit | None = None,
 ) -> Validation:
-    """Judge `model` on every image of `shards` exactly once, over all ranks.
+    """Evaluate `model` on every image of `shards` exactly once, over all ranks.
 
     Args:
-        model: is left in evaluation mode. config: `log.images` says how many mistakes to keep.
+        model: is left in evaluation mode. config: `log.images` is the number of mistakes to keep.
         each_batch: is called before each batch. quarantine, in_memory: of `shards`, see `open_loader`.
     """
     model.eval()
@@ -101,15 +101,17 @@ def validate(
     if world.distributed:
         dist.all_reduce(confusion)
         if config.log.images:
-            everybodys: list[list[Mistake]] = [[] for _ in range(world.size)]
-            dist.all_gather_object(everybodys, mistakes)
-            mistakes = sorted((m for own in everybodys for m in own), reverse=True)[: config.log.images]
+            parts: list[list[Mistake]] = [[] for _ in range(world.size)]
+            dist.all_gather_object(parts, mistakes)
+            mistakes = sorted((mistake for part in parts for mistake in part), reverse=True)[
+                : config.log.images
+            ]
     metrics = sums.reduce(world).metrics((config.loss.generator, config.loss.object))
     return Validation(metrics, confusion.view(classes, classes).cpu().numpy(), mistakes)
 
 
 def _mistakes(batch: Batch, logits: torch.Tensor, config: Config) -> list[Mistake]:
-    """The wrongly named images of a batch that are hardest, at most `log.images`."""
+    """The mistakes of a batch with the highest loss, at most `log.images`."""
     loss = F.cross_entropy(logits, batch.generator, reduction="none")
     answer = logits.argmax(1)
     loss = torch.where(answer == batch.generator, -1.0, loss)
@@ -119,7 +121,9 @@ def _mistakes(batch: Batch, logits: torch.Tensor, config: Config) -> list[Mistak
     chosen = batch.sample_id[places.cpu()].tolist()
     columns = (hardest.tolist(), chosen, batch.generator[places].tolist(), answer[places].tolist())
     return [
-        Mistake(value, sample_id, image, truth, said, fake)
-        for value, sample_id, truth, said, image, fake in zip(*columns, pixels, p_fake.tolist(), strict=True)
+        Mistake(value, sample_id, image, truth, predicted, fake)
+        for value, sample_id, truth, predicted, image, fake in zip(
+            *columns, pixels, p_fake.tolist(), strict=True
+        )
         if value >= 0
     ]

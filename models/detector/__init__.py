@@ -1,1 +1,7 @@
-"""."""
+"""The detector: a backbone with two heads, one names the generator and one the object.
+
+* `dual_head.DualHead` is the network, `dual_head.dual_head_loss` its loss; `config.ModelConfig` its options.
+* `backbones` has a file for each family of backbones, and builds one by name.
+* `weights.load_weights` loads initial weights from files and libraries.
+* `flops.training_flops` counts an image's arithmetic.
+"""

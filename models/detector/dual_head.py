@@ -48,16 +48,12 @@ def whiten_stem(model: "DualHead", images: torch.Tensor) -> None:
 
     Args:
         model: its backbone's `conv1` is changed in place; a bias is set to zero. images: float [N, 3, H, W],
-            normalised as in training; a few thousand are plenty.
+            normalized as in training; a few thousand are plenty.
 
     Raises:
         ValueError: the backbone has no such convolution of RGB.
     """
-    conv = getattr(model.backbone, "conv1", None)
-    if not isinstance(conv, nn.Conv2d) or conv.in_channels != 3 or conv.groups != 1:
-        raise ValueError(
-            "model.whiten needs a backbone whose first layer is one convolution, such as a ResNet"
-        )
+    conv = stem_of(model, "model.whiten")
     weight = conv.weight
     if conv.bias is not None:
         conv.bias.zero_()
@@ -66,7 +62,7 @@ def whiten_stem(model: "DualHead", images: torch.Tensor) -> None:
     patches = patches.transpose(1, 2).reshape(-1, 3 * side * side).double()
     patches -= patches.mean(0)
     values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))  # ascending
-    # The floor keeps quantisation noise in all but constant directions from exploding.
+    # The floor bounds the gain of nearly constant directions, which hold quantization noise only.
     rows = (vectors / (values + 5e-4).sqrt()).T
     directions = rows[: min(len(rows), filters)]
     mixtures = torch.Generator().manual_seed(0)
@@ -105,9 +101,9 @@ class DualHead(nn.Module):
         )
         hidden, dropout = config.head_hidden, config.head_dropout
         self.generator_head = _head(features, hidden, len(self.generators), dropout)
-        # A head of no classes would have no gradient; one dummy class keeps the shapes.
         self._freeze_stem = config.freeze_stem
         self.freeze_backbone(False)
+        # A head without classes would have no gradient; one dummy class keeps the shapes.
         classes = max(1, len(self.objects))
         self.object_head = _head(features, config.object_hidden or hidden, classes, dropout)
 
@@ -121,7 +117,7 @@ class DualHead(nn.Module):
         """Logits of both heads.
 
         Args:
-            image: float [N, 3, H, W], normalised.
+            image: float [N, 3, H, W], normalized.
 
         Returns:
             generator logits float [N, generators], object logits float [N, max(1, objects)].
@@ -150,7 +146,7 @@ def dual_head_loss(
     generator_logits: torch.Tensor,
     object_logits: torch.Tensor,
     generator: torch.Tensor,
-    object: torch.Tensor,
+    object_label: torch.Tensor,
     *,
     label_smoothing: float = 0.0,
     generator_weights: torch.Tensor | None = None,
@@ -160,7 +156,7 @@ def dual_head_loss(
 
     Args:
         generator_logits, object_logits: float [N, classes]; computed on in float32.
-        generator: int64 [N]. object: int64 [N], -1 where unknown (contributes nothing).
+        generator: int64 [N]. object_label: int64 [N], -1 where unknown (contributes nothing).
         label_smoothing: in [0, 1); Szegedy et al., "Rethinking the inception architecture".
         generator_weights: float32 [classes] of the generator head's classes; None for 1 each.
         own_share: of each image's own label; the rest is the label of the image before it
@@ -171,21 +167,27 @@ def dual_head_loss(
         two float32 scalars: the generator head's sum and the object head's sum.
     """
 
-    def cross_entropies(generator: torch.Tensor, object: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        by_generator = F.cross_entropy(
+    def cross_entropies(
+        generator: torch.Tensor, object_label: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        generator_loss = F.cross_entropy(
             generator_logits.float(),
             generator,
             weight=generator_weights,
             reduction="sum",
             label_smoothing=label_smoothing,
         )
-        by_object = F.cross_entropy(
-            object_logits.float(), object, reduction="sum", ignore_index=-1, label_smoothing=label_smoothing
+        object_loss = F.cross_entropy(
+            object_logits.float(),
+            object_label,
+            reduction="sum",
+            ignore_index=-1,
+            label_smoothing=label_smoothing,
         )
-        return by_generator, by_object
+        return generator_loss, object_loss
 
-    own = cross_entropies(generator, object)
+    losses = cross_entropies(generator, object_label)
     if own_share == 1:
-        return own
-    others = cross_entropies(generator.roll(1), object.roll(1))
-    return torch.lerp(others[0], own[0], own_share), torch.lerp(others[1], own[1], own_share)
+        return losses
+    mixed_in = cross_entropies(generator.roll(1), object_label.roll(1))
+    return torch.lerp(mixed_in[0], losses[0], own_share), torch.lerp(mixed_in[1], losses[1], own_share)

@@ -41,8 +41,8 @@ def training_flops(model: DualHead, size: int) -> int:
     try:
         with FlopCounterMode(display=False) as counter, torch.random.fork_rng():
             # In evaluation mode: batch norm would count this image in its statistics.
-            generator, object = model.eval()(torch.zeros(1, 3, size, size, device=device))
-            (generator.sum() + object.sum()).backward()
+            generator_logits, object_logits = model.eval()(torch.zeros(1, 3, size, size, device=device))
+            (generator_logits.sum() + object_logits.sum()).backward()
     finally:
         for module, training in modes:
             module.training = training

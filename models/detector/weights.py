@@ -18,7 +18,7 @@ _HEADS = ("generator_head.", "object_head.")
 
 @dataclass
 class WeightReport:
-    """What became of the tensors of a weights file, by name."""
+    """Which tensors of a weights file were loaded, by name."""
 
     matched: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
@@ -69,7 +69,7 @@ def read_state(source: str, backbone: str) -> Mapping[str, Any]:
         return _download_timm(source, backbone.removeprefix(TIMM))
     try:
         names = {weight.name: weight for weight in torchvision.models.get_model_weights(backbone)}
-    except ValueError:  # ours are in no library
+    except ValueError:  # our own backbones are not in torchvision
         names = {}
     if source not in names:
         raise WeightsError(
@@ -101,7 +101,7 @@ def _read_safetensors(path: Path) -> Mapping[str, Any]:
 def _download_timm(source: str, name: str) -> Mapping[str, Any]:
     if source != "pretrained":
         raise WeightsError(
-            f"model.weights: {source!r} is no file; for timm:{name} give one, or `pretrained` to download"
+            f"model.weights: {source!r} is not a file; for timm:{name} give one, or `pretrained` to download"
         )
     import timm
 
@@ -114,20 +114,20 @@ def _download_timm(source: str, name: str) -> Mapping[str, Any]:
         ) from None
 
 
-def _unwrapped(found: Mapping[str, Any]) -> Mapping[str, Any]:
+def _unwrapped(content: Mapping[str, Any]) -> Mapping[str, Any]:
     """The tensors of a file that other programs wrote: out of their wrapping, without DDP's prefix."""
     for key in ("model_ema", "state_dict_ema", "state_dict", "model"):
-        if isinstance(found.get(key), Mapping):
-            found = found[key]
+        if isinstance(content.get(key), Mapping):
+            content = content[key]
             break
-    tensors = {name: tensor for name, tensor in found.items() if isinstance(tensor, torch.Tensor)}
+    tensors = {name: tensor for name, tensor in content.items() if isinstance(tensor, torch.Tensor)}
     return {
         name.removeprefix("_orig_mod.").removeprefix("module."): tensor for name, tensor in tensors.items()
     }
 
 
 def load_weights(model: DualHead, source: str, backbone: str) -> WeightReport:
-    """Load what fits into `model`; heads of other label spaces are dropped and said.
+    """Load what fits into `model`; heads of other label spaces are dropped and reported.
 
     Args:
         model: is changed in place.
@@ -138,11 +138,11 @@ def load_weights(model: DualHead, source: str, backbone: str) -> WeightReport:
     Raises:
         WeightsError: unreadable, or the backbone's tensors are missing or of other shapes.
     """
-    found = read_state(source, backbone)
+    tensors = read_state(source, backbone)
     report = WeightReport()
     drop: set[str] = set()
-    if "labels" in found and isinstance(found.get("model"), Mapping):
-        labels = found["labels"]
+    if "labels" in tensors and isinstance(tensors.get("model"), Mapping):
+        labels = tensors["labels"]
         for head, ours in (("generator", model.generators), ("object", model.objects)):
             theirs = tuple(labels.get(f"{head}s", ()))
             if theirs != ours:
@@ -150,28 +150,28 @@ def load_weights(model: DualHead, source: str, backbone: str) -> WeightReport:
                 report.notes.append(
                     f"the {head} head is new: the file's label space is {_brief(theirs)}, ours {_brief(ours)}"
                 )
-        found = found.get("ema", found["model"])
+        tensors = tensors.get("ema", tensors["model"])
     else:
-        found = _unwrapped(found)
-        if not any(name.startswith(("backbone.", *_HEADS)) for name in found):
-            found = {f"backbone.{name}": tensor for name, tensor in found.items()}
-    if not found:
+        tensors = _unwrapped(tensors)
+        if not any(name.startswith(("backbone.", *_HEADS)) for name in tensors):
+            tensors = {f"backbone.{name}": tensor for name, tensor in tensors.items()}
+    if not tensors:
         raise WeightsError(f"{source}: has no tensors in it; give a state dict")
-    own = model.state_dict()
+    target = model.state_dict()
     fitting = {}
-    for name, tensor in found.items():
-        if name not in own or any(name.startswith(prefix) for prefix in drop):
+    for name, tensor in tensors.items():
+        if name not in target or any(name.startswith(prefix) for prefix in drop):
             report.dropped.append(name)
-        elif own[name].shape != tensor.shape:
+        elif target[name].shape != tensor.shape:
             if not name.startswith(_HEADS):
                 raise WeightsError(
-                    f"{source}: {name} has shape {list(tensor.shape)}, the model's is {list(own[name].shape)}; "
+                    f"{source}: {name} has shape {list(tensor.shape)}, the model's is {list(target[name].shape)}; "
                     "choose the model.backbone and model.stem the file was made with"
                 )
             report.dropped.append(name)
         else:
             fitting[name] = tensor
-    report.fresh = [name for name in own if name not in fitting]
+    report.fresh = [name for name in target if name not in fitting]
     missing = [name for name in report.fresh if not name.startswith(_HEADS) and "num_batches" not in name]
     if missing:
         raise WeightsError(

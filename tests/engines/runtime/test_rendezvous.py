@@ -51,5 +51,5 @@ def test_nobody_settles_on_the_token_of_a_dead_one(store):
 
 
 def test_who_waits_in_vain_says_so(store):
-    with pytest.raises(TimeoutError, match="rank 0 waited 1 s in vain for the other 1 to start"):
+    with pytest.raises(TimeoutError, match="rank 0 waited 1 s for the other 1 to start"):
         agree_on_run_id(store, 0, 2, 1.0)
