@@ -9,7 +9,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dataio.core.errors import as_user_error
 from dataio.loading.balanced_order import class_counts
-from dataio.shards.shard_set import LabelSpaces, ShardSet
+from dataio.shards.manifest import LabelSpaces
+from dataio.shards.shard_set import ShardSet
 from engines.config.detector import Config
 from engines.runtime.distributed import World
 from engines.train.batchnorm import RunningStatistics
