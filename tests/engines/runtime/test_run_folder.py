@@ -29,7 +29,7 @@ def test_the_exit_and_stop_files_of_an_earlier_run_are_removed(tmp_path, monkeyp
     monkeypatch.delenv("TELLTALE_VERDICT", raising=False)
     for name in ("exit.json", "stop"):
         (tmp_path / name).write_text("{}")
-    seen = []
+    seen: list[str] = []
 
     def run():
         seen.extend(path.name for path in tmp_path.iterdir() if path.name != ".lock")
