@@ -1,7 +1,7 @@
 r"""Ask how far a detector gets without looking at the picture, before you train one.
 
-    python launch/audit.py --layout genimage --source GenImage --val-labels LOC_val_solution.csv --output audit.json
-    python launch/audit.py --shards data/genimage
+    telltale audit --layout genimage --source GenImage --val-labels LOC_val_solution.csv --output audit.json
+    telltale audit --shards data/genimage
 
 Small classifiers are asked to tell fakes from photographs by the file's container, then by
 trivial pixel statistics. The verdict is pass, warn or fail. That of shards goes beside their
@@ -12,34 +12,43 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from dataio.core.cores import available_cores
 from dataio.core.errors import UserError
 from dataio.layouts.base import SPLITS
-from engines.audit.audit import AuditSettings, audit_layout, audit_shards, check_audit_path, write_audit
-from engines.audit.gate import AUDIT
-from engines.audit.verdict import format_audit
 from engines.config.layout_flags import add_layout_flags, layout_keys, layout_of
 from engines.config.parser import Parser
 from engines.runtime.command import run_command
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(
-        prog="audit.py",
-        description="How far does one get without looking at the picture? Audits a data set, or its shards.",
-    )
+def make_parser() -> Parser:
+    parser = Parser("audit", __doc__)
     add_layout_flags(parser, required=False, skipped="leave out files that fit no pattern")
-    add = parser.add_argument
+    add = parser.add_argument_group("Audit").add_argument
     add("--shards", default=None, help="folder written by launch/shard.py")
     add("--output", default=None, help="JSON file; of shards by default audit.json beside their manifest")
     add("--split", nargs="*", default=list(SPLITS), help="train, val, test; all by default")
     add("--sample", type=int, default=4000, help="images to look at, spread over the generators; 0: all")
     add("--seed", type=int, default=0, help="of the sample, the folds and the intervals")
-    add("--workers", type=int, default=available_cores(), help="processes; the result does not depend on it")
-    args = parser.parse_args(argv)
-    settings = AuditSettings(sample=args.sample, seed=args.seed, splits=args.split, workers=args.workers)
+    add("--workers", type=int, help="processes (default: the cores); the result does not depend on it")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = make_parser().parse_args(argv)
+
+    from dataio.core.cores import available_cores
+    from engines.audit.audit import AuditSettings, audit_layout, audit_shards, check_audit_path, write_audit
+    from engines.audit.gate import AUDIT
+    from engines.audit.verdict import format_audit
+
+    settings = AuditSettings(
+        sample=args.sample,
+        seed=args.seed,
+        splits=args.split,
+        workers=available_cores() if args.workers is None else args.workers,
+    )
     if args.shards is not None:
         misplaced = [key for key in ("layout", "source", *layout_keys()) if args[key]]
         if misplaced:

@@ -1,6 +1,6 @@
 r"""Calibrate a checkpoint on the validation split and freeze its decision.
 
-    python launch/calibrate.py --checkpoint runs/quickstart/best.pt --data data/quickstart
+    telltale calibrate --checkpoint runs/quickstart/best.pt --data data/quickstart
 
 Writes best.calibration.json beside best.pt: temperature and shift of the logit of P(fake), the
 threshold from which an image is called AI-generated, and the band below it that is called
@@ -11,15 +11,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from engines.config.parser import Parser
-from engines.evaluate.calibrate import calibrate_checkpoint, format_calibration
 from engines.runtime.command import run_command
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(description="Calibrate a checkpoint on the validation split and freeze its decision.")
+def make_parser() -> Parser:
+    parser = Parser("calibrate", __doc__)
     parser.add_argument("--checkpoint", required=True, help="RUN, RUN/best.pt or an export")
     parser.add_argument("--data", help="folder written by launch/shard.py")
     parser.add_argument("--predictions", help="instead: predictions.parquet of this checkpoint on the split")
@@ -39,7 +39,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--batch", type=int, default=None, help="images per forward pass")
     parser.add_argument("--allow-test", action="store_true", help="let --split be test")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = make_parser()
     options = parser.parse_args(argv)
+
+    from engines.evaluate.calibrate import calibrate_checkpoint, format_calibration
+
     if not 0 < options.false_alarm_rate < 1:
         parser.error(f"--false-alarm-rate is {options.false_alarm_rate:g}, expected a fraction in (0, 1)")
     if not 0 <= options.unsure <= 1:

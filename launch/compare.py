@@ -1,6 +1,6 @@
 r"""Compare two evaluations of the same images.
 
-    python launch/compare.py runs/a/evaluation runs/b/evaluation --output comparison.json
+    telltale compare runs/a/evaluation runs/b/evaluation --output comparison.json
 
 Takes folders written by launch/evaluate.py, or their predictions.parquet. Prints paired
 differences (in points, with 95 % intervals) and McNemar's test, overall and for each
@@ -11,19 +11,25 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from engines.config.parser import Parser
 from engines.runtime.command import run_command
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(description="Compare two evaluations of the same images.")
+def make_parser() -> Parser:
+    parser = Parser("compare", __doc__)
     parser.add_argument("a", metavar="EVAL_A", help="folder with predictions.parquet, or the file")
     parser.add_argument("b", metavar="EVAL_B", help="the same of the other detector")
     parser.add_argument("--output", default=None, help="FILE.json for the comparison")
     parser.add_argument("--resamples", type=int, default=2000, help="of the bootstrap (default: 2000)")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = make_parser()
     options = parser.parse_args(argv)
     if options.resamples < 1:
         parser.error(f"--resamples is {options.resamples}, expected at least 1")

@@ -1,6 +1,6 @@
 r"""Evaluate a checkpoint on one split of a shard folder.
 
-    python launch/evaluate.py --checkpoint runs/quickstart/best.pt --data data/quickstart --split test \
+    telltale evaluate --checkpoint runs/quickstart/best.pt --data data/quickstart --split test \
         --output runs/quickstart/evaluation
 
 Writes predictions.parquet (one row per image) and metrics.json into the output folder and
@@ -12,16 +12,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from engines.config.parser import Parser
-from engines.evaluate.evaluate import METRICS, PREDICTIONS, evaluate_checkpoint
-from engines.evaluate.metrics_text import format_metrics
 from engines.runtime.command import run_command
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(description="Evaluate a checkpoint on one split of a shard folder.")
+def make_parser() -> Parser:
+    parser = Parser("evaluate", __doc__)
     parser.add_argument("--checkpoint", required=True, help="RUN/best.pt or a file of RUN/checkpoints/")
     parser.add_argument("--data", required=True, help="folder written by launch/shard.py")
     parser.add_argument("--split", required=True, help="train, val or test")
@@ -49,7 +48,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--groups", default="", help="CSV of path and group: images that belong together, for the intervals"
     )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = make_parser()
     options = parser.parse_args(argv)
+
+    from engines.evaluate.evaluate import METRICS, PREDICTIONS, evaluate_checkpoint
+    from engines.evaluate.metrics_text import format_metrics
+
     if options.resamples < 1:
         parser.error(f"--resamples is {options.resamples}, expected at least 1")
     if options.batch is not None and options.batch < 1:

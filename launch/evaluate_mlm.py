@@ -1,7 +1,7 @@
 """Measure a finetuned TinyLLaVA on a benchmark, or score answers that exist.
 
-    python launch/evaluate_mlm.py --model runs/tinyllava/model --benchmark true_false.json --output results
-    python launch/evaluate_mlm.py --answers answers.json --compare base_answers.json
+    telltale evaluate-mlm --model runs/tinyllava/model --benchmark true_false.json --output results
+    telltale evaluate-mlm --answers answers.json --compare base_answers.json
 
 Answers are greedy; a verdict also comes as P(fake) against P(real) at its token. An answer
 that names no verdict counts as wrong, under its own name. Beside every score stands what a
@@ -12,15 +12,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from dataio.core.errors import UserError
 from engines.config.parser import Parser
 from engines.runtime.command import run_command
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(description="Measure a finetuned TinyLLaVA, or score answers that exist.")
+def make_parser() -> Parser:
+    parser = Parser("evaluate-mlm", __doc__)
     parser.add_argument("--model", help="folder of a model (RUN/model), of the published one, or random:tiny")
     parser.add_argument("--benchmark", help="JSON list of id, image, question, ground_truth")
     parser.add_argument("--images", help="folder the benchmark's images are in; its own by default")
@@ -31,7 +32,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=8, help="questions at a time")
     parser.add_argument("--precision", choices=["auto", "bf16", "fp16", "fp32"], default="auto")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = make_parser().parse_args(argv)
     if args.answers is None and (args.model is None or args.benchmark is None or args.output is None):
         raise UserError("give --model DIR --benchmark FILE --output DIR, or --answers FILE")
     if args.answers is not None and (args.model or args.benchmark):

@@ -1,6 +1,6 @@
 """Explain single images: the detector's verdict, where it looked, and a language model's words.
 
-    python launch/explain.py --checkpoint runs/quickstart/best.pt --model runs/tinyllava/model \
+    telltale explain --checkpoint runs/quickstart/best.pt --model runs/tinyllava/model \
         --output page.html image.jpg other.png
 
 The language model does not see the detector's verdict unless --tell-verdict is given, and
@@ -11,7 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from dataio.core.atomic import write_text
 from dataio.core.errors import UserError
@@ -21,8 +22,8 @@ from engines.runtime.command import EXIT_USER_ERROR, run_command
 FORMATS = {".html": "html", ".json": "json", ".txt": "text"}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(description="Explain single images.")
+def make_parser() -> Parser:
+    parser = Parser("explain", __doc__)
     parser.add_argument("images", nargs="+", help="image files")
     parser.add_argument("--checkpoint", help="detector: RUN/best.pt or an export")
     parser.add_argument("--model", help="language model: RUN/model of launch/finetune_mlm.py")
@@ -32,7 +33,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--no-cam", action="store_true", help="no Grad-CAM")
     parser.add_argument("--device", default="auto", help="of the language model: auto, cpu, cuda or cuda:N")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = make_parser().parse_args(argv)
     if args.output and Path(args.output).suffix not in FORMATS:
         raise UserError(f"--output {args.output}: expected a name that ends in {', '.join(FORMATS)}")
     from engines.mlm.vqa_benchmark import choose_device, load_for_answers

@@ -1,17 +1,17 @@
 r"""Export a checkpoint as safetensors and a JSON description.
 
-    python launch/export.py --checkpoint runs/quickstart/best.pt --output exported
+    telltale export --checkpoint runs/quickstart/best.pt --output exported
 
 Writes exported/model.safetensors and exported/config.json (architecture, label spaces,
 preprocessing, codec policy), and exported/model.calibration.json where launch/calibrate.py has
 calibrated the checkpoint. launch/evaluate.py takes the folder as a checkpoint, and
 gives the same predictions bit for bit.
 
-    python launch/export.py --format onnx --checkpoint runs/quickstart/best.pt --output onnx
+    telltale export --format onnx --checkpoint runs/quickstart/best.pt --output onnx
 
 writes onnx/model.onnx for ONNX Runtime, compared with PyTorch before it is kept.
 
-    python launch/export.py --format tinyllava --checkpoint runs/tinyllava/model --output published
+    telltale export --format tinyllava --checkpoint runs/tinyllava/model --output published
 
 writes a finetuned TinyLLaVA with the names of the published checkpoint.
 """
@@ -20,15 +20,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from dataio.core.errors import UserError
 from engines.config.parser import Parser
 from engines.runtime.command import run_command
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(description="Export a checkpoint for other programs.")
+def make_parser() -> Parser:
+    parser = Parser("export", __doc__)
     parser.add_argument(
         "--checkpoint",
         required=True,
@@ -38,7 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--format", choices=["detector", "onnx", "tinyllava"], default="detector", help="what it is"
     )
-    options = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = make_parser().parse_args(argv)
     if options.format == "tinyllava":
         return _export_tinyllava(options.checkpoint, options.output)
     if options.format == "onnx":

@@ -1,6 +1,6 @@
 r"""Train and evaluate every combination of a sweep file on this machine, and print one table.
 
-    python launch/grid.py configs/reference/cifake_grid.yaml --output runs/reference_cifake \
+    telltale grid configs/reference/cifake_grid.yaml --output runs/reference_cifake \
         --data.shards data/cifake --train.epochs 2
 
 The file is in Weights & Biases' sweep format (method: grid), so `wandb sweep` takes it too;
@@ -12,24 +12,32 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from dataio.core.errors import UserError
 from engines.config.parser import Parser, split_known_flags
-from engines.experiments.grid import format_grid, read_grid, run_grid
 from engines.runtime.command import run_command
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(description="Train and evaluate every combination of a sweep file.")
+def make_parser() -> Parser:
+    parser = Parser("grid", __doc__)
     parser.add_argument("sweep", help="YAML in W&B's sweep format with method: grid, see configs/sweeps/")
     parser.add_argument("--output", required=True, help="folder of the runs and of grid.csv")
     parser.add_argument("--processes", type=int, default=1, help="processes of each run")
     parser.add_argument("--split", default="test", help="split that is evaluated")
     parser.add_argument("--weights", choices=["best", "last"], default="best", help="which weights of a run")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     own, flags = split_known_flags(words)
+    parser = make_parser()
     options = parser.parse_args(own)
+
+    from engines.experiments.grid import format_grid, read_grid, run_grid
+
     if options.processes < 1:
         parser.error(f"--processes is {options.processes}, expected at least 1")
     combinations = read_grid(options.sweep)

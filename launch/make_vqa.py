@@ -1,18 +1,19 @@
-"""Make finetuning conversations and benchmarks from labelled images.
+"""Make finetuning conversations and benchmarks from labeled images.
 
-    python launch/make_vqa.py --shards data/genimage --output data/vqa
-    python launch/make_vqa.py --manifest labels.csv --root images --output data/vqa
+    telltale make-vqa --shards data/genimage --output data/vqa
+    telltale make-vqa --manifest labels.csv --root images --output data/vqa
 
 Conversations come from the train and val splits, the true/false and multiple-choice
 benchmarks from the test split, without images or groups that were trained on. A benchmark
-that a rule without eyes beats chance on is refused.
+on which an image-blind baseline beats chance is refused.
 """
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from dataio.core.errors import UserError
 from dataio.vqa.questions import QUESTION_FORMATS, VqaSizes, images_of_manifest, images_of_shards, write_vqa
@@ -20,8 +21,8 @@ from engines.config.parser import Parser
 from engines.runtime.command import run_command
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(description="Make finetuning conversations and benchmarks from labelled images.")
+def make_parser() -> Parser:
+    parser = Parser("make-vqa", __doc__)
     parser.add_argument("--shards", help="folder written by launch/shard.py")
     parser.add_argument("--manifest", help="CSV of path, generator, object[, split, group]")
     parser.add_argument("--root", help="folder the CSV's paths start in; the CSV's own by default")
@@ -35,8 +36,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--formats", default=",".join(QUESTION_FORMATS), help="of the conversations: explain, short, choice"
     )
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
+    parser.add_argument("--seed", type=int, default=0, help="seed of the questions")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = make_parser().parse_args(argv)
     if (args.shards is None) == (args.manifest is None):
         raise UserError("give --shards DIR or --manifest FILE.csv, one of them")
     formats = tuple(args.formats.split(","))

@@ -1,7 +1,7 @@
 r"""Predict images: real, AI-generated or unsure, the likeliest generator, and the object.
 
-    python launch/predict.py --checkpoint runs/quickstart --output predictions.csv photos/ 'more/*.png' archive.zip
-    find photos -name '*.jpg' -print0 | python launch/predict.py --checkpoint runs/quickstart --null -
+    telltale predict --checkpoint runs/quickstart --output predictions.csv photos/ 'more/*.png' archive.zip
+    find photos -name '*.jpg' -print0 | telltale predict --checkpoint runs/quickstart --null -
 
 One row for each image, to FILE.csv or FILE.jsonl, else as a table on the screen: path, verdict,
 p_fake, generator, p_generator, object, error, calibrated, credentials. A file that cannot be read
@@ -14,14 +14,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from engines.config.parser import Parser
 from engines.runtime.command import EXIT_USER_ERROR, run_command
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(description="Predict images: real, AI-generated or unsure.")
+def make_parser() -> Parser:
+    parser = Parser("predict", __doc__)
     parser.add_argument(
         "paths", nargs="+", help="files, folders, 'globs', zips, or - for a list on standard input"
     )
@@ -31,6 +32,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--null", action="store_true", help="the list ends its names with zero bytes")
     parser.add_argument("--batch", type=int, default=None, help="images per forward pass")
     parser.add_argument("--workers", type=int, default=0, help="threads that read (default: the cores)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = make_parser()
     options = parser.parse_args(argv)
     if options.batch is not None and options.batch < 1:
         parser.error(f"--batch is {options.batch}, expected at least 1")

@@ -1,6 +1,6 @@
 r"""Check a job's nodes before any time is spent: one task on each, in the batch scripts of slurm/.
 
-    srun --ntasks-per-node=1 python launch/preflight.py --script launch/train.py \
+    srun --ntasks-per-node=1 telltale preflight --script launch/train.py \
         --gpu-config configs/resnet50_genimage.yaml --cpu-config configs/quickstart.yaml \
         --names n1,n2 --head n1 --port 30001 -- --optim.lr 0.05
 
@@ -17,18 +17,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[0] = str(ROOT)
+if not __package__:
+    sys.path[0] = str(ROOT)
 
 from dataio.core.errors import UserError
-from engines.cluster.preflight import (
-    Chosen,
-    Node,
-    Place,
-    check_nodes,
-    choose_run,
-    format_nodes,
-    look,
-)
 from engines.config.parser import Parser
 from engines.runtime.command import run_command
 from engines.runtime.exit_file import report_unparsed
@@ -36,10 +28,8 @@ from engines.runtime.exit_file import report_unparsed
 NONE = "-"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    words = list(sys.argv[1:] if argv is None else argv)
-    own, rest = (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
-    parser = Parser(description="Check a job's nodes before any time is spent.")
+def make_parser() -> Parser:
+    parser = Parser("preflight", __doc__)
     add = parser.add_argument
     add(
         "--script", choices=["launch/train.py", "launch/finetune_mlm.py"], required=True, help="what will run"
@@ -52,7 +42,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--port", type=int, default=30000, help="a free port there")
     add("--timeout", type=int, default=120, help="seconds to wait for a node")
     add("--processes", type=int, default=None, help="per node (default: one for each GPU, else one)")
-    options = parser.parse_args(own)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    words = list(sys.argv[1:] if argv is None else argv)
+    own, rest = (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
+    options = make_parser().parse_args(own)
+
+    from engines.cluster.preflight import (
+        Chosen,
+        Node,
+        Place,
+        check_nodes,
+        choose_run,
+        format_nodes,
+        look,
+    )
+
     place = Place(
         number=int(os.environ.get("SLURM_NODEID", "0")),
         names=options.names.split(",") if options.names else [socket.gethostname()],

@@ -1,6 +1,6 @@
 r"""Write an evaluation's report anew, with whatever else there is by now.
 
-    python launch/report.py --evaluation runs/NAME/evaluation --checkpoint runs/NAME --data data/NAME --split test \
+    telltale report --evaluation runs/NAME/evaluation --checkpoint runs/NAME --data data/NAME --split test \
         --protocols runs/NAME/robustness --explainer runs/EXPLAINER
 
 The same page as `evaluate.py --report` writes, from the predictions and metrics that lie in the
@@ -11,14 +11,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from engines.config.parser import Parser
 from engines.runtime.command import run_command
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(description="Write an evaluation's report anew, from its predictions and metrics.")
+def make_parser() -> Parser:
+    parser = Parser("report", __doc__)
     add = parser.add_argument
     add("--evaluation", required=True, help="folder with predictions.parquet and metrics.json")
     add("--checkpoint", required=True, help="RUN or RUN/best.pt, for the gallery's maps")
@@ -27,6 +28,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--protocols", nargs="*", default=[], help="folders of launch/protocol.py")
     add("--explainer", default=None, help="run folder of launch/finetune_mlm.py, for its benchmarks")
     add("--pictures", type=int, default=2, help="per generator and outcome in the gallery; 0: none")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = make_parser()
     options = parser.parse_args(argv)
     if options.pictures < 0:
         parser.error(f"--pictures is {options.pictures}, expected 0 or more")

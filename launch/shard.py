@@ -1,71 +1,69 @@
 r"""Turn a data set into WebDataset shards with a manifest, or verify such a folder.
 
-    python launch/shard.py --layout genimage --source GenImage --output data/genimage \
+    telltale shard --layout genimage --source GenImage --output data/genimage \
         --val-labels LOC_val_solution.csv --workers 16
-    python launch/shard.py verify data/genimage
+    telltale shard verify data/genimage
 
 Killed at any moment and run again, it continues and ends with the same bytes. On a cluster,
 the same command with --task i/n (i from 0, as SLURM's --array=0-7 counts) on a shared file
 system writes each n-th shard; when all tasks are done, the same with --finish merges:
 
-    sbatch --array=0-7 ...  python launch/shard.py ... --task $SLURM_ARRAY_TASK_ID/8
-    python launch/shard.py ... --finish
+    sbatch --array=0-7 ... telltale shard ... --task $SLURM_ARRAY_TASK_ID/8
+    telltale shard ... --finish
 """
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from dataio.core.cores import available_cores
 from dataio.core.errors import UserError
 from dataio.core.tasks import ArrayTask
 from dataio.images.codec import PRESETS, preset_policy
-from dataio.layouts.synthetic import write_synthetic
-from dataio.sharding.job import ShardJob, finish_job, run_array_task, run_job
-from dataio.sharding.merge import summary
-from dataio.sharding.verify import verify_shards
 from engines.config.layout_flags import add_layout_flags, default_codec_preset, layout_of, layout_settings
 from engines.config.parser import Parser
 from engines.runtime.command import run_command
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    words = list(sys.argv[1:] if argv is None else argv)
-    return _verify(words[1:]) if words[:1] == ["verify"] else _write(words)
-
-
-def _write(words: list[str]) -> int:
-    parser = Parser(
-        prog="shard.py",
-        description="Write WebDataset shards. `shard.py verify DIR` checks a finished folder instead. "
-        "For many machines: the same command with --task i/n on each, then with --finish.",
-    )
+def make_parser() -> Parser:
+    parser = Parser("shard", __doc__)
     add_layout_flags(parser, required=True, skipped="set files that fit no pattern aside in rejected.csv")
-    add = parser.add_argument
+    add = parser.add_argument_group("Shards").add_argument
     add("--output", required=True, help="folder of the shards")
-    add("--workers", type=int, default=available_cores(), help="processes; the bytes do not depend on it")
+    add("--workers", type=int, help="processes (default: the cores); the bytes do not depend on it")
     add("--samples-per-shard", type=int, default=1000, help="images in one tar")
     add("--codec.preset", choices=PRESETS, default=None, help="default: default; cifake: keep")
     add("--codec.size", type=int, default=None, help="side of the images, pixels (default 256)")
-    add("--seed", type=int, default=0, help="of the permutation")
+    add("--seed", type=int, default=0, help="seed of the permutation")
+    add("--allow-duplicates", action="store_true", help="accept an image that is in two splits")
+    add = parser.add_argument_group("Synthetic images").add_argument
     add("--synthetic.images", type=int, default=3000, help="synthetic: how many to draw")
     add("--synthetic.size", type=int, default=64, help="synthetic: side, pixels")
     add("--synthetic.seed", type=int, default=0, help="synthetic: seed of the drawing")
-    add(
-        "--task",
-        default=None,
-        metavar="i/n",
-        help="write only share i of n, i from 0 to n-1 (SLURM: --array=0-7 and $SLURM_ARRAY_TASK_ID/8); "
-        "shares may run at once on one file system",
-    )
+    add = parser.add_argument_group("Several machines").add_argument
+    task_help = "write only share i of n, i from 0 to n-1; shares may run at once on one file system"
+    add("--task", default=None, metavar="i/n", help=task_help)
     add("--finish", action="store_true", help="merge what the tasks wrote, or name the tasks still missing")
-    add("--allow-duplicates", action="store_true", help="an image that is in two splits is no error")
-    args = parser.parse_args(words)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    words = list(sys.argv[1:] if argv is None else argv)
+    return _verify(words[1:]) if words[:1] == ["verify"] else _write(make_parser().parse_args(words))
+
+
+def _write(args: Any) -> int:
+    from dataio.layouts.synthetic import write_synthetic
+    from dataio.sharding.job import ShardJob, finish_job, run_array_task, run_job
+    from dataio.sharding.merge import summary
+
     if args.task is not None and args.finish:
         raise UserError("--task and --finish: give one; --finish comes when all tasks are done")
-    share = ArrayTask.parse(args.task) if args.task is not None else None
+    array_task = ArrayTask.parse(args.task) if args.task is not None else None
     policy = preset_policy(args.codec.preset or default_codec_preset(args.layout), args.codec.size)
     if args.layout == "synthetic":
         drawing = args.synthetic
@@ -77,14 +75,14 @@ def _write(words: list[str]) -> int:
         layout,
         Path(args.output),
         policy,
-        workers=args.workers,
+        workers=available_cores() if args.workers is None else args.workers,
         samples_per_shard=args.samples_per_shard,
         seed=args.seed,
         extra_settings=layout_settings(args),
         allow_duplicates=args.allow_duplicates,
     )
-    if share is not None:
-        print(run_array_task(job, share))
+    if array_task is not None:
+        print(run_array_task(job, array_task))
         return 0
     manifest = finish_job(job) if args.finish else run_job(job)
     print(summary(manifest))
@@ -93,18 +91,17 @@ def _write(words: list[str]) -> int:
 
 
 def _verify(words: list[str]) -> int:
-    parser = Parser(
-        prog="shard.py verify", description="Check every hash, index, key and image of a shard folder."
-    )
-    parser.add_argument("folder", help="folder written by shard.py")
-    parser.add_argument("--workers", type=int, default=available_cores(), help="processes")
+    parser = Parser("shard verify", "Check every hash, index, key and image of a shard folder.")
+    parser.add_argument("folder", help="folder written by telltale shard")
+    parser.add_argument("--workers", type=int, help="processes (default: the cores)")
     args = parser.parse_args(words)
-    checked, faults = verify_shards(args.folder, workers=args.workers)
+    from dataio.sharding.verify import verify_shards
+
+    workers = available_cores() if args.workers is None else args.workers
+    checked, faults = verify_shards(args.folder, workers=workers)
     if faults:
-        shown = "; ".join(faults[:10])
-        raise UserError(
-            f"{args.folder}: {len(faults)} faults among {checked} images: {shown}. Copy or shard it again"
-        )
+        text = f"{len(faults)} faults among {checked} images: {'; '.join(faults[:10])}"
+        raise UserError(f"{args.folder}: {text}. Copy or shard it again")
     print(f"{args.folder}: {checked} images, every hash, index, key and image in order")
     return 0
 

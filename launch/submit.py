@@ -1,7 +1,7 @@
 r"""Submit a configuration to Slurm: the right script, with the options of your site.
 
-    python launch/submit.py configs/resnet50_genimage.yaml --nodes 4 --time 24:00:00 --optim.lr 0.4
-    python launch/submit.py configs/tinyllava_lora_zero2.yaml --partition gpu --dry-run
+    telltale submit configs/resnet50_genimage.yaml --nodes 4 --time 24:00:00 --optim.lr 0.4
+    telltale submit configs/tinyllava_lora_zero2.yaml --partition gpu --dry-run
 
 Options that are not given come from slurm/site.env (see slurm/site.env.example); dotted flags go
 to the training. --dry-run shows the command and does nothing.
@@ -12,18 +12,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[0] = str(ROOT)
+if not __package__:
+    sys.path[0] = str(ROOT)
 
-from engines.cluster.submit import Request, command_of, explain, read_site, submit
 from engines.config.parser import Parser, split_known_flags
 from engines.runtime.command import run_command
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(
-        prog="submit.py",
-        description="Submit a configuration to Slurm. Flags with a dot go to the training.",
-    )
+def make_parser() -> Parser:
+    parser = Parser("submit", __doc__)
     add = parser.add_argument
     add("experiment", help="YAML file of a detector or of a finetuning run, see configs/")
     add("--nodes", type=int, default=1, help="nodes of the job")
@@ -45,9 +42,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         help='other options of sbatch, in one word: --sbatch="--exclude=n3 --mail-type=END"',
     )
     add("--dry-run", action="store_true", help="show the command only")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     own, flags = split_known_flags(words)
-    options = parser.parse_args(own)
+    options = make_parser().parse_args(own)
+
+    from engines.cluster.submit import Request, command_of, explain, read_site, submit
+
     request = Request(
         **{key: options[key] for key in Request.__dataclass_fields__ if key != "flags"}, flags=tuple(flags)
     )

@@ -21,11 +21,9 @@ def add_layout_flags(parser: Parser, *, required: bool, skipped: str) -> None:
         required: whether --layout and --source must be given. skipped: what becomes of files that
             fit no pattern, in words.
     """
-    add = parser.add_argument
+    add = parser.add_argument_group("Data set").add_argument
     add("--layout", choices=layout_names(), required=required, help="how the source is laid out")
-    add(
-        "--source", required=required, help="folder, zip or CSV; shard.py draws a synthetic one where missing"
-    )
+    add("--source", required=required, help="folder, zip or CSV; synthetic: drawn where missing")
     for option in layout_options():
         flag = f"--{option.name.replace('_', '-')}"
         if option.default is False:

@@ -82,10 +82,9 @@ def _suggest(message: str, flags: Sequence[str]) -> str:
 
 def _nearest(word: str, known: Sequence[str]) -> str:
     """The known spelling that is nearest to `word`, also where only its section is missing."""
-    close = difflib.get_close_matches(word, known, 1)
-    if not close:
-        last = word.lstrip("-").rpartition(".")[2]
-        close = [name for name in known if name.rpartition(".")[2] == last][:1]
+    last = word.lstrip("-")
+    close = [name for name in known if name.rpartition(".")[2] == last]
+    close = close or difflib.get_close_matches(word, known, 1)
     return next(iter(close), "")
 
 

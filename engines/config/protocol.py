@@ -190,26 +190,19 @@ FOREIGN = {
 FREE = frozenset(["workers", "keep_shards", "processes"])
 
 
-def make_parser() -> Parser:
+def make_protocol_parser(doc: str | None = "") -> Parser:
+    """The parser of a protocol's command line; doc is shown in its help, see `Parser`."""
     parser = Parser(
-        prog="protocol.py",
-        usage="protocol.py FILE.yaml --output DIR [--task i/n | --finish] [options]",
-        description="Run a protocol of configs/protocols/. Dotted flags go to launch/train.py in every "
-        "training of cross_generator and leave_one_out.",
-        default_env=False,
+        "protocol", doc, usage="telltale protocol FILE.yaml --output DIR [options]", default_env=False
     )
-    parser.add_argument("--config-file", action="config", help="the YAML file; the same as FILE.yaml")
-    parser.add_argument("--output", required=True, help="folder of the results")
-    parser.add_argument(
-        "--task",
-        default=None,
-        metavar="i/n",
-        help="do only share i of n of the cells, i from 0 to n-1 (SLURM: $SLURM_ARRAY_TASK_ID/8); "
-        "shares may run at once on one file system",
+    add = parser.add_argument_group("Command").add_argument
+    add("--config-file", action="config", help="the YAML file; the same as FILE.yaml")
+    add("--output", required=True, help="folder of the results")
+    task_help = (
+        "do only share i of n of the cells, i from 0 to n-1; shares may run at once on one file system"
     )
-    parser.add_argument(
-        "--finish", action="store_true", help="merge what the tasks did, or name what is missing"
-    )
+    add("--task", default=None, metavar="i/n", help=task_help)
+    add("--finish", action="store_true", help="merge what the tasks did, or name what is missing")
     parser.add_class_arguments(ProtocolConfig, nested_key=None)
     return parser
 
@@ -231,9 +224,7 @@ def parse_command(words: Sequence[str]) -> Command:
         UserError: no file, unknown keys or values, keys that do not fit the protocol.
     """
     own, flags = split_training_flags(words)
-    parser = make_parser()
-    if "--help" in own or "-h" in own:
-        parser.parse_args(["--help"])
+    parser = make_protocol_parser()
     if not own or own[0].startswith("-"):
         raise UserError("expected a YAML file first, such as configs/protocols/robustness.yaml (see --help)")
     path = find_config(own[0])
