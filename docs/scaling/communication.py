@@ -26,7 +26,8 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent.parent)
 
 from engines.stats.text_table import text_table
 from engines.train.batchnorm import RunningStatistics
-from models.detector.dual_head import DualHead, ModelConfig
+from models.detector.config import ModelConfig
+from models.detector.dual_head import DualHead
 
 MIB = 2**20
 
