@@ -164,7 +164,7 @@ def rand_augment(image: Any, params: Any, config: AugmentConfig, size: int, fill
     return image
 
 
-def degrade(image: Any, params: Any, config: AugmentConfig, size: int) -> Any:
+def blur_resize_compress(image: Any, params: Any, config: AugmentConfig, size: int) -> Any:
     """Blur, scale and back, compress; uint8 HWC in and out."""
     from nvidia.dali import fn
     from nvidia.dali import types as dali_types

@@ -114,7 +114,7 @@ def build_pipeline(
             )
         if augmented:
             image = augment.rand_augment(image, inputs[4], config.augment, config.size, sum(fill) / 3)
-            image = augment.degrade(image, inputs[4], config.augment, config.size)
+            image = augment.blur_resize_compress(image, inputs[4], config.augment, config.size)
         image = fn.crop_mirror_normalize(
             image,
             mirror=flip,

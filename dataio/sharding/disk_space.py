@@ -8,10 +8,10 @@ from dataio.core.errors import UserError
 from dataio.images.codec import Undecodable
 from dataio.sharding.plan import ShardPlan, ShardSpec, read_task
 from dataio.sharding.writer import WORK, encode_source, member_json
+from dataio.shards.tar_reader import TAR_BLOCK
 from dataio.sources.source import Source
 
 _SAMPLED = 64  # images, which is what tells sizes apart within a few per cent
-_BLOCK = 512  # of a tar; each member has a header of one, and is filled up to whole ones
 _BESIDE = 200  # bytes per image in the indexes and sidecars, at most
 
 
@@ -34,8 +34,8 @@ def space_needed(output: Path, plan: ShardPlan, tasks: list[ShardSpec], source: 
                 sizes.append(0)
                 continue
             about = member_json(generator, label, plan.objects, plan.object_in_json, path, subset)
-            blocks = sum(1 + -(-len(data) // _BLOCK) for data in (made.data, about))
-            sizes.append(blocks * _BLOCK + _BESIDE)
+            blocks = sum(1 + -(-len(data) // TAR_BLOCK) for data in (made.data, about))
+            sizes.append(blocks * TAR_BLOCK + _BESIDE)
     return round(sum(sizes) / len(sizes) * sum(task.count for task in tasks))
 
 

@@ -36,7 +36,7 @@ _CROWD = 2_000  # plain images fill one band's bucket; larger ones are not compa
 _LISTED = 10_000  # pairs of each kind in the file
 
 
-def fingerprint(image: Image.Image) -> tuple[tuple[int, int], int, bool]:
+def image_fingerprint(image: Image.Image) -> tuple[tuple[int, int], int, bool]:
     """(pixels, look, small) of an 8-bit RGB image.
 
     The look is Zauner's pHash (2010): signs of the lowest 8 x 8 cosine coefficients.

@@ -70,7 +70,7 @@ class ShardPlan:
     tasks: list[ShardSpec]
 
 
-def _rank(seed: int, path: str) -> bytes:
+def _shuffle_key(seed: int, path: str) -> bytes:
     # A hash, not a random generator: the permutation must not change with a library.
     return hashlib.blake2b(f"{seed}:{path}".encode("utf-8", "surrogateescape"), digest_size=16).digest()
 
@@ -88,7 +88,7 @@ def _history(layout: Layout, work: Path, tasks: list[ShardSpec], seed: int) -> d
     sample = list(islice(lossy("train"), HISTORY_SAMPLE))
     if not sample:
         others = [lossy(split) for split in SPLITS if split != "train"]
-        sample = list(islice(heapq.merge(*others, key=lambda path: _rank(seed, path)), HISTORY_SAMPLE))
+        sample = list(islice(heapq.merge(*others, key=lambda path: _shuffle_key(seed, path)), HISTORY_SAMPLE))
     counts: Counter[str] = Counter()
     for path in sample:
         try:
@@ -112,7 +112,7 @@ def _spool(layout: Layout, folder: Path, seed: int) -> tuple[int, set[str]]:
     files: dict[str, BinaryIO] = {}
     with ExitStack() as stack:
         for record in layout.records():
-            rank = _rank(seed, record.path).hex()
+            rank = _shuffle_key(seed, record.path).hex()
             name = _spool_name(record.split, int(rank[:2], 16) * _SPOOLS // 256)
             if name not in files:
                 files[name] = stack.enter_context(open(folder / name, "wb"))

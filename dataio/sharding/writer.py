@@ -13,14 +13,14 @@ import numpy as np
 
 from dataio.core.atomic import write_text, write_with
 from dataio.images.codec import CodecPolicy, Encoded, Undecodable, encode, open_image, to_rgb
-from dataio.sharding.duplicates import FINGERPRINT, fingerprint
+from dataio.sharding.duplicates import FINGERPRINT, image_fingerprint
 from dataio.sharding.plan import ShardPlan, ShardSpec, read_task
 from dataio.shards.manifest import SAMPLE
+from dataio.shards.tar_reader import TAR_BLOCK
 from dataio.sources.source import Source
 
 WORK = ".work"
 PRINTS = ".prints.npy"  # suffix of the fingerprints, which are compared at the end
-_BLOCK = 512
 
 
 class _HashingFile:
@@ -123,7 +123,7 @@ def _write_shard(output: Path, plan: ShardPlan, task: ShardSpec, source: Source,
                     offset = 0
                     for extension, data in ((made.extension, made.data), ("json", about)):
                         name = f"{key:09d}.{extension}"
-                        start = tar.offset + _BLOCK
+                        start = tar.offset + TAR_BLOCK
                         offset = offset or start
                         parts.append(f"{extension} {start} {len(data)} {name}")
                         tar.addfile(_member(name, len(data)), io.BytesIO(data))
@@ -158,7 +158,7 @@ def save_array(path: Path, array: np.ndarray) -> None:
 def encode_source(
     source: Source, path: str, policy: CodecPolicy
 ) -> tuple[Encoded, tuple[tuple[int, int], int, bool]]:
-    """One source under the policy, and its `fingerprint`.
+    """One source under the policy, and its `image_fingerprint`.
 
     Raises:
         Undecodable: it cannot be read or decoded.
@@ -168,4 +168,4 @@ def encode_source(
     except (OSError, KeyError) as error:
         raise Undecodable(f"cannot be read ({error})") from None
     image = open_image(data)
-    return encode(data, policy, image), fingerprint(to_rgb(image))
+    return encode(data, policy, image), image_fingerprint(to_rgb(image))

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataio.core.errors import UserError
-from dataio.shards.tar_reader import patiently
+from dataio.shards.tar_reader import retry_transient
 
 _SHIFT = 10
 PAGE = 1 << _SHIFT  # rows of a page
@@ -167,7 +167,7 @@ class PagedIndex:
             return done
 
         try:
-            done = patiently(read, self._close)
+            done = retry_transient(read, self._close)
         except OSError as error:
             raise UserError(
                 f"{self.path}: cannot be read ({error.strerror or error}); mend that, or copy it again"

@@ -16,7 +16,7 @@ from dataio.shards.manifest import NOT_AN_ARRAY, SAMPLE, LabelSpaces, read_manif
 from dataio.shards.manifest_schema import index_fault
 from dataio.shards.paged_index import PagedIndex
 from dataio.shards.shard_table import ShardTable, shard_counts
-from dataio.shards.tar_reader import BLOCK, DamagedSample, TarReader, Unreadable, check_size
+from dataio.shards.tar_reader import TAR_BLOCK, DamagedSample, TarReader, Unreadable, check_shard_file
 
 _LOOKED_AT = 1 << 22  # rows that are looked at when a set is opened; those of a larger one when they are read
 
@@ -114,7 +114,7 @@ class ShardSet:
             )
         for name, size, digest in wanted:
             path = self.folder / name
-            check_size(path, size)
+            check_shard_file(path, size)
             if verify and sha256_of(path) != digest:
                 raise UserError(
                     f"{path}: its SHA-256 is not the manifest's: changed; copy it again or re-shard"
@@ -215,11 +215,13 @@ class ShardSet:
         """
         row = self.rows[sample_id]
         # It is the tar's next member: a header, then its text.
-        header = int(row["offset"]) + -(-int(row["size"]) // BLOCK) * BLOCK
+        header = int(row["offset"]) + -(-int(row["size"]) // TAR_BLOCK) * TAR_BLOCK
         try:
-            block = self.tars.read(int(row["shard"]), header, BLOCK)
+            block = self.tars.read(int(row["shard"]), header, TAR_BLOCK)
             info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-            told = json.loads(self.tars.member(int(row["shard"]), int(row["key"]), header + BLOCK, info.size))
+            told = json.loads(
+                self.tars.member(int(row["shard"]), int(row["key"]), header + TAR_BLOCK, info.size)
+            )
             if not isinstance(told, dict):
                 raise ValueError("no object")
             return told

@@ -21,10 +21,10 @@ from dataio.core.errors import UserError
 from dataio.shards.local_cache import ShardCache
 from dataio.shards.shard_table import shard_counts
 
-BLOCK = 512  # of a tar
+TAR_BLOCK = 512  # of a tar
 _OPEN_TARS = 256  # at a time; the order touches only a window of shards
 # What passes on network file systems: a glitch, a server that restarted, a handle gone stale.
-_PASSING = (errno.EIO, errno.ESTALE, errno.EAGAIN, errno.ETIMEDOUT)
+TRANSIENT_ERRNOS = (errno.EIO, errno.ESTALE, errno.EAGAIN, errno.ETIMEDOUT)
 _PAUSES = (0.1, 0.5, 2.0)  # seconds before each further try
 _WHOLE = 64 << 20  # bytes of tars kept in memory
 _FITTING = 8  # at least so many must fit
@@ -51,7 +51,7 @@ class DamagedSample(UserError):
         self.reason, self.source = reason, source
 
 
-def patiently(read: Callable[[], Read], again: Callable[[], None]) -> Read:
+def retry_transient(read: Callable[[], Read], again: Callable[[], None]) -> Read:
     """What `read` returns; where it fails with what passes, `again` is called and it is tried again.
 
     Raises:
@@ -62,13 +62,13 @@ def patiently(read: Callable[[], Read], again: Callable[[], None]) -> Read:
         try:
             return read()
         except OSError as error:
-            if not pauses or error.errno not in _PASSING:
+            if not pauses or error.errno not in TRANSIENT_ERRNOS:
                 raise
         time.sleep(pauses.pop(0))
         again()
 
 
-def check_size(path: Path, size: int) -> None:
+def check_shard_file(path: Path, size: int) -> None:
     """Raise a UserError where a file of the manifest is missing or has another size, in bytes."""
     try:
         found = os.stat(path).st_size
@@ -158,17 +158,17 @@ class TarReader:
 
         def check(data: bytes) -> bytes:
             if _is_member(data, key, size):
-                return data[BLOCK:]
+                return data[TAR_BLOCK:]
             raise Unreadable("the tar holds something else there")
 
-        return self._nearest(shard, offset - BLOCK, BLOCK + size, check)
+        return self._nearest(shard, offset - TAR_BLOCK, TAR_BLOCK + size, check)
 
     def view(self, shard: int, key: int, offset: int, size: int) -> NDArray[np.uint8]:
         """As `member`, uint8 [size], out of a tar in memory where that pays."""
         self._views += 1
         whole = self._whole.get(shard)
         if whole is not None:
-            begin = offset - BLOCK
+            begin = offset - TAR_BLOCK
             known_bad = self._strict and self.cache is not None and shard in self.cache.faulty
             if (
                 begin >= 0
@@ -181,7 +181,7 @@ class TarReader:
                 return whole.array[offset : offset + size]
             del self._whole[shard]  # whatever it is, the usual way says so
         data = np.frombuffer(self.member(shard, key, offset, size), np.uint8)
-        read = self._singly.get(shard, 0) + BLOCK + size
+        read = self._singly.get(shard, 0) + TAR_BLOCK + size
         if len(self._singly) > _COUNTED:
             self._singly.clear()  # a million shards are not worth their memory
         self._singly[shard] = read
@@ -235,7 +235,7 @@ class TarReader:
 
     def _from_source(self, shard: int, offset: int, size: int) -> bytes:
         try:
-            return patiently(
+            return retry_transient(
                 lambda: _read_all(self._descriptor(shard), offset, size), lambda: self._close(shard)
             )
         except OSError as error:
@@ -252,8 +252,8 @@ class TarReader:
             return self._open[shard]
         path, size = self.folder / self.shards[shard]["file"], int(self._bytes[shard])
         if self._unchecked and self._unchecked[shard]:
-            check_size(path, size)
-            check_size(path.with_suffix(".idx"), self.shards[shard]["idx_bytes"])
+            check_shard_file(path, size)
+            check_shard_file(path.with_suffix(".idx"), self.shards[shard]["idx_bytes"])
             self._unchecked[shard] = 0
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         found = os.fstat(descriptor).st_size

@@ -12,13 +12,13 @@ from dataio.core.errors import UserError
 from dataio.sources.split_zip import is_zip, open_zip
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-LARGEST = 512 * 2**20  # bytes of one file, unpacked; whatever is larger is no image
+MAX_FILE_BYTES = 512 * 2**20  # bytes of one file, unpacked; whatever is larger is no image
 
 
-def check_size(size: int) -> None:
+def check_file_size(size: int) -> None:
     """Raise an OSError for a file too large to be an image."""
-    if size > LARGEST:
-        raise OSError(f"{size} bytes, more than {LARGEST} are no image")
+    if size > MAX_FILE_BYTES:
+        raise OSError(f"{size} bytes, more than {MAX_FILE_BYTES} are no image")
 
 
 def read_file(path: str | Path) -> bytes:
@@ -34,9 +34,9 @@ def read_file(path: str | Path) -> bytes:
         raise OSError(str(error)) from None
     if not stat.S_ISREG(found.st_mode):
         raise OSError("neither a file nor a folder")
-    check_size(found.st_size)
+    check_file_size(found.st_size)
     with open(path, "rb") as file:
-        return file.read(LARGEST)
+        return file.read(MAX_FILE_BYTES)
 
 
 class Source:
@@ -139,7 +139,7 @@ class Source:
         if not self.is_zip:
             return read_file(self.path / path)
         try:
-            check_size(self._archive().getinfo(path).file_size)  # zipfile unpacks no more than this
+            check_file_size(self._archive().getinfo(path).file_size)  # zipfile unpacks no more than this
             return self._archive().read(path)
         # RuntimeError: encrypted. NotImplementedError: a compression that Python lacks.
         except (

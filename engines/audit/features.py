@@ -15,7 +15,7 @@ from scipy.fft import dctn
 from scipy.stats import skew
 
 from dataio.images.codec import open_image, to_rgb
-from dataio.sharding.duplicates import fingerprint
+from dataio.sharding.duplicates import image_fingerprint
 
 _Float = NDArray[np.float64]
 
@@ -65,7 +65,7 @@ class Measured:
     Attributes:
         container, pixels: float64 [CONTAINER_NAMES] and [PIXEL_NAMES], nan where a feature
             does not exist.
-        looks: its `dataio.sharding.duplicates.fingerprint`.
+        looks: its `dataio.sharding.duplicates.image_fingerprint`.
     """
 
     container: _Float
@@ -86,7 +86,7 @@ def measure_image(data: bytes) -> Measured:
     pixels = np.array([values.get(name, np.nan) for name in PIXEL_NAMES])
     found = container_features(image)
     container = np.array([found.get(name, np.nan) for name in CONTAINER_NAMES])
-    return Measured(container, pixels, image.format == "JPEG", fingerprint(rgb))
+    return Measured(container, pixels, image.format == "JPEG", image_fingerprint(rgb))
 
 
 def container_features(image: Image.Image) -> dict[str, float]:

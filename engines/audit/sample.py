@@ -24,11 +24,11 @@ from dataio.images.codec import Undecodable
 from dataio.layouts.base import SPLITS, Layout
 from dataio.shards.manifest import read_manifest
 from dataio.shards.shard_set import ShardSet
+from dataio.shards.tar_reader import TAR_BLOCK
 from dataio.sources.source import Source
 from engines.audit.features import Measured, measure_image
 
 _CHUNK = 32  # images sent to a worker at a time
-_BLOCK = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,9 +201,9 @@ def _read_sample(ref: SampleRef) -> tuple[bytes, str]:
     with open(ref.tar, "rb") as file:
         file.seek(ref.offset)
         data = file.read(ref.size)
-        file.seek(ref.offset + -(-ref.size // _BLOCK) * _BLOCK)
+        file.seek(ref.offset + -(-ref.size // TAR_BLOCK) * TAR_BLOCK)
         try:
-            head = tarfile.TarInfo.frombuf(file.read(_BLOCK), "utf-8", "surrogateescape")
+            head = tarfile.TarInfo.frombuf(file.read(TAR_BLOCK), "utf-8", "surrogateescape")
             record: dict[str, Any] = json.loads(file.read(head.size))
             return data, str(record["source"])
         except (tarfile.TarError, ValueError, KeyError, TypeError):

@@ -127,7 +127,7 @@ def test_bombs_are_refused_before_they_are_unpacked(tmp_path, monkeypatch):
         archive.writestr("a.jpg", b"\0" * 2**20)
     (tmp_path / "b.jpg").write_bytes(b"\0" * 2**20)
     os.mkfifo(tmp_path / "c.jpg")
-    monkeypatch.setattr(source, "LARGEST", 2**20 - 1)
+    monkeypatch.setattr(source, "MAX_FILE_BYTES", 2**20 - 1)
     for place, name in (("x.zip", "a.jpg"), (".", "b.jpg")):
         with pytest.raises(OSError, match="are no image"):
             Source(tmp_path / place).read(name)

@@ -12,7 +12,7 @@ from PIL import Image, ImageFilter
 from dataio.core.errors import UserError
 from dataio.images.codec import preset_policy
 from dataio.layouts import open_layout
-from dataio.sharding.duplicates import FINGERPRINT, NEAR_DISTANCE, exact_pairs, fingerprint, near_pairs
+from dataio.sharding.duplicates import FINGERPRINT, NEAR_DISTANCE, exact_pairs, image_fingerprint, near_pairs
 from dataio.sharding.job import write_shards
 from dataio.sharding.merge import summary
 from dataio.shards.manifest import read_manifest
@@ -123,14 +123,17 @@ def test_a_refused_folder_with_an_empty_shard_can_still_be_finished(make, tmp_pa
 
 def test_the_look_is_that_of_the_imagehash_library():
     image = picture(1).filter(ImageFilter.GaussianBlur(1))
-    _, look, small = fingerprint(image)
+    _, look, small = image_fingerprint(image)
     assert f"{look:016x}" == str(imagehash.phash(image)) and not small
-    assert fingerprint(image.resize((31, 200)))[1:] == (0, True)
+    assert image_fingerprint(image.resize((31, 200)))[1:] == (0, True)
 
 
 def test_pixels_that_only_reshape_are_no_duplicates():
     flat = np.zeros((40, 60, 3), np.uint8)
-    assert fingerprint(Image.fromarray(flat))[0] != fingerprint(Image.fromarray(flat.reshape(60, 40, 3)))[0]
+    assert (
+        image_fingerprint(Image.fromarray(flat))[0]
+        != image_fingerprint(Image.fromarray(flat.reshape(60, 40, 3)))[0]
+    )
 
 
 def rows_of(pixels, looks):

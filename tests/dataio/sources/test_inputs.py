@@ -90,7 +90,7 @@ def test_a_damaged_zip_is_one_error_or_one_per_member(tmp_path):
 
 
 def test_a_member_that_would_fill_the_memory_is_not_unpacked(tmp_path, monkeypatch):
-    monkeypatch.setattr("dataio.sources.source.LARGEST", 1000)
+    monkeypatch.setattr("dataio.sources.source.MAX_FILE_BYTES", 1000)
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("1.jpg", bytes(100_000))
     (tmp_path / "2.jpg").write_bytes(bytes(1001))
