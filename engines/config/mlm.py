@@ -1,4 +1,4 @@
-"""The configuration of a finetuning run of TinyLLaVA; see `engines.config.detector` for the conventions."""
+"""The configuration of a finetuning run of TinyLLaVA, read by `engines.config.parser`."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -10,46 +10,46 @@ from models.tinyllava.config import TINY
 
 @dataclass(kw_only=True)
 class GenerateConfig:
-    """A conversation set to draw where there is none yet; for the quickstart and tests."""
+    """A synthetic conversation set, for the quickstart and tests; written unless it exists."""
 
     images: int = 0
-    """Synthetic images to draw; 0: none."""
+    """Number of synthetic images; 0: none."""
     size: int = 56
-    """Their side, pixels."""
+    """Side of an image, pixels."""
     questions: int = 0
-    """Conversations made from them."""
+    """Training conversations about them."""
     val: int = 40
     """Validation conversations."""
     benchmark: int = 40
     """Items of each benchmark."""
     seed: int = 0
-    """Of the drawing."""
+    """Seed of the images and questions."""
 
 
 @dataclass(kw_only=True)
 class ConversationsConfig:
-    """What is learnt: conversations in LLaVA's format."""
+    """The conversations to learn, in LLaVA's format."""
 
     conversations: str = "data/vqa/conversations.json"
     """JSON file, folder with conversations.json, or folder of WebDataset tars."""
     images: str = ""
-    """Folder that image paths are relative to; empty: the file's own."""
+    """Folder that image paths are relative to; empty: the conversations' own."""
     val: str = ""
     """Validation conversations in the same form; empty: `val_fraction` of the conversations."""
     val_fraction: float = 0.0
     """Share of the conversations held out for validation where `val` is empty; by image."""
     max_length: int = 3072
-    """Longest conversation, tokens with the image's; a longer one is rejected by name."""
+    """Longest conversation, tokens with the image's; longer ones are rejected."""
     group_by_length: bool = True
-    """Batch conversations of similar length, which wastes less on padding."""
+    """Batch conversations of similar length, for less padding."""
     skip_rejected: bool = False
-    """Go on without rejected samples (they are listed in RUN/rejected.csv); else they stop the run."""
+    """Leave out rejected samples (listed in RUN/rejected.csv); false: they stop the run."""
     check_images: bool = True
-    """Decode every image before the start."""
+    """Decode every image once before training."""
     workers: int = 2
-    """Processes per GPU that read and tokenize; 0: none."""
+    """Processes per GPU that read and decode images; 0: none."""
     generate: GenerateConfig = field(default_factory=GenerateConfig)
-    """A conversation set to draw where there is none yet."""
+    """A synthetic conversation set, written unless it exists."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.val_fraction < 1:
@@ -63,9 +63,9 @@ class TinyLlavaConfig:
     """The model to start from."""
 
     weights: str = TINY
-    """Folder of the published checkpoint or of one saved by telltale; random:tiny for a small random one."""
+    """Folder of the published checkpoint or of one saved by telltale; random:tiny: a small random model."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """auto is bf16 on a GPU and fp32 on a CPU; fp16 is there for parity with the reference."""
+    """auto is bf16 on a GPU and fp32 on a CPU; fp16 is what the reference uses."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """Attention kernel."""
     dropout: float = -1.0
@@ -78,20 +78,20 @@ class TinyLlavaConfig:
 
 @dataclass(kw_only=True)
 class TuneConfig:
-    """Which parts learn, and how."""
+    """Which parts of the model learn, and how."""
 
     language: Literal["full", "lora", "dora", "qlora", "frozen"] = "lora"
-    """The language model: all of it, adapters (qlora: over 4-bit weights, needs a GPU), or nothing."""
+    """The language model: full, adapters (qlora: on 4-bit weights, needs a GPU), or frozen."""
     connector: bool = True
-    """Train the connector, in full."""
+    """Train the connector."""
     vision: Literal["frozen", "partial", "full"] = "frozen"
-    """The vision tower: nothing, its layers from `vision_from_layer` on, or all of it."""
+    """The vision tower: frozen, partial (its layers from `vision_from_layer` on), or full."""
     vision_from_layer: int = 20
     """partial: the first layer that learns (the published tower has 27, the last is unused)."""
     lora_rank: int = 128
     """Rank of the adapters."""
     lora_alpha: int = 256
-    """Their scale is alpha / rank."""
+    """The adapters are scaled by alpha / rank."""
     lora_dropout: float = 0.05
     """Dropout before the adapters."""
 
@@ -100,7 +100,7 @@ class TuneConfig:
             raise ValueError("tune.lora_rank and lora_alpha must be at least 1, tune.lora_dropout in [0, 1)")
         if self.language == "frozen" and not self.connector and self.vision == "frozen":
             raise ValueError(
-                "tune: language, connector and vision are all frozen, so nothing would be learnt"
+                "tune: language, connector and vision are all frozen, so nothing would be learned"
             )
         if self.vision_from_layer < 0:
             raise ValueError(f"tune.vision_from_layer is {self.vision_from_layer}, expected 0 or more")
@@ -117,19 +117,19 @@ class MlmOptimConfig:
     lr: float = 1e-4
     """Peak learning rate."""
     connector_lr: float = 0.0
-    """The connector's own; 0 takes lr."""
+    """Learning rate of the connector; 0: lr."""
     vision_lr: float = 0.0
-    """The tower's own; 0 takes lr."""
+    """Learning rate of the vision tower; 0: lr."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Decay of the averages of gradients and of their squares."""
+    """Decay rates of the averages of the gradients and of their squares."""
     weight_decay: float = 0.0
-    """On weights only; norms and biases have none."""
+    """Weight decay; norms and biases have none."""
     warmup: float = 0.03
-    """Share of the steps in which the rate rises linearly to its peak."""
+    """Fraction of the steps in which the rate rises linearly to its peak."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """How the rate falls to zero, or stays."""
+    """Schedule of the rate after the warm-up: cosine or linear to zero, or constant."""
     clip: float = 1.0
-    """Largest norm of the gradient; 0 does not clip, as the reference."""
+    """Clip the gradient's norm to this; 0: do not clip, as the reference."""
 
     def __post_init__(self) -> None:
         if self.lr <= 0 or min(self.connector_lr, self.vision_lr, self.weight_decay, self.clip) < 0:
@@ -142,24 +142,24 @@ class MlmOptimConfig:
 
 @dataclass(kw_only=True)
 class MlmTrainConfig:
-    """The loop."""
+    """The training loop."""
 
     epochs: float = 1.0
-    """Passes over the conversations; unused where steps is given."""
+    """Passes over the conversations; ignored if steps is set."""
     steps: int = 0
-    """Optimiser steps; 0 means epochs decides."""
+    """Optimizer steps; 0: epochs decides."""
     global_batch: int = 128
     """Conversations per step over all GPUs."""
     micro_batch: int = 4
-    """Conversations per GPU at a time."""
+    """Conversations per GPU in a forward pass."""
     gradient_checkpointing: bool = True
-    """Recompute activations instead of keeping them: less memory, a third more work."""
+    """Recompute activations instead of storing them: less memory, a third more computation."""
     loss: Literal["tokens", "batches"] = "tokens"
-    """Weigh every learnt token alike, or average each micro-batch first, as the reference does."""
+    """tokens: every learned token has the same weight; batches: average micro-batches, as the reference."""
     validate_every: int = 0
-    """Steps between validations, each with a checkpoint; 0 means once per epoch."""
+    """Steps between validations, each with a checkpoint; 0: once per epoch."""
     memory_check: bool = True
-    """Refuse to start where the estimate says the GPU is too small."""
+    """Do not start if the estimated memory exceeds the GPU's."""
 
     def __post_init__(self) -> None:
         if self.steps < 0 or (self.steps == 0 and self.epochs <= 0):
@@ -172,12 +172,12 @@ class MlmTrainConfig:
 
 @dataclass(kw_only=True)
 class MlmCheckpointConfig:
-    """What is kept."""
+    """Checkpoints."""
 
     every: int = 0
-    """Steps between checkpoints besides those of validations; 0: none. A stop and the last step always save."""
+    """Steps between checkpoints besides those at validations; 0: none. A stop and the last step always save."""
     keep: int = 2
-    """How many checkpoints are kept, and the best besides."""
+    """How many checkpoints are kept, in addition to the best."""
 
     def __post_init__(self) -> None:
         if self.every < 0 or self.keep < 1:
@@ -186,10 +186,10 @@ class MlmCheckpointConfig:
 
 @dataclass(kw_only=True)
 class MlmEvaluateConfig:
-    """What is measured at the end."""
+    """Evaluation of the finished model."""
 
     benchmarks: list[str] = field(default_factory=list)
-    """JSON files of items, answered by the finished model."""
+    """JSON files of items to answer."""
     batch: int = 8
     """Questions at a time."""
 
@@ -201,25 +201,25 @@ class FinetuneConfig:
     run: RunConfig = field(default_factory=RunConfig)
     """The run and its folder."""
     data: ConversationsConfig = field(default_factory=ConversationsConfig)
-    """What is learnt."""
+    """The conversations to learn."""
     model: TinyLlavaConfig = field(default_factory=TinyLlavaConfig)
     """The model to start from."""
     tune: TuneConfig = field(default_factory=TuneConfig)
-    """Which parts learn."""
+    """Which parts of the model learn."""
     optim: MlmOptimConfig = field(default_factory=MlmOptimConfig)
     """AdamW and its schedule."""
     train: MlmTrainConfig = field(default_factory=MlmTrainConfig)
-    """The loop."""
+    """The training loop."""
     checkpoint: MlmCheckpointConfig = field(default_factory=MlmCheckpointConfig)
-    """What is kept."""
+    """Checkpoints."""
     evaluate: MlmEvaluateConfig = field(default_factory=MlmEvaluateConfig)
-    """What is measured at the end."""
+    """Evaluation of the finished model."""
     log: LogConfig = field(default_factory=LogConfig)
-    """What is written while the run goes; log.images is the detector's."""
+    """Logging; log.images has no effect here."""
     deepspeed: str = "configs/deepspeed/zero2.json"
     """DeepSpeed's JSON; see configs/deepspeed/."""
     resume: str = "auto"
-    """auto continues the newest complete checkpoint; none starts anew in an empty folder; or a checkpoint's folder."""
+    """auto: the newest complete checkpoint; none: start from the beginning; or a checkpoint's folder."""
 
 
 FINETUNE_FREE_KEYS = frozenset(
@@ -241,7 +241,7 @@ FINETUNE_FREE_KEYS = frozenset(
         "log.images",
         "log.wandb",
         "log.project",
-        "train.micro_batch",  # only rounding depends on it: the loss is weighed over the global batch
+        "train.micro_batch",  # changes only rounding: the loss is averaged over the global batch
         *(f"data.generate.{key}" for key in ("images", "size", "questions", "val", "benchmark", "seed")),
     ]
 )

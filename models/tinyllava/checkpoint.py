@@ -1,8 +1,8 @@
-"""TinyLLaVA on disk: the published checkpoint, our own folders, and back.
+"""Read and write TinyLLaVA's folders: the published checkpoint's names and Hugging Face's.
 
-The published names differ from Hugging Face's (`RENAMED`); a folder is checked by the
-names and shapes in its files before a weight is read, so that another model's folder is
-one clear line and not a half-random network.
+The published names differ from Hugging Face's (`RENAMED`). The names and shapes of a folder's
+tensors are checked before a weight is read: transformers would load another model's folder
+with a warning and random weights.
 """
 
 import json
@@ -39,14 +39,14 @@ RENAMED = {
     r"^connector\._connector\.0\.": "model.multi_modal_projector.linear_1.",
     r"^connector\._connector\.2\.": "model.multi_modal_projector.linear_2.",
 }
-HEAD = "model.vision_tower.head."  # SigLIP's pooling head: published, used by nothing
-HEAD_FILE = "unused_vision_head.safetensors"  # carried along, so that an export is complete
+HEAD = "model.vision_tower.head."  # SigLIP's pooling head: published but unused
+HEAD_FILE = "unused_vision_head.safetensors"  # kept, so that an export is complete
 SHARD_BYTES = "5GB"
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies: its name and file, its shape."""
+    """A tensor in a file: its name, file and shape."""
 
     name: str
     file: Path
@@ -58,8 +58,8 @@ class ModelFolder:
     """A folder that `load_tinyllava` can read.
 
     Attributes:
-        folder: of the model. published: whether it has the published names.
-        config: Hugging Face's configuration of it.
+        folder: of the model. published: whether its tensors have the published names.
+        config: Hugging Face's configuration of the model.
         unused: tensors of SigLIP's pooling head, by Hugging Face name.
     """
 
@@ -90,8 +90,8 @@ def open_model_folder(folder: str | Path) -> ModelFolder:
     """Read a model folder's configuration and check its tensors' names and shapes.
 
     Raises:
-        ValueError: no such folder, another architecture, missing, unexpected or misshapen
-            tensors; one line that names them.
+        ValueError: no such folder, another architecture, or tensors that are missing,
+            unexpected or of another shape; the message is one line and names them.
     """
     folder = Path(folder)
     values = _read_config(folder)
@@ -103,30 +103,29 @@ def open_model_folder(folder: str | Path) -> ModelFolder:
     else:
         text = values.get("text_config", {}).get("model_type")
         raise ValueError(
-            f"{folder}: its config.json is of {kind!r}{f' with {text!r}' if text else ''}, expected TinyLLaVA "
+            f"{folder}: its config.json has model_type {kind!r}{f' with {text!r}' if text else ''}, expected TinyLLaVA "
             "with Phi-2 ('tinyllava', or a 'llava' with 'phi' saved by telltale)"
         )
-    found = _list_tensors(folder)
     published = kind == "tinyllava"
-    named = {hf_name(t.name) if published else t.name: t for t in found}
-    unused = {name: tensor for name, tensor in named.items() if name.startswith(HEAD)}
+    tensors = {hf_name(t.name) if published else t.name: t for t in _list_tensors(folder)}
+    unused = {name: tensor for name, tensor in tensors.items() if name.startswith(HEAD)}
     head = folder / HEAD_FILE
     if not published and head.is_file():
         unused = {tensor.name: tensor for tensor in _tensors_of(head)}
-    _check_tensors(folder, config, {n: t for n, t in named.items() if not n.startswith(HEAD)})
+    _check_tensors(folder, config, {n: t for n, t in tensors.items() if not n.startswith(HEAD)})
     return ModelFolder(folder, published, config, unused)
 
 
 def load_tinyllava(
     source: str | Path, *, dtype: torch.dtype = torch.float32, seed: int = 0, **options: Any
 ) -> tuple[TinyLlavaForConditionalGeneration, LlavaProcessor]:
-    """The model, in evaluation mode, and its processor.
+    """Load the model, in evaluation mode, and its processor.
 
     Args:
-        source: the published checkpoint's folder, one that `save_tinyllava` or training
-            wrote, or "random:tiny" for a small one with random weights.
+        source: folder of the published checkpoint, or one that `save_tinyllava` or finetuning
+            wrote, or "random:tiny" for a small model with random weights.
         dtype: of the weights. seed: of random weights.
-        options: go to `from_pretrained` (attn_implementation, quantization_config).
+        options: passed to `from_pretrained` (attn_implementation, quantization_config).
 
     Raises:
         ValueError: see `open_model_folder`.
@@ -148,7 +147,7 @@ def load_tinyllava(
             dtype=dtype,
             **options,
         )
-        # transformers would reverse the renaming on every save, and under ZeRO-3 garble it.
+        # transformers would reverse the renaming on every save, with wrong names under ZeRO-3.
         model._weight_conversions = []
     model.generation_config = GenerationConfig(
         do_sample=False,
@@ -168,7 +167,7 @@ def save_tinyllava(
     """Write a folder with Hugging Face's names: weights, configuration, tokenizer, processor.
 
     Args:
-        unused: tensors of SigLIP's pooling head to carry along (`read_unused_head`).
+        unused: tensors of SigLIP's pooling head to keep (`read_unused_head`).
     """
     folder = Path(folder)
     model._weight_conversions = []
@@ -178,13 +177,14 @@ def save_tinyllava(
         save_file({name: t.contiguous() for name, t in unused.items()}, folder / HEAD_FILE)
     path = folder / "config.json"
     values = json.loads(path.read_text())
-    # What servers know; its lm_head_bias tells readers why transformers' own class is not enough.
+    # The name that inference servers know. `lm_head_bias` in the same file says that
+    # transformers' own class lacks the output layer's bias.
     values["architectures"] = ["LlavaForConditionalGeneration"]
     path.write_text(json.dumps(values, indent=2) + "\n")
 
 
 def read_unused_head(source: ModelFolder) -> dict[str, torch.Tensor]:
-    """The tensors of SigLIP's pooling head that lie beside a model."""
+    """The tensors of SigLIP's pooling head in a model folder; empty if it has none."""
     tensors = {}
     for name, tensor in source.unused.items():
         with safe_open(tensor.file, "pt") as file:
@@ -196,8 +196,8 @@ def write_published(folder: str | Path, output: str | Path) -> list[Path]:
     """Write a model folder with the published names, as TinyLLaVA_Factory reads them.
 
     Returns:
-        the files written. Tensors keep their type; SigLIP's pooling head is written where
-        the folder carries it.
+        the files written. Tensors keep their dtype. SigLIP's pooling head is written if the
+        folder has it.
 
     Raises:
         ValueError: see `open_model_folder`. OSError: cannot be written.
@@ -242,7 +242,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     try:
         values = json.loads((folder / "config.json").read_text())
         if not isinstance(values, dict):
-            raise ValueError("it is no JSON object")
+            raise ValueError("not a JSON object")
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{folder}: its config.json cannot be read ({reason})") from None
@@ -259,11 +259,11 @@ def _published_config(folder: Path, values: dict[str, Any]) -> LlavaConfig:
         "text_config.architectures": ((text.get("architectures") or ["PhiForCausalLM"])[0], "PhiForCausalLM"),
         "vision_config.model_type": (vision.get("model_type", "siglip_vision_model"), "siglip_vision_model"),
     }
-    for key, (found, wanted) in expected.items():
-        if found != wanted:
+    for key, (value, supported) in expected.items():
+        if value != supported:
             raise ValueError(
-                f"{folder}: its config.json has {key} {found!r}, expected {wanted!r}; this is another "
-                "TinyLLaVA than the one of Phi-2 and SigLIP"
+                f"{folder}: its config.json has {key} {value!r}, expected {supported!r}; only TinyLLaVA with "
+                "Phi-2 and SigLIP is supported"
             )
     chosen_text = {**PHI2, **{key: text[key] for key in PHI2 if text.get(key) is not None}}
     chosen_vision = {**SIGLIP, **{key: vision[key] for key in SIGLIP if vision.get(key) is not None}}
@@ -353,19 +353,21 @@ def _tensors_of(path: Path) -> list[StoredTensor]:
         raise ValueError(f"{path}: damaged ({reason}; {size} bytes); copy it again") from None
 
 
-def _check_tensors(folder: Path, config: LlavaConfig, found: Mapping[str, StoredTensor]) -> None:
-    wanted = {name: tuple(tensor.shape) for name, tensor in meta_model(config).state_dict().items()}
-    ways: list[tuple[str, list[str], Callable[[str], str]]] = [
-        ("missing", sorted(wanted.keys() - found.keys()), str),
-        ("unexpected", sorted(found.keys() - wanted.keys()), str),
+def _check_tensors(folder: Path, config: LlavaConfig, stored: Mapping[str, StoredTensor]) -> None:
+    shapes = {name: tuple(tensor.shape) for name, tensor in meta_model(config).state_dict().items()}
+    checks: list[tuple[str, list[str], Callable[[str], str]]] = [
+        ("missing", sorted(shapes.keys() - stored.keys()), str),
+        ("unexpected", sorted(stored.keys() - shapes.keys()), str),
         (
             "of another shape",
-            sorted(n for n in wanted.keys() & found.keys() if wanted[n] != found[n].shape),
-            lambda n: f"{n} {list(found[n].shape)} for {list(wanted[n])}",
+            sorted(n for n in shapes.keys() & stored.keys() if shapes[n] != stored[n].shape),
+            lambda n: f"{n} {list(stored[n].shape)} for {list(shapes[n])}",
         ),
     ]
     problems = [
-        f"{len(names)} {what} ({_brief(list(map(show, names)))})" for what, names, show in ways if names
+        f"{len(names)} {problem} ({_brief(list(map(show, names)))})"
+        for problem, names, show in checks
+        if names
     ]
     if problems:
         raise ValueError(

@@ -1,8 +1,8 @@
-"""TinyLLaVA (SigLIP + Phi-2) as Hugging Face's LLaVA with the two things it lacks.
+"""TinyLLaVA (SigLIP + Phi-2) as Hugging Face's LLaVA with two additions.
 
-Phi-2's output layer has a bias, and a batch of text alone must run through the same modules
-as one with images, or ZeRO's collectives do not meet. Everything else (attention, generate,
-gradient checkpointing, names) is Hugging Face's.
+Phi-2's output layer has a bias. And a batch of text alone must run through the same modules as
+a batch with images: otherwise the ranks call different collectives under ZeRO and hang.
+Everything else (attention, generate, gradient checkpointing, names) is Hugging Face's.
 """
 
 from collections.abc import Iterator
@@ -19,10 +19,10 @@ from transformers.models.llava.modeling_llava import (
     LlavaPreTrainedModel,
 )
 
-IMAGE_TOKEN_ID = 50295  # the first id behind Phi-2's tokenizer; its embedding row exists and is unused
+IMAGE_TOKEN_ID = 50295  # the first id after Phi-2's tokenizer; its embedding row exists and is unused
 TINY_IMAGE_SIZE = 56
 
-# What TinyLLaVA-Phi-2-SigLIP-3.1B has; the published config leaves some of it to defaults.
+# TinyLLaVA-Phi-2-SigLIP-3.1B; the published config leaves some of these values to defaults.
 PHI2: dict[str, Any] = {
     "vocab_size": 51200,
     "hidden_size": 2560,
@@ -53,16 +53,16 @@ SIGLIP: dict[str, Any] = {
 
 
 class TinyLlavaModel(LlavaModel):
-    """LLaVA's body, for which a batch without image tokens is legal.
+    """LLaVA's body, which also accepts a batch without image tokens.
 
-    Such a batch still carries one image (the collator's zeros), whose features go nowhere:
-    so every rank runs the tower and the connector, which gets zero gradients, not none.
+    Such a batch still has one image (the collator's zeros), whose features are not used: every
+    rank runs the tower and the connector, and the connector gets zero gradients instead of none.
     """
 
     def get_placeholder_mask(
         self, input_ids: torch.Tensor, inputs_embeds: torch.Tensor, image_features: torch.Tensor
     ) -> torch.Tensor:
-        """Where image features go: bool [N, T, 1]; all false in a batch of text alone."""
+        """Positions of the image features: bool [N, T, 1]; all false in a batch of text alone."""
         if input_ids is not None and not (input_ids == self.config.image_token_id).any():
             return torch.zeros(*input_ids.shape, 1, dtype=torch.bool, device=inputs_embeds.device)
         return super().get_placeholder_mask(input_ids, inputs_embeds, image_features)
@@ -72,7 +72,7 @@ class TinyLlavaForConditionalGeneration(LlavaForConditionalGeneration):
     """Hugging Face's LLaVA with `TinyLlavaModel` and an output layer with a bias."""
 
     def __init__(self, config: LlavaConfig) -> None:
-        # Not LLaVA's own __init__, which would build (and under ZeRO-3 partition) a second body.
+        # Skip LLaVA's own __init__, which would build (and under ZeRO-3 partition) a second body.
         LlavaPreTrainedModel.__init__(self, config)
         self.model = TinyLlavaModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=True)
@@ -80,10 +80,10 @@ class TinyLlavaForConditionalGeneration(LlavaForConditionalGeneration):
 
 
 def image_tokens(config: LlavaConfig) -> int:
-    """Image tokens per image: the patches less the first (728 at 384 px), which TinyLLaVA drops.
+    """Tokens per image: the patches without the first one (728 at 384 px).
 
-    Its code removes a CLS token that SigLIP does not have; the published weights were
-    trained so.
+    TinyLLaVA's code drops the first feature as if it were a CLS token, which SigLIP does not
+    have; the published weights were trained that way.
     """
     side = config.vision_config.image_size // config.vision_config.patch_size
     return side * side - 1
@@ -97,7 +97,7 @@ def make_config(text: dict[str, Any], vision: dict[str, Any], *, image_token_id:
         image_token_id: of `<image>` in the tokenizer.
     """
     text_config = PhiConfig(**text)
-    # Without its attention-pooling head, which nothing uses and ZeRO-3 trips over.
+    # Without the attention-pooling head: it is unused, and ZeRO-3 fails on it.
     vision_config = SiglipVisionConfig(**vision, vision_use_head=False)
     config = LlavaConfig(
         text_config=text_config,
@@ -110,14 +110,14 @@ def make_config(text: dict[str, Any], vision: dict[str, Any], *, image_token_id:
         tie_word_embeddings=False,
     )
     config.image_seq_length = image_tokens(config)
-    config.lm_head_bias = True  # for readers: the stock LLaVA class would drop it without an error
+    config.lm_head_bias = True  # a note in config.json: the stock LLaVA class drops the bias without an error
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(config, key, getattr(text_config, key))
     return config
 
 
 def tiny_config(vocab_size: int, image_token_id: int, end_id: int) -> LlavaConfig:
-    """A model of the same kind, small enough for a CPU: 15 image tokens of 56 px."""
+    """A model of the same architecture, small enough for a CPU: 56 px, 15 tokens per image."""
     text = {
         **PHI2,
         "vocab_size": vocab_size,
@@ -142,23 +142,23 @@ def tiny_config(vocab_size: int, image_token_id: int, end_id: int) -> LlavaConfi
 
 @contextmanager
 def without_zero3_init() -> Iterator[None]:
-    """Models made inside are whole, also where a run under ZeRO-3 partitions those it makes."""
-    held = integration._hf_deepspeed_config_weak_ref
+    """Build or load whole models in this context, even while a ZeRO-3 run partitions new models."""
+    active = integration._hf_deepspeed_config_weak_ref
     integration.unset_hf_deepspeed_config()
     try:
         yield
     finally:
-        integration._hf_deepspeed_config_weak_ref = held
+        integration._hf_deepspeed_config_weak_ref = active
 
 
 def meta_model(config: LlavaConfig) -> TinyLlavaForConditionalGeneration:
-    """The model without its numbers: names and shapes."""
+    """The model on the meta device: names and shapes without data."""
     with without_zero3_init(), torch.device("meta"):
         return TinyLlavaForConditionalGeneration(config)
 
 
 def count_parameters(config: LlavaConfig) -> dict[str, int]:
-    """Parameters of each part, by name (vision, connector, language), without making them."""
+    """Number of parameters of each part (vision, connector, language), without allocating them."""
     counts = {"vision": 0, "connector": 0, "language": 0}
     for name, parameter in meta_model(config).named_parameters():
         counts[part_of(name)] += parameter.numel()

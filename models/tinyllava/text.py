@@ -1,7 +1,7 @@
-"""TinyLLaVA's words: the `phi` template, the tokens, the labels, the processor.
+"""TinyLLaVA's text side: the `phi` chat template, tokens, labels and the processor.
 
-The template, its label mask and the golden token ids are TinyLLaVA_Factory's, restated: its
-`phi` conversation, whose answers and end tokens alone are learnt.
+Template and label mask reimplement TinyLLaVA_Factory's `phi` conversation, in which only the
+answers and their end tokens are learned.
 """
 
 from collections.abc import Sequence
@@ -21,11 +21,11 @@ SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
     "detailed, and polite answers to the user's questions. "
 )
-# Markers an answer must not hold: the reference's label mask breaks on them, and a model
-# that learnt them would speak for its user.
+# An answer must not contain these markers: the reference's label mask fails on them, and a
+# model that learned them would continue with the user's turn.
 MARKERS = (" ASSISTANT: ", END, IMAGE)
 
-# The same template for other programs (apply_chat_template, vLLM); tested against `render`.
+# The same template for other programs (apply_chat_template, vLLM); a test compares it with `render`.
 CHAT_TEMPLATE = (
     "{{ '" + SYSTEM.replace("'", "\\'") + "' }}"
     "{% for message in messages %}"
@@ -94,8 +94,8 @@ def render(turns: Sequence[tuple[str, str]]) -> tuple[str, list[tuple[int, int]]
     """The conversation as text, and the character spans to learn.
 
     Args:
-        turns: (question, answer) pairs; an answer "" of the last turn alone leaves the text
-            open behind "ASSISTANT:", for the model to go on.
+        turns: (question, answer) pairs. If the last answer is "", the text ends with
+            "ASSISTANT:", for the model to continue.
 
     Returns:
         text; (start, end) of " " + answer + end token, for each answered turn.
@@ -135,7 +135,7 @@ def tokenize_turns(
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder, with `<image>` as a token of its own."""
+    """The tokenizer of a model folder, with `<image>` as a single token."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     if tokenizer.convert_tokens_to_ids(IMAGE) in (None, tokenizer.unk_token_id):
         tokenizer.add_tokens([IMAGE], special_tokens=True)
@@ -143,32 +143,32 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-# Words of the templates and of the sets that launch/make_vqa.py writes: the tiny tokenizer
-# has a token for each, as Phi-2's has for " fake" and " real".
+# Words of the templates and of the sets that `write_vqa` writes: the tiny tokenizer has a token
+# for each, as Phi-2's has for " fake" and " real".
 TINY_WORDS = """
 a an and answer are artificial artificially as assistant between by camera can chat curious detailed did
 does explain fake for from generated generator genuine gives helpful image in intelligence is it just letter
 like look made not object of or photograph picture polite question questions real shows tell that the this
 to user was what which who with you your A B C D Fake Is Real The This What Which USER ASSISTANT
-""".split()  # noqa: SIM905 (a list of 75 strings is no easier to read)
+""".split()  # noqa: SIM905 (a list of 75 strings is not easier to read)
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerBase:
-    """A byte-level tokenizer of Phi-2's class, made on the spot: 256 bytes and `TINY_WORDS`.
+    """A small byte-level tokenizer of Phi-2's class, with 256 bytes and `TINY_WORDS`.
 
-    Each word (with the space before it) is built by merges from left to right, so that no
-    merge can take a letter out of another's middle.
+    The merges build each word (with the space before it) from left to right, so that a merge
+    cannot take a letter from the middle of another word.
     """
     letters = _byte_letters()
     vocabulary = {letter: number for number, letter in enumerate(letters)}
     merges: list[tuple[str, str]] = []
     for word in TINY_WORDS:
-        grown = "\u0120"  # how byte-level tokenizers write a space
+        prefix = "\u0120"  # how byte-level tokenizers write a space
         for letter in word:
-            if grown + letter not in vocabulary:
-                merges.append((grown, letter))
-                vocabulary[grown + letter] = len(vocabulary)
-            grown += letter
+            if prefix + letter not in vocabulary:
+                merges.append((prefix, letter))
+                vocabulary[prefix + letter] = len(vocabulary)
+            prefix += letter
     vocabulary[END] = len(vocabulary)
     special = {name: END for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
     tokenizer = CodeGenTokenizer(vocab=vocabulary, merges=merges, **special, model_max_length=3072)
@@ -177,7 +177,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerBase:
 
 
 def _byte_letters() -> list[str]:
-    """GPT-2's printable stand-in for each of the 256 bytes (Radford et al., 2019)."""
+    """The printable character that GPT-2 uses for each of the 256 bytes (Radford et al., 2019)."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     letters, extra = [], 0
     for byte in range(256):
@@ -190,10 +190,11 @@ def _byte_letters() -> list[str]:
 
 
 def make_processor(tokenizer: PreTrainedTokenizerBase, config: LlavaConfig) -> LlavaProcessor:
-    """The processor, from constants: the published checkpoint has no preprocessor file.
+    """The processor, built from constants: the published checkpoint has no preprocessor file.
 
-    Images are squashed to a square (bicubic), scaled to [-1, 1]. Pillow's backend: the
-    default one differs by up to two grey levels from what the weights were trained on.
+    Images are resized to a square (bicubic, ignoring the aspect ratio) and scaled to [-1, 1].
+    Pillow resizes: the default backend differs by up to 2 of 255 levels from the images that
+    the weights were trained on.
     """
     side = config.vision_config.image_size
     images = SiglipImageProcessorPil(
@@ -215,5 +216,5 @@ def make_processor(tokenizer: PreTrainedTokenizerBase, config: LlavaConfig) -> L
 
 
 def preprocess_image(processor: LlavaProcessor, image: Image.Image) -> Any:
-    """One image as the tower takes it: float32 tensor [3, S, S], about [-1, 1]."""
+    """One image as the vision tower's input: float32 tensor [3, S, S] in [-1, 1]."""
     return processor.image_processor(images=image, return_tensors="pt")["pixel_values"][0]

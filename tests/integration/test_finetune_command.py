@@ -276,7 +276,7 @@ BAD = {
     "fp16": (None, ["--model.precision", "fp16"], r"model\.precision is fp16"),
     "qlora": (None, ["--tune.language", "qlora"], r"tune\.language is qlora"),
     "key": (None, ["--optim.lrr", "1"], r"optim\.lrr"),
-    "nothing learns": (None, NOTHING, "nothing would be learnt"),
+    "nothing learns": (None, NOTHING, "nothing would be learned"),
 }
 
 
