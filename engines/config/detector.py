@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from dataio.core.errors import UserError
 from dataio.loading.config import DataConfig
-from engines.config.base import RunConfig
+from engines.config.base import RunConfig, check_checkpoints, check_duration
 from engines.config.parser import instantiate, make_parser, parse_as
 from engines.runtime.run_log import LogConfig
 from models.detector.config import ModelConfig
@@ -156,8 +156,7 @@ class TrainConfig:
     """Minutes without progress after which all processes end and the one that hangs is named; 0: never."""
 
     def __post_init__(self) -> None:
-        if self.steps < 0 or (self.steps == 0 and self.epochs <= 0):
-            raise ValueError("train.epochs must be above 0, or train.steps at least 1")
+        check_duration(self.epochs, self.steps)
         self.micro_batch = self.micro_batch or self.global_batch
         if self.micro_batch < 1 or self.global_batch < 1:
             raise ValueError("train.global_batch must be at least 1 and train.micro_batch 0 or more")
@@ -197,8 +196,7 @@ class CheckpointConfig:
     """best.pt has the weights with the lowest of these on the validation split."""
 
     def __post_init__(self) -> None:
-        if self.every < 0 or self.keep < 1:
-            raise ValueError("checkpoint.every must be 0 or more and checkpoint.keep at least 1")
+        check_checkpoints(self.every, self.keep)
 
 
 @dataclass(kw_only=True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from engines.config.base import RunConfig
+from engines.config.base import RunConfig, check_checkpoints, check_duration
 from engines.runtime.run_log import LogConfig
 from models.tinyllava.config import TINY
 
@@ -162,8 +162,7 @@ class MlmTrainConfig:
     """Do not start if the estimated memory exceeds the GPU's."""
 
     def __post_init__(self) -> None:
-        if self.steps < 0 or (self.steps == 0 and self.epochs <= 0):
-            raise ValueError("train.epochs must be above 0, or train.steps at least 1")
+        check_duration(self.epochs, self.steps)
         if self.micro_batch < 1 or self.global_batch < 1 or self.validate_every < 0:
             raise ValueError(
                 "train.global_batch and micro_batch must be at least 1, validate_every 0 or more"
@@ -180,8 +179,7 @@ class MlmCheckpointConfig:
     """How many checkpoints are kept, in addition to the best."""
 
     def __post_init__(self) -> None:
-        if self.every < 0 or self.keep < 1:
-            raise ValueError("checkpoint.every must be 0 or more and checkpoint.keep at least 1")
+        check_checkpoints(self.every, self.keep)
 
 
 @dataclass(kw_only=True)
