@@ -1,1 +1,1 @@
-"""What launch/train.py and launch/finetune_mlm.py share: `ranks`."""
+"""What the commands `train` and `finetune` have in common: `ranks` decides between launching and being a rank."""

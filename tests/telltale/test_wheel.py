@@ -66,14 +66,17 @@ def test_it_holds_every_file_of_the_packages(repo_root, wheel):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_commands_and_api_run_without_the_repository(run, installed):
-    launch = installed / "launch"
-    run(sys.executable, str(launch / "shard.py"), "--layout", "synthetic", "--source", "source", "--output", "shards",
+    command = str(installed / "bin" / "telltale")
+    for words in ([command], [sys.executable, "-m", "telltale"]):
+        assert "train" in run(*words, "--help")
+    run(command, "shard", "--layout", "synthetic", "--source", "source", "--output", "shards",
         "--synthetic.images", "120", "--synthetic.size", "32", "--codec.size", "32")  # fmt: skip
     tiny = flags(data__shards="shards", train__epochs=0.2, run__dir="run", train__threads=1)
-    run(sys.executable, str(installed / "launch" / "train.py"), "--config", "configs/quickstart.yaml", *tiny)
+    run(command, "train", "--processes", "2", "--config", "configs/quickstart.yaml", *tiny)
     Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(run.folder / "a.png")
-    run(sys.executable, str(launch / "predict.py"), "--checkpoint", "run", "--output", "rows.jsonl", "a.png")
+    run(command, "predict", "--checkpoint", "run", "--output", "rows.jsonl", "a.png")
     row = json.loads((run.folder / "rows.jsonl").read_text())
     program = (
         "import sys, json, telltale; detector = telltale.load('run'); row = detector.predict('a.png')[0]; "
@@ -92,8 +95,9 @@ def test_commands_and_api_run_without_the_repository(run, installed):
 
 def test_configurations_are_found_and_other_files_are_not(run, installed):
     assert os.listdir(installed / "telltale" / "configs" / "deepspeed")
-    train = [sys.executable, str(installed / "launch" / "train.py")]
-    lines = run(*train, "--config", "configs/nowhere.yaml", code=2).splitlines()
+    lines = run(
+        str(installed / "bin" / "telltale"), "train", "--config", "configs/nowhere.yaml", code=2
+    ).splitlines()
     assert len(lines) == 1 and "configs/nowhere.yaml" in lines[0] and "no such file" in lines[0]
     program = (
         "from engines.config.detector import parse_config; from engines.mlm.deepspeed_config import read_deepspeed; "
