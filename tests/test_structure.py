@@ -24,19 +24,9 @@ SAME_NAME = {
     "DEFAULT_VAL_FRACTION": "each layout has its own default",
     "GENERATORS": "each layout knows its own generators",
     "labels_of_name": "each layout reads labels out of its own file names",
-    "load": "telltale.load is the front door; a module of checkpoints loads its files",
-    "evaluate": "telltale.evaluate is the front door",
-    # To be renamed:
-    "AUDIT": "",
-    "BINS": "",
-    "Outcome": "",
-    "METHOD": "",
-    "METRICS": "",
-    "RESAMPLES": "",
-    "SEED": "",
-    "TABLE": "",
-    "make_parser": "",
-    "memory_table": "",
+    "load": "telltale.load is the front door; checkpoint.files loads a file; a benchmark group is named after its work",
+    "evaluate": "telltale.evaluate is the front door; a benchmark group is named after its work",
+    "SECTION": "each file of engines/evaluate/sections defines one; the registry collects them",
 }
 
 

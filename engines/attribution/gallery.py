@@ -28,8 +28,8 @@ from engines.evaluate.calibration import calibration_of
 from engines.evaluate.predictions import label_spaces, probability_column
 from models.detector.dual_head import DualHead
 
-Outcome = Literal["right", "wrong", "abstained"]
-OUTCOMES: tuple[Outcome, ...] = ("right", "wrong", "abstained")
+GalleryOutcome = Literal["right", "wrong", "abstained"]
+OUTCOMES: tuple[GalleryOutcome, ...] = ("right", "wrong", "abstained")
 _CLIP = 1e-12  # of probabilities, before their logit is taken
 _BATCH = 16
 
@@ -39,7 +39,7 @@ class Choice:
     """A row of the table for the gallery: its verdict ("fake" is what the map explains), and why."""
 
     row: int
-    outcome: Outcome
+    outcome: GalleryOutcome
     fake: bool
 
 
@@ -66,7 +66,7 @@ class GalleryItem:
     generator_pred: str
     object: str
     p_fake: float
-    outcome: Outcome
+    outcome: GalleryOutcome
     picture: NDArray[np.uint8]
     heat: NDArray[np.float32] | None
     overlay: NDArray[np.uint8] | None

@@ -25,7 +25,16 @@ from dataio.sharding.duplicates import FINGERPRINT, Pairs, exact_pairs, near_pai
 from dataio.shards.manifest import read_manifest, sha256_of
 from engines.audit.gate import FORMAT, VERSION
 from engines.audit.label_order import CountedLabels, check_mixed, compare_with_names
-from engines.audit.probes import BARS, FOLDS, RESAMPLES, Data, leaks, probe, probe_families, single_features
+from engines.audit.probes import (
+    BARS,
+    FOLDS,
+    PROBE_RESAMPLES,
+    Data,
+    leaks,
+    probe,
+    probe_families,
+    single_features,
+)
 from engines.audit.sample import (
     AuditedImage,
     SampleRef,
@@ -168,7 +177,7 @@ def _audit(material: _Material, settings: AuditSettings) -> dict[str, Any]:
             "sample": settings.sample,
             "seed": settings.seed,
             "folds": FOLDS,
-            "resamples": RESAMPLES,
+            "resamples": PROBE_RESAMPLES,
             "bars": BARS,
             "grouped": bool(len(np.unique(arrays["group"])) < len(arrays["group"])),
         },

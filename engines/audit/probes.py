@@ -31,7 +31,7 @@ from engines.audit.features import CONTAINER, JPEG_ONLY, PIXELS, readable_value
 from engines.stats.bootstrap import auroc_over_groups
 
 FOLDS = 5
-RESAMPLES = 1000
+PROBE_RESAMPLES = 1000
 TREES = 50
 LEAST = 15  # groups of either class: below, folds and intervals mean nothing
 LEAST_ALIKE = 5  # images of either class that suffice where all have the very same features
@@ -83,7 +83,7 @@ def too_few(fake: NDArray[np.bool_], group: NDArray[np.int64]) -> str:
     return ""
 
 
-def probe(data: Data, kind: str, *, seed: int, resamples: int = RESAMPLES) -> dict[str, Any]:
+def probe(data: Data, kind: str, *, seed: int, resamples: int = PROBE_RESAMPLES) -> dict[str, Any]:
     """AUROC of telling fakes from photographs, cross-validated.
 
     Args:

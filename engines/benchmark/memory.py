@@ -137,7 +137,7 @@ def _write_detector(path: Path) -> None:
     checkpoints.save(path, state)
 
 
-def memory_table(rows: Sequence[dict[str, float]]) -> str:
+def peak_memory_table(rows: Sequence[dict[str, float]]) -> str:
     """The rows as Markdown, with what a file more costs between the first and the last."""
     names = list(rows[0])
     lines = [f"| {' | '.join(name.replace('_mib', ', MiB') for name in names)} |", "|---" * len(names) + "|"]

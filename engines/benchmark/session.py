@@ -94,7 +94,7 @@ def run_memory(groups: Sequence[str], counts: Sequence[int], data: str, output: 
     results: dict[str, Any] = {"machine": document.machine()}
     for name in groups:
         results[name] = getattr(memory, name.replace("-", "_"))(folder, list(counts), _say)
-        print(f"{name}\n\n{memory.memory_table(results[name])}\n")
+        print(f"{name}\n\n{memory.peak_memory_table(results[name])}\n")
     _write(output, results)
 
 

@@ -30,9 +30,9 @@ from engines.stats.significance import mcnemar_p
 from engines.stats.text_table import text_table
 
 SCHEMA, VERSION = "telltale-comparison", 1
-RESAMPLES, SEED = 2000, 0
+_RESAMPLES, _SEED = 2000, 0
 ALPHA = 1 - LEVEL
-METHOD = "paired percentile bootstrap, seeded, of images within each true generator, or of whole groups"
+_METHOD = "paired percentile bootstrap, seeded, of images within each true generator, or of whole groups"
 
 
 def _compared(metric: Metric) -> Show | None:
@@ -53,7 +53,7 @@ def predictions_file(path: str | Path) -> Path:
 
 
 def compare_evaluations(
-    a: str, b: str, *, output: str | None = None, resamples: int = RESAMPLES, seed: int = SEED
+    a: str, b: str, *, output: str | None = None, resamples: int = _RESAMPLES, seed: int = _SEED
 ) -> dict[str, Any]:
     """Compare two evaluations by path, and write the comparison to `output`.
 
@@ -77,7 +77,7 @@ def compare_evaluations(
     return comparison
 
 
-def compare(a: Side, b: Side, *, resamples: int = RESAMPLES, seed: int = SEED) -> dict[str, Any]:
+def compare(a: Side, b: Side, *, resamples: int = _RESAMPLES, seed: int = _SEED) -> dict[str, Any]:
     """Compare two tables of predictions of the same images.
 
     Args:
@@ -119,7 +119,7 @@ def compare(a: Side, b: Side, *, resamples: int = RESAMPLES, seed: int = SEED) -
         "images": len(pair.sample),
         "groups": None if pair.sample.cluster is None else int(pair.sample.cluster.max()) + 1,
         "level": LEVEL,
-        "method": METHOD,
+        "method": _METHOD,
         "resamples": resamples,
         "seed": seed,
         "resampled": "groups" if pair.grouped else "images",

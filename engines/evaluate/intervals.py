@@ -23,7 +23,7 @@ from engines.stats.significance import wilson
 
 RESAMPLES, SEED = 1000, 0
 NO_GROUPS = "no two images share a group"
-METHOD = (
+_METHOD = (
     "percentile bootstrap, seeded; images: resampled within each true generator; groups: whole groups of "
     "images resampled; generators: the generators resampled, each with its resampled images; a share of "
     "exactly 0 or 1 has Wilson's interval instead"
@@ -147,7 +147,7 @@ def compute_intervals(
     headline = Headline(labels, sample)
     part: dict[str, Any] = {
         "level": LEVEL,
-        "method": METHOD,
+        "method": _METHOD,
         "resamples": resamples,
         "seed": seed,
         "headline": "images" if labels.cluster is None else "groups",

@@ -25,7 +25,7 @@ from dataio.core.locks import locked
 from dataio.core.tasks import ArrayTask, check_settings
 from engines.config.protocol import FREE, Command
 from engines.experiments.protocol_cells import SHARDS, Cell, Protocol, open_protocol
-from engines.experiments.protocol_result import RESULT, TABLE, format_result, merge_cells
+from engines.experiments.protocol_result import RESULT, RESULT_TABLE, format_result, merge_cells
 from engines.runtime.command import Stopped
 
 SETTINGS, CELLS, LOCKS = "settings.json", "cells", ".locks"
@@ -183,11 +183,11 @@ def _finish(protocol: Protocol, folder: _Folder) -> str:
     _write(folder.path / RESULT, merged)
     text = format_result(merged)
     with _disk_errors(folder.path):
-        write_text(folder.path / TABLE, text + "\n")
+        write_text(folder.path / RESULT_TABLE, text + "\n")
     if undone:
         print(text)
         raise UserError(_failures(folder, undone, len(protocol.cells)))
-    return f"{text}\n\nresults: {folder.path / RESULT}, {folder.path / TABLE}"
+    return f"{text}\n\nresults: {folder.path / RESULT}, {folder.path / RESULT_TABLE}"
 
 
 def _failures(folder: _Folder, failed: Sequence[Cell], of: int) -> str:

@@ -9,12 +9,12 @@ protocol.json:
                        (images, real, fake, and of views left_out and unreadable)
     failed             a list: name, message
     raw                robustness, aligned: metrics of the originals as they are
-    curves             robustness: by operation, by severity: severity, METRICS, drop
-    genimage           robustness: by GenImage's names: METRICS, drop; and their mean
-    gaps               aligned: by view: raw minus view in each of METRICS
+    curves             robustness: by operation, by severity: severity, SUMMARY_METRICS, drop
+    genimage           robustness: by GenImage's names: SUMMARY_METRICS, drop; and their mean
+    gaps               aligned: by view: raw minus view in each of SUMMARY_METRICS
     matrix             cross_generator, leave_one_out: train (names of rows), test (columns)
-                       and for each of METRICS a list of rows: that generator against nature
-    summary            cross_generator: means of each of METRICS over the diagonal (seen), off it
+                       and for each of SUMMARY_METRICS a list of rows: that generator against nature
+    summary            cross_generator: means of each of SUMMARY_METRICS over the diagonal (seen), off it
                        (unseen) and all; leave_one_out: by held-out generator, mean and worst
 
 Everything is a fraction; a value that cannot be computed is null.
@@ -29,8 +29,8 @@ from engines.experiments.protocol_cells import Protocol
 from engines.stats.text_table import text_table
 
 SCHEMA, VERSION = "telltale-protocol", 1
-RESULT, TABLE = "protocol.json", "protocol.md"
-METRICS = ("auroc", "balanced_accuracy", "accuracy")
+RESULT, RESULT_TABLE = "protocol.json", "protocol.md"
+SUMMARY_METRICS = ("auroc", "balanced_accuracy", "accuracy")
 _Row = dict[str, Any]
 
 
@@ -71,20 +71,20 @@ def _drop(raw: _Row | None, metrics: _Row) -> _Row:
     """The raw value minus the view's."""
     return {
         key: None if raw is None or raw[key] is None or metrics[key] is None else raw[key] - metrics[key]
-        for key in METRICS
+        for key in SUMMARY_METRICS
     }
 
 
 def _robustness(raw: _Row | None, cells: list[_Row]) -> _Row:
     def point(cell: _Row) -> _Row:
-        return {**{key: cell["metrics"][key] for key in METRICS}, "drop": _drop(raw, cell["metrics"])}
+        return {**{key: cell["metrics"][key] for key in SUMMARY_METRICS}, "drop": _drop(raw, cell["metrics"])}
 
     curves: dict[str, list[_Row]] = {}
     for cell in (c for c in cells if not c.get("genimage")):
         curves.setdefault(cell["operation"], []).append({"severity": cell["severity"], **point(cell)})
     named = {cell["name"]: point(cell) for cell in cells if cell.get("genimage")}
     if named:
-        named["mean"] = {key: _mean(entry[key] for entry in named.values()) for key in METRICS}
+        named["mean"] = {key: _mean(entry[key] for entry in named.values()) for key in SUMMARY_METRICS}
     return {"curves": curves, "genimage": named}
 
 
@@ -92,14 +92,14 @@ def _matrix(cells: list[_Row]) -> _Row:
     test = list(dict.fromkeys(name for cell in cells for name in cell["per_generator"]))
     values = {
         key: [[cell["per_generator"].get(name, {}).get(key) for name in test] for cell in cells]
-        for key in METRICS
+        for key in SUMMARY_METRICS
     }
     return {"train": [cell["name"] for cell in cells], "test": test, **values}
 
 
 def _seen_and_unseen(matrix: _Row, diagonal: list[str]) -> _Row:
     summary: _Row = {}
-    for key in METRICS:
+    for key in SUMMARY_METRICS:
         pairs = [
             (trained_on == name, value)
             for trained_on, row in zip(diagonal, matrix[key], strict=True)
@@ -115,7 +115,7 @@ def _seen_and_unseen(matrix: _Row, diagonal: list[str]) -> _Row:
 
 def _held_out(matrix: _Row, diagonal: list[str]) -> _Row:
     summary: _Row = {}
-    for key in METRICS:
+    for key in SUMMARY_METRICS:
         values = {
             name: row[matrix["test"].index(name)] if name in matrix["test"] else None
             for name, row in zip(diagonal, matrix[key], strict=True)

@@ -25,7 +25,7 @@ from engines.runtime.versions import commit_of, version_of
 
 HTML, MARKDOWN = "report.html", "report.md"
 LARGEST = 15_000_000  # bytes of the page
-BINS = 200  # of P(fake), for the threshold that can be moved
+THRESHOLD_STEPS = 200  # of P(fake), for the threshold that can be moved
 
 
 @dataclass(frozen=True)
@@ -144,16 +144,19 @@ def _figures(labels: Labels, metrics: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _explorer(labels: Labels) -> dict[str, Any]:
-    """How many images of each generator have P(fake) in each of `BINS` steps, for the moving threshold."""
+    """How many images of each generator have P(fake) in each of `THRESHOLD_STEPS`, for the moving threshold."""
     calibration = labels.calibration
     p = labels.p_fake if labels.calibrated is None else labels.calibrated
-    bins = np.clip((p * BINS).astype(int), 0, BINS - 1)
+    bins = np.clip((p * THRESHOLD_STEPS).astype(int), 0, THRESHOLD_STEPS - 1)
     return {
-        "bins": BINS,
+        "bins": THRESHOLD_STEPS,
         "start": THRESHOLD if calibration is None else calibration.threshold,
         "calibrated": calibration is not None,
         "generators": [
-            {"name": name, "counts": np.bincount(bins[labels.generator == index], minlength=BINS).tolist()}
+            {
+                "name": name,
+                "counts": np.bincount(bins[labels.generator == index], minlength=THRESHOLD_STEPS).tolist(),
+            }
             for index, name in enumerate(labels.generators)
             if (labels.generator == index).any()
         ],

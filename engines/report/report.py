@@ -9,10 +9,11 @@ import pyarrow as pa
 
 from dataio.core.errors import UserError
 from engines.attribution.gallery import build_gallery, describe_item, faithfulness_of
+from engines.audit.gate import AUDIT
 from engines.evaluate.predictions import read_predictions
 from engines.report.page import Context, write_report
 
-AUDIT, PROTOCOL = "audit.json", "protocol.json"
+PROTOCOL = "protocol.json"
 
 
 def report_evaluation(

@@ -14,7 +14,7 @@ from sklearn.metrics import average_precision_score, log_loss, roc_auc_score, ro
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 
-BINS = 15  # of the expected calibration error
+CALIBRATION_BINS = 15  # of the expected calibration error
 RATES = {"tpr_at_fpr_1": 0.01, "tpr_at_fpr_5": 0.05}
 CLIP = 1e-12  # probabilities are kept this far from 0 and 1 before a logarithm
 
@@ -57,8 +57,8 @@ def calibration_error(fake: Bools, p: Floats) -> float:
     The mean over bins, weighted by their images, of |mean P(fake) - share of fakes|
     (Naeini et al. 2015, for the positive class; as torchmetrics' `binary_calibration_error`).
     """
-    bins = np.searchsorted(np.linspace(0, 1, BINS + 1)[1:-1], p, side="right")
-    gaps = np.bincount(bins, weights=p - fake, minlength=BINS)
+    bins = np.searchsorted(np.linspace(0, 1, CALIBRATION_BINS + 1)[1:-1], p, side="right")
+    gaps = np.bincount(bins, weights=p - fake, minlength=CALIBRATION_BINS)
     return float(np.abs(gaps).sum() / len(p))
 
 

@@ -144,4 +144,4 @@ def test_memory_is_that_of_the_largest_process_while_it_runs():
 
 def test_the_table_says_what_a_file_more_costs():
     rows = [{"files": 1000, "plan_mib": 50.0}, {"files": 3000, "plan_mib": 52.0}]
-    assert benchmark_memory.memory_table(rows).splitlines()[-1] == "| each file more | 1,049 bytes |"
+    assert benchmark_memory.peak_memory_table(rows).splitlines()[-1] == "| each file more | 1,049 bytes |"
