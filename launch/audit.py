@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         output = Path(args.output or Path(args.shards) / AUDIT)
         check_audit_path(output)
-        found = audit_shards(args.shards, settings)
+        audit = audit_shards(args.shards, settings)
     else:
         for flag in ("layout", "source", "output"):
             if args[flag] is None:
@@ -67,10 +67,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         layout = layout_of(args)
         for note in layout.notes:
             print(f"note: {note}", file=sys.stderr)
-        found = audit_layout(layout, settings)
-    write_audit(output, found)
+        audit = audit_layout(layout, settings)
+    write_audit(output, audit)
     print(f"audit of {args.shards or args.source}")
-    print(format_audit(found))
+    print(format_audit(audit))
     print(f"\nwritten: {output}")
     return 0
 

@@ -63,9 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         **{key: options[key] for key in _KEYS},
     )
     if done is not None:
-        found, path = done
-        print(f"{format_calibration(found)}\n\ncalibration: {path}")
-        for note in found.notes:
+        calibration, path = done
+        print(f"{format_calibration(calibration)}\n\ncalibration: {path}")
+        for note in calibration.notes:
             print(f"warning: {note}", file=sys.stderr)
     return 0
 

@@ -38,10 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from engines.evaluate.compare import compare_evaluations, format_comparison
 
-    found = compare_evaluations(
+    comparison = compare_evaluations(
         options.a, options.b, output=options.output, resamples=options.resamples, seed=options.seed
     )
-    print(format_comparison(found))
+    print(format_comparison(comparison))
     if options.output is not None:
         print(f"\nresults: {options.output}")
     return 0

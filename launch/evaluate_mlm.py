@@ -4,8 +4,8 @@
     telltale evaluate-mlm --answers answers.json --compare base_answers.json
 
 Answers are greedy; a verdict also comes as P(fake) against P(real) at its token. An answer
-that names no verdict counts as wrong, under its own name. Beside every score stands what a
-rule without eyes gets.
+that names no verdict counts as wrong, and is counted separately. Beside every score stands an
+image-blind baseline.
 """
 
 import sys

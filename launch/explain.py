@@ -15,7 +15,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from dataio.core.atomic import write_text
-from dataio.core.errors import UserError
+from dataio.core.errors import UserError, writing
 from engines.config.parser import Parser
 from engines.runtime.command import EXIT_USER_ERROR, run_command
 
@@ -44,26 +44,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     from engines.predict.explain import as_html, as_json, as_text, explain_images
 
     answerer = load_for_answers(args.model, 1, choose_device(args.device)) if args.model else None
-    found = explain_images(
+    explanations = explain_images(
         args.images, args.checkpoint, answerer, tell=args.tell_verdict, cam=not args.no_cam
     )
     kind = FORMATS[Path(args.output).suffix] if args.output else "text"
     if kind == "html":
-        text = as_html(found, checkpoint=args.checkpoint, model=args.model, tell=args.tell_verdict)
+        text = as_html(explanations, checkpoint=args.checkpoint, model=args.model, tell=args.tell_verdict)
     else:
-        text = as_json(found) if kind == "json" else as_text(found)
+        text = as_json(explanations) if kind == "json" else as_text(explanations)
     if args.output:
-        try:
+        with writing(args.output, field="output", hint=""):
             write_text(Path(args.output), text)
-        except OSError as error:
-            raise UserError(f"--output {args.output}: cannot be written ({error.strerror})") from None
         print(f"written: {args.output}")
     else:
         print(text, end="")
-    for one in found:
-        if one.error:
-            print(f"error: {one.error}", file=sys.stderr)
-    return EXIT_USER_ERROR if any(one.error for one in found) else 0
+    errors = [explanation.error for explanation in explanations if explanation.error]
+    for error in errors:
+        print(f"error: {error}", file=sys.stderr)
+    return EXIT_USER_ERROR if errors else 0
 
 
 if __name__ == "__main__":

@@ -23,7 +23,6 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from dataio.core.errors import UserError
 from engines.config.parser import Parser
 from engines.runtime.command import run_command
 
@@ -66,18 +65,9 @@ def _export_onnx(checkpoint: str, output: str) -> int:
 
 
 def _export_tinyllava(checkpoint: str, output: str) -> int:
-    from models.tinyllava.checkpoint import write_published
+    from engines.export.to_tinyllava import export_tinyllava
 
-    if Path(checkpoint).resolve() == Path(output).resolve():
-        raise UserError(f"--output {output}: is the model itself; choose another folder")
-    try:
-        files = write_published(checkpoint, output)
-    except ValueError as error:
-        raise UserError(f"--checkpoint {' '.join(str(error).split())}") from None
-    except OSError as error:
-        raise UserError(
-            f"--output {output}: cannot be written ({error.strerror or error}); choose another"
-        ) from None
+    files = export_tinyllava(checkpoint, output)
     print(f"exported: {', '.join(map(str, files))}")
     return 0
 

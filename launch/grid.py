@@ -15,7 +15,7 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from dataio.core.errors import UserError
+from dataio.core.errors import UserError, writing
 from engines.config.parser import Parser, split_known_flags
 from engines.runtime.command import run_command
 
@@ -42,12 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--processes is {options.processes}, expected at least 1")
     combinations = read_grid(options.sweep)
     output = Path(options.output)
-    try:
+    with writing(output, field="output", hint="choose another folder"):
         output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"--output {output}: cannot be written ({error.strerror}); choose another folder"
-        ) from None
     rows = run_grid(
         combinations,
         output,

@@ -50,13 +50,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("train", "val", "true_false", "multiple_choice"):
         if getattr(args, name) < 0:
             raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected 0 or more")
-    wanted = {
+    needed = {
         "train": args.train > 0,
         "val": args.val > 0,
         "test": args.true_false + args.multiple_choice > 0,
     }
     if args.shards is not None:
-        images = {split: images_of_shards(args.shards, split) if on else [] for split, on in wanted.items()}
+        images = {split: images_of_shards(args.shards, split) if on else [] for split, on in needed.items()}
     else:
         images = images_of_manifest(args.manifest, args.root)
     plan = VqaSizes(
@@ -71,8 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, count in summary["counts"].items():
         print(f"{name}: {count}")
     for kind, scores in summary["blind"].items():
-        told = ", ".join(f"{rule} {score:.1%}" for rule, score in scores.items())
-        print(f"{kind}, right without seeing the image: {told}")
+        shares = ", ".join(f"{rule} {score:.1%}" for rule, score in scores.items())
+        print(f"{kind}, right without seeing the image: {shares}")
     if summary["left_out_of_test"]:
         print(f"left out of the benchmarks, since trained on: {summary['left_out_of_test']} images")
     print(f"written: {args.output}")

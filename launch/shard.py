@@ -40,13 +40,11 @@ def make_parser() -> Parser:
     add("--codec.size", type=int, default=None, help="side of the images, pixels (default 256)")
     add("--seed", type=int, default=0, help="seed of the permutation")
     add("--allow-duplicates", action="store_true", help="accept an image that is in two splits")
-    add = parser.add_argument_group("Synthetic images").add_argument
     add("--synthetic.images", type=int, default=3000, help="synthetic: how many to draw")
     add("--synthetic.size", type=int, default=64, help="synthetic: side, pixels")
     add("--synthetic.seed", type=int, default=0, help="synthetic: seed of the drawing")
     add = parser.add_argument_group("Several machines").add_argument
-    task_help = "write only share i of n, i from 0 to n-1; shares may run at once on one file system"
-    add("--task", default=None, metavar="i/n", help=task_help)
+    add("--task", metavar="i/n", help="write only share i of n, i from 0 to n-1; shares may run at once")
     add("--finish", action="store_true", help="merge what the tasks wrote, or name the tasks still missing")
     return parser
 
@@ -66,8 +64,7 @@ def _write(args: Any) -> int:
     array_task = ArrayTask.parse(args.task) if args.task is not None else None
     policy = preset_policy(args.codec.preset or default_codec_preset(args.layout), args.codec.size)
     if args.layout == "synthetic":
-        drawing = args.synthetic
-        write_synthetic(args.source, images=drawing.images, size=drawing.size, seed=drawing.seed)
+        write_synthetic(args.source, **args.synthetic.as_dict())
     layout = layout_of(args)
     for note in layout.notes:
         print(f"note: {note}", file=sys.stderr)
@@ -75,7 +72,7 @@ def _write(args: Any) -> int:
         layout,
         Path(args.output),
         policy,
-        workers=available_cores() if args.workers is None else args.workers,
+        workers=_processes(args.workers),
         samples_per_shard=args.samples_per_shard,
         seed=args.seed,
         extra_settings=layout_settings(args),
@@ -83,11 +80,14 @@ def _write(args: Any) -> int:
     )
     if array_task is not None:
         print(run_array_task(job, array_task))
-        return 0
-    manifest = finish_job(job) if args.finish else run_job(job)
-    print(summary(manifest))
-    print(f"shards: {args.output}")
+    else:
+        print(summary(finish_job(job) if args.finish else run_job(job)))
+        print(f"shards: {args.output}")
     return 0
+
+
+def _processes(workers: int | None) -> int:
+    return available_cores() if workers is None else workers
 
 
 def _verify(words: list[str]) -> int:
@@ -95,13 +95,9 @@ def _verify(words: list[str]) -> int:
     parser.add_argument("folder", help="folder written by telltale shard")
     parser.add_argument("--workers", type=int, help="processes (default: the cores)")
     args = parser.parse_args(words)
-    from dataio.sharding.verify import verify_shards
+    from dataio.sharding.verify import require_intact
 
-    workers = available_cores() if args.workers is None else args.workers
-    checked, faults = verify_shards(args.folder, workers=workers)
-    if faults:
-        text = f"{len(faults)} faults among {checked} images: {'; '.join(faults[:10])}"
-        raise UserError(f"{args.folder}: {text}. Copy or shard it again")
+    checked = require_intact(args.folder, workers=_processes(args.workers))
     print(f"{args.folder}: {checked} images, every hash, index, key and image in order")
     return 0
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from dataio.core.errors import UserError
 from dataio.images.codec import Undecodable, open_image
 from dataio.shards.manifest import NOT_AN_ARRAY, SAMPLE, read_manifest, sha256_of
 
@@ -21,7 +22,7 @@ def verify_shards(folder: str | Path, *, workers: int = 1) -> tuple[int, list[st
         folder: written by `dataio.sharding.job.write_shards`. workers: processes.
 
     Returns:
-        how many images were looked at, and the faults, each naming its file and key.
+        the number of images that were checked, and the faults, each naming its file and key.
 
     Raises:
         UserError: no readable manifest.
@@ -60,6 +61,21 @@ def verify_shards(folder: str | Path, *, workers: int = 1) -> tuple[int, list[st
     for found in _run(jobs, workers):
         faults += found
     return len(all_keys), faults
+
+
+def require_intact(folder: str | Path, *, workers: int = 1) -> int:
+    """Check a folder as `verify_shards`; returns the number of its images.
+
+    Raises:
+        UserError: faults; the first ten are listed.
+    """
+    checked, faults = verify_shards(folder, workers=workers)
+    if faults:
+        shown = "; ".join(faults[:10])
+        raise UserError(
+            f"{folder}: {len(faults)} faults among {checked} images: {shown}. Copy or shard it again"
+        )
+    return checked
 
 
 # The folder, the shard, the index file and the shard's first row in it, the names.

@@ -20,7 +20,7 @@ from models.detector.config import ModelConfig
 
 @dataclass(kw_only=True)
 class OptimConfig:
-    """The optimiser and its schedule."""
+    """The optimizer and its schedule."""
 
     name: Literal["sgd", "adamw"] = "sgd"
     """sgd (Nesterov momentum) or adamw."""
@@ -119,7 +119,7 @@ class TrainConfig:
     epochs: float = 1.0
     """Passes over the training split; unused where steps is given."""
     steps: int = 0
-    """Optimiser steps; 0 means epochs decides."""
+    """Optimizer steps; 0 means epochs decides."""
     global_batch: int = 256
     """Images per step over all processes; the result depends on it, not on their number."""
     micro_batch: int = 64
@@ -210,7 +210,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     """The network."""
     optim: OptimConfig = field(default_factory=OptimConfig)
-    """The optimiser and its schedule."""
+    """The optimizer and its schedule."""
     loss: LossConfig = field(default_factory=LossConfig)
     """What is minimised."""
     mix: MixConfig = field(default_factory=MixConfig)
@@ -240,12 +240,12 @@ def parse_range(text: str) -> range:
     """
     if not text:
         return range(0)
-    found = re.fullmatch(r"(\d+):(\d+)", text)
-    if found is None or int(found[1]) >= int(found[2]):
+    match = re.fullmatch(r"(\d+):(\d+)", text)
+    if match is None or int(match[1]) >= int(match[2]):
         raise ValueError(
             f"train.profile is {text!r:.40}, expected START:STOP with START below STOP, such as 20:24"
         )
-    return range(int(found[1]), int(found[2]))
+    return range(int(match[1]), int(match[2]))
 
 
 def parse_config(argv: Sequence[str], default_file: str | Path) -> Config:

@@ -104,15 +104,15 @@ def parse_int_list(flag: str, text: str, *, least: int = 1, example: str) -> lis
 
 
 def split_known_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """A command's own words, and the dotted flags (with their values) that are a training's."""
-    own: list[str] = []
+    """The command's own arguments, and the dotted flags with their values, which go to a training."""
+    own_argv: list[str] = []
     flags: list[str] = []
-    into = own
+    target = own_argv
     for word in argv:
         if word.startswith("--"):
-            into = flags if "." in word.partition("=")[0] else own
-        into.append(word)
-    return own, flags
+            target = flags if "." in word.partition("=")[0] else own_argv
+        target.append(word)
+    return own_argv, flags
 
 
 def make_parser(kind: type, command: str = "", doc: str | None = "") -> Parser:

@@ -112,7 +112,7 @@ class ProtocolConfig:
         self._check_source()
 
     def _check_keys(self) -> None:
-        """Keys that the protocol has no use for are mistakes."""
+        """Refuse keys that the protocol does not use."""
         for name in sorted(FOREIGN[self.protocol]):
             if getattr(self, name) != _defaults()[name]:
                 raise ValueError(f"{name}: the {self.protocol} protocol has no use for it; remove it")
@@ -145,12 +145,12 @@ class ProtocolConfig:
 
     def all_operations(self) -> dict[str, Operation]:
         """Every single operation by the name of its cell, in order."""
-        found = {
+        operations = {
             str(operation): operation
             for name, severities in self.operations.items()
             for operation in (Operation(name, severity) for severity in severities)
         }
-        return {**found, **(GENIMAGE if self.genimage else {})}
+        return {**operations, **(GENIMAGE if self.genimage else {})}
 
 
 def _check_once(key: str, values: Sequence[Any]) -> None:
@@ -158,15 +158,15 @@ def _check_once(key: str, values: Sequence[Any]) -> None:
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{key}: {value}, expected a finite number")
         if list(values).count(value) > 1:
-            raise ValueError(f"{key}: {value} stands there twice; remove one")
+            raise ValueError(f"{key}: {value} is given twice; remove one")
 
 
 def _defaults() -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    defaults: dict[str, Any] = {}
     for entry in fields(ProtocolConfig):
         made = entry.default_factory() if entry.default_factory is not MISSING else entry.default
-        found[entry.name] = made
-    return found
+        defaults[entry.name] = made
+    return defaults
 
 
 _VIEWED_KEYS = frozenset(

@@ -10,10 +10,10 @@ from dataio.core.errors import UserError
 
 
 def check_config_file(path: Path, kind: type) -> None:
-    """Refuse what the parser does not survive: aliases (a loop of them hangs it), other trees than of keys.
+    """Refuse what the parser cannot handle: aliases (a loop of them hangs it) and anything but a tree of keys.
 
     Raises:
-        UserError: the file is no tree of keys, has aliases, or something else where a section is expected.
+        UserError: the file is not a tree of keys, has aliases, or a plain value in place of a section.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -25,10 +25,12 @@ def check_config_file(path: Path, kind: type) -> None:
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())[:200]})") from None
     if tree is not None and not _is_tree_of_keys(tree):
-        raise UserError(f"{path}: expected keys and values, such as `optim: {{lr: 0.1}}`, with texts as keys")
+        raise UserError(
+            f"{path}: expected keys and values, such as `optim: {{lr: 0.1}}`, with strings as keys"
+        )
     bare = _bare_section(kind, tree or {}, "")
     if bare:
-        raise UserError(f"{path}: {bare} is no section; give keys below it, or leave it out")
+        raise UserError(f"{path}: {bare} must be a section: give keys below it, or leave it out")
 
 
 def _is_tree_of_keys(tree: Any) -> bool:
@@ -40,11 +42,11 @@ def _is_tree_of_keys(tree: Any) -> bool:
 
 def _bare_section(kind: type, tree: dict[str, Any], prefix: str) -> str:
     """The first section of a configuration that holds no keys, "" if there is none."""
-    for one in fields(kind):
-        section: Any = one.default_factory
-        if one.name in tree and isinstance(section, type) and is_dataclass(section):
-            inner, name = tree[one.name], f"{prefix}{one.name}"
-            found = _bare_section(section, inner, f"{name}.") if isinstance(inner, dict) else name
-            if found:
-                return found
+    for entry in fields(kind):
+        section: Any = entry.default_factory
+        if entry.name in tree and isinstance(section, type) and is_dataclass(section):
+            inner, name = tree[entry.name], f"{prefix}{entry.name}"
+            bare = _bare_section(section, inner, f"{name}.") if isinstance(inner, dict) else name
+            if bare:
+                return bare
     return ""

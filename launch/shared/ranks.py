@@ -61,7 +61,7 @@ def run_or_launch(command: RunCommand, argv: Sequence[str], gpus: str | None) ->
     Raises:
         UserError: also for what a rank ended with.
     """
-    if under_launcher() and (code := previous_exit_code(argv, command.default_config)) is not None:
+    if (code := previous_exit_code(argv, command.default_config)) is not None:
         return code
     if "--help" in argv or "-h" in argv:
         command.make_parser().parse_args(["--help"])

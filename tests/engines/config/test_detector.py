@@ -115,8 +115,8 @@ def test_a_key_that_a_newer_version_added_counts_from_its_default(file):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("run:\noptim: {lr: 0.1}\n", "run is no section"),
-        ("data: {augment: 3}\n", r"data\.augment is no section"),
+        ("run:\noptim: {lr: 0.1}\n", "run must be a section"),
+        ("data: {augment: 3}\n", r"data\.augment must be a section"),
         ("a: &a {b: *a}\n", r"line 1: an alias \(\*a\)"),  # hung the parser
         ("- 1\n", "expected keys and values"),
         ("1: 2\n", "expected keys and values"),

@@ -75,7 +75,7 @@ def test_settings_are_what_the_protocol_has_a_use_for(parse):
         (
             "protocol: robustness\noperations: {jpeg: [9, 9.0]}",
             VIEWED,
-            r"operations\.jpeg: 9\.0 stands there twice",
+            r"operations\.jpeg: 9\.0 is given twice",
         ),
         ("protocol: robustness\noperations: {blur: [.nan]}", VIEWED, "severity nan"),
         ("protocol: robustness\nchains: [6]", VIEWED, "chains: 6 operations, expected 1 to 5"),
