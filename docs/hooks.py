@@ -19,8 +19,6 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
 CONFIGURATIONS = (
     ("Detector", "`launch/train.py`, `telltale train`", "engines.config.detector", "Config"),
     ("TinyLLaVA", "`launch/finetune_mlm.py`, `telltale finetune`", "engines.config.mlm", "FinetuneConfig"),
@@ -31,6 +29,9 @@ COPIES = {"changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages to the site."""
+    # mkdocs restores the path that it had before it loaded this file.
+    if str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))
     pages = {
         "reference/commands.md": commands_page,
         "reference/configuration.md": configuration_page,
@@ -69,8 +70,7 @@ def commands_page() -> str:
         module = importlib.import_module(f"launch.{file}")
         text = _docstring(module.__doc__ or "").replace(f"python launch/{file}.py", f"telltale {name}")
         parts += ["", f"## {name}", "", f"`telltale {name}`, `launch/{file}.py`", "", text, ""]
-        if hasattr(module, "make_parser"):
-            parts += _flags(module.make_parser())
+        parts += _flags(module.make_parser())
     return "\n".join(parts)
 
 
@@ -116,7 +116,10 @@ def _flag_row(action: argparse.Action, configured: bool) -> str:
     choices = "" if not action.choices else "one of " + ", ".join(f"`{choice}`" for choice in action.choices)
     meaning = "; ".join(part for part in (_cell(action.help or ""), choices) if part)
     default = action.default
-    shown = "" if default in (None, argparse.SUPPRESS, False, [], "") else f"`{_cell(str(default))}`"
+    if isinstance(default, list | tuple):
+        default = " ".join(map(str, default))
+    hidden = default is None or default is False or default in ("", argparse.SUPPRESS)
+    shown = "" if hidden else f"`{_cell(str(default))}`"
     return f"| {name} | {shown} | {meaning} |"
 
 

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # What the batch scripts share: environment, preflight, launching, signals and requeueing.
 #
-# A script finds this file, sources it, and calls one function. Everything a site must say comes
+# A script finds this file, sources it, and calls one function. Everything specific to a site comes
 # from environment variables or slurm/site.env (see site.env.example); the environment wins.
 
 set -euo pipefail

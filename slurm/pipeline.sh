@@ -1,5 +1,5 @@
 #!/bin/bash
-# Submit the whole way from images to a report, as jobs that wait for each other:
+# Submit everything from images to a report, as jobs that wait for each other:
 #
 #   shard -> audit -> train -> calibrate -> evaluate, finetune -> report
 #
@@ -7,7 +7,7 @@
 #   bash slurm/pipeline.sh --name small ... --for-train --train.epochs 2 --for-finetune --train.epochs 1
 #   bash slurm/pipeline.sh --status runs/genimage
 #
-# Words before --for-train go to launch/shard.py, those behind it to launch/train.py, those behind
+# Arguments before --for-train go to launch/shard.py, those behind it to launch/train.py, those behind
 # --for-finetune to launch/finetune_mlm.py, those behind --for-questions to launch/make_vqa.py. Also:
 #   --name NAME     data/NAME, data/NAME-vqa, runs/NAME and runs/NAME-explainer (default: genimage)
 #   --tasks N       of the sharding (default: 8)
