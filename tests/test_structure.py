@@ -26,7 +26,6 @@ SAME_NAME = {
     "labels_of_name": "each layout reads labels out of its own file names",
     "load": "telltale.load is the front door; checkpoint.files loads a file; a benchmark group is named after its work",
     "evaluate": "telltale.evaluate is the front door; a benchmark group is named after its work",
-    "SECTION": "each file of engines/evaluate/sections defines one; the registry collects them",
 }
 
 
