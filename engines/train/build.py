@@ -1,4 +1,4 @@
-"""Building what a training run needs: the model with its start, and its DDP wrapping."""
+"""Building the model of a training run: initial weights, class weights, DDP and compilation."""
 
 import warnings
 
@@ -19,7 +19,7 @@ from models.detector.weights import WeightReport, load_weights
 
 
 def make_deterministic(config: Config) -> None:
-    """Threads and algorithms as the configuration has them, so that bits repeat."""
+    """Set threads and algorithms by the configuration, so that bits repeat."""
     # torchrun sets OMP_NUM_THREADS only for several processes, and the number of
     # threads changes the last bits: so it comes from the configuration, always.
     torch.set_num_threads(config.train.threads)
@@ -33,7 +33,7 @@ def make_deterministic(config: Config) -> None:
 def build_model(
     config: Config, labels: LabelSpaces, device: torch.device, first_images: torch.Tensor | None = None
 ) -> tuple[DualHead, WeightReport | None]:
-    """The network at its start, on the device, and what became of its initial weights' file.
+    """The network at its start, on the device, and which tensors of its weights file were loaded.
 
     Args:
         labels: of both heads. first_images: float [N, 3, size, size], for `model.whiten`.
@@ -69,7 +69,7 @@ def class_weights(config: Config, shards: ShardSet, device: torch.device) -> tor
 def wrap(
     model: DualHead, config: Config, world: World, statistics: RunningStatistics, image_size: int
 ) -> nn.Module:
-    """The model as the ranks call it: under DDP where there are several, compiled where asked."""
+    """Wrap the model in DDP if there are several ranks, and compile it if `train.compile` is set."""
     wrapped: nn.Module = model
     if world.distributed and world.size > 1:
         with warnings.catch_warnings():

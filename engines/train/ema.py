@@ -9,9 +9,9 @@ from torch import nn
 class WeightAverage:
     """The average; what is validated and kept as best where `train.ema` is set.
 
-    Early on the decay is (1 + steps) / (10 + steps), as TensorFlow's ExponentialMovingAverage
-    has it, or the random start would weigh for 1 / (1 - decay) steps. torch's AveragedModel
-    does the same sum but asks the device for its count in every step.
+    Early on the decay is (1 + steps) / (10 + steps), as in TensorFlow's ExponentialMovingAverage;
+    otherwise the random start would dominate for 1 / (1 - decay) steps. torch's AveragedModel
+    computes the same sum, but reads its counter from the device in every step.
 
     Attributes:
         module: a copy of the model with the averaged state, in evaluation mode.
@@ -28,6 +28,6 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the model's state after `step` steps (from 1)."""
+        """Include the model's state after `step` steps (from 1)."""
         decay = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(self._averages, self._values, 1 - decay)

@@ -1,4 +1,4 @@
-"""Counting errors and losses over batches and ranks."""
+"""Sums of errors and losses over batches and ranks."""
 
 from dataclasses import dataclass
 

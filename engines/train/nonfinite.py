@@ -14,8 +14,8 @@ from engines.config.detector import TrainConfig
 from engines.runtime.command import SharedError
 
 DUMP = "nonfinite.json"
-# fp16's gradients overflow now and then, and the scaler halves its scale. At this one they
-# overflow by themselves.
+# fp16's gradients overflow occasionally, and the scaler then halves its scale. At this scale an
+# overflow is the gradient's own.
 SMALLEST_SCALE = 1.0
 
 
@@ -45,7 +45,7 @@ class NonFinite:
 
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
         self.skips, self.cap = config.nonfinite == "skip", config.nonfinite_cap
-        # The first bad step that the host has not seen, -1 while there is none.
+        # The first bad step that the host has not read, -1 if none.
         self._step = torch.full((), -1, dtype=torch.int64, device=device)
         self._skipped = torch.zeros((), dtype=torch.int64, device=device)
         self._norms = torch.zeros(0, device=device)
@@ -86,12 +86,12 @@ class NonFinite:
         return int(self._skipped.item())
 
     def restore(self, skipped: int) -> None:
-        """Continue a run that has skipped this many."""
+        """Continue a run that has skipped so many steps."""
         self._skipped.fill_(skipped)
         self._step.fill_(-1)
 
     def report(self, bad_step: BadStep, ids: list[int], *, warn: bool) -> None:
-        """Tell the user, by a warning if `warn`, where the run may go on.
+        """Raise where the run must stop; else print a warning if `warn`.
 
         Raises:
             SharedError: the run must stop.
@@ -127,7 +127,7 @@ def is_bad(norm: torch.Tensor, losses: torch.Tensor, scaler: torch.amp.GradScale
     # get_scale would wait for the device.
     scale = scaler._get_scale_async()
     assert scale is not None
-    # fp16's gradients may overflow, until the scaler has nothing left to take back.
+    # fp16's gradients may overflow as long as the scaler can still lower its scale.
     return ~torch.isfinite(losses).all() | (bad & (scale <= SMALLEST_SCALE))
 
 
@@ -151,7 +151,7 @@ def write_dump(
     weights: list[tuple[str, torch.Tensor]],
     scale: float,
 ) -> None:
-    """Write RUN/nonfinite.json: what helps to find the cause.
+    """Write RUN/nonfinite.json, for finding the cause.
 
     Args:
         ids: sample ids of the step. weights: named parameters as they are now; a masked update
@@ -170,5 +170,5 @@ def write_dump(
 
 
 def _plain(value: float) -> Any:
-    """JSON has no word for NaN and infinity."""
+    """NaN and infinity as strings, which JSON lacks."""
     return value if math.isfinite(value) else str(value)

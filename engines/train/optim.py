@@ -32,7 +32,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
         nesterov = config.nesterov and config.momentum > 0
         sgd = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov, fused=True)
         if config.momentum:
-            # A first step that is masked would leave the fused update with memory that no one filled.
+            # If the first step were masked, the fused update would keep uninitialized buffers.
             for parameter in model.parameters():
                 sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return sgd
@@ -61,7 +61,7 @@ def learning_rate(
         return peak * (step + 1) / warmup
     if config.schedule in ("constant", "plateau"):
         return peak
-    # The last step is not at the very end, or a run of one step would learn nothing.
+    # The last step is not at the very end: a run of one step would have a rate of 0.
     done = (step - warmup) / (total_steps - warmup)
     share = 1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
     return peak * (config.final + (1 - config.final) * share)

@@ -1,4 +1,4 @@
-"""A run in steps, and what of its surroundings decides its result."""
+"""The steps of a run, and what its result depends on besides the configuration: data and processes."""
 
 import hashlib
 from dataclasses import dataclass
@@ -12,7 +12,13 @@ from engines.runtime.distributed import World
 
 @dataclass(frozen=True)
 class StepSchedule:
-    """The run in steps: how many, per epoch, how many frozen, every how many to validate and save."""
+    """When a run validates, saves and ends, in steps.
+
+    Attributes:
+        total_steps: of the run. steps_per_epoch: of the training split.
+        frozen_steps: at the start, in which only the heads learn.
+        validate_every, save_every: steps between validations and between checkpoints.
+    """
 
     total_steps: int
     steps_per_epoch: int
@@ -41,7 +47,7 @@ class StepSchedule:
 
 
 def data_fingerprint(shards: ShardSet) -> str:
-    """SHA-256 over the digests of a split's tars: equal data, wherever it lies."""
+    """SHA-256 over the digests of a split's tars: the same for equal data in any folder."""
     digest = hashlib.sha256()
     for digests in shard_digests(shards.shards):
         digest.update(digests.encode())

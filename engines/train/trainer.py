@@ -116,17 +116,17 @@ class Trainer:
         self.forward = wrap(self.model, self.config, self.world, self.statistics, self.config.data.size)
 
     def _thaw(self) -> None:
-        """From here on the backbone learns too."""
-        self.check_finite()  # before it knows other gradients
+        """Let the backbone learn too from here on."""
+        self.check_finite()  # before the set of gradients changes
         self._prepare_forward()
         if self.config.optim.name == "sgd" and self.config.optim.momentum:
             for parameter in self.model.parameters():
-                # The fused update wants momentum for all of a group or for none; zero is none.
+                # The fused update needs momentum buffers for all parameters of a group; zero is a fresh one.
                 self.optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
 
     def _set_training_mode(self) -> None:
         self.model.train()
-        if self.frozen:  # its running statistics stay, too
+        if self.frozen:  # its running statistics must not change either
             self.model.backbone.eval()
 
     # ---- one step -------------------------------------------------------------------
@@ -151,7 +151,8 @@ class Trainer:
             return contextlib.nullcontext()
         return torch.autocast(self.world.device.type, PRECISIONS[self.precision])
 
-    def _next_batch(self) -> Batch:
+    def next_batch(self) -> Batch:
+        """The next of `batches`; the time it takes counts as waiting for data."""
         begin = time.perf_counter()
         faults.inject("data.next", self.step)
         batch = next(self.batches())
@@ -188,7 +189,7 @@ class Trainer:
         sums = MetricSums.empty(self.world.device)
         self.statistics.begin_step()
         for number in range(self.micro_batches):
-            batch = self._next_batch()
+            batch = self.next_batch()
             self.tick(TRAINING)
             self.statistics.begin_micro_batch(number)
             with self._gradient_sync(number == self.micro_batches - 1):

@@ -83,9 +83,9 @@ def test_a_bad_update_is_masked_on_the_device_and_reported_at_the_next_log(build
     trainer = build("cuda:0")
     trainer.train_step()
     before = [p.detach().clone() for p in trainer.model.parameters()]
-    batch = trainer._next_batch()
+    batch = trainer.next_batch()
     batch.image.fill_(torch.nan)
-    trainer._next_batch = lambda: batch
+    trainer.next_batch = lambda: batch
     trainer.train_step()
     assert all(torch.equal(a, b.detach()) for a, b in zip(before, trainer.model.parameters(), strict=True))
     with pytest.raises(UserError, match="step 2: the loss or its gradient is not finite"):

@@ -29,7 +29,7 @@ def seen_state(trainer: Trainer) -> dict[str, Any]:
 
 def record_step(trainer: Trainer, seen: dict[str, Any]) -> None:
     """One step, remembering this rank's sample ids, pixels and (once) the gradient."""
-    next_batch, ids, pixels = trainer._next_batch, [], []
+    next_batch, ids, pixels = trainer.next_batch, [], []
 
     def watched() -> Any:
         batch = next_batch()
@@ -43,11 +43,11 @@ def record_step(trainer: Trainer, seen: dict[str, Any]) -> None:
                 [p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None]
             )
 
-    trainer._next_batch = watched  # type: ignore[method-assign]
+    trainer.next_batch = watched  # type: ignore[method-assign]
     hook = trainer.optimizer.register_step_pre_hook(keep_gradient)
     trainer.train_step()
     hook.remove()
-    trainer._next_batch = next_batch  # type: ignore[method-assign]
+    trainer.next_batch = next_batch  # type: ignore[method-assign]
     for name, mine in (("ids", torch.cat(ids)), ("pixels", torch.cat(pixels))):
         parts = [torch.zeros_like(mine) for _ in range(trainer.world.size)]
         if trainer.world.distributed:
@@ -59,7 +59,7 @@ def record_step(trainer: Trainer, seen: dict[str, Any]) -> None:
 
 def poison_last_rank(trainer: Trainer, seen: dict[str, Any]) -> None:
     """Give one rank a NaN image; note what every rank says and what the weights became."""
-    next_batch = trainer._next_batch
+    next_batch = trainer.next_batch
 
     def poisoned() -> Any:
         batch = next_batch()
@@ -67,7 +67,7 @@ def poison_last_rank(trainer: Trainer, seen: dict[str, Any]) -> None:
             batch.image[0, 0, 0, 0] = torch.nan
         return batch
 
-    trainer._next_batch = poisoned  # type: ignore[method-assign]
+    trainer.next_batch = poisoned  # type: ignore[method-assign]
     before = [p.detach().clone() for p in trainer.model.parameters()]
     message = "no error"
     try:

@@ -37,7 +37,7 @@ def saver(tmp_path):
 @pytest.fixture
 def fault(monkeypatch):
     def ask(text):
-        monkeypatch.setattr(faults, "_faults", faults.parse(text))
+        monkeypatch.setattr(faults, "_faults", faults.parse_faults(text))
 
     return ask
 

@@ -7,11 +7,11 @@ import pytest
 
 from dataio.core.errors import UserError
 from engines.runtime import fault_injection as faults
-from engines.runtime.fault_injection import Fault, parse
+from engines.runtime.fault_injection import Fault, parse_faults
 
 
 def test_several_with_conditions():
-    assert parse("kill@checkpoint.fsynced:step=6,rank=0; nan@step.forward") == [
+    assert parse_faults("kill@checkpoint.fsynced:step=6,rank=0; nan@step.forward") == [
         Fault("kill", "checkpoint.fsynced", {"step": 6, "rank": 0}),
         Fault("nan", "step.forward", {}),
     ]
@@ -30,7 +30,7 @@ def test_several_with_conditions():
 )
 def test_mistakes_are_said(text):
     with pytest.raises(UserError, match=r"^TELLTALE_FAULT: "):
-        parse(text)
+        parse_faults(text)
 
 
 def test_all_conditions_must_hold(monkeypatch):

@@ -40,7 +40,7 @@ def build(tiny_shards, repo_root, tmp_path):
 @pytest.fixture
 def fault(monkeypatch):
     def ask(text):
-        monkeypatch.setattr(faults, "_faults", faults.parse(text))
+        monkeypatch.setattr(faults, "_faults", faults.parse_faults(text))
 
     return ask
 

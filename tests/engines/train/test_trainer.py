@@ -55,16 +55,16 @@ def test_where_the_host_does_not_wait_a_bad_update_is_masked_and_reported_later(
     trainer.checks_every_step = False
     trainer.train_step()
     before = [p.detach().clone() for p in trainer.model.parameters()]
-    next_batch = trainer._next_batch
+    next_batch = trainer.next_batch
 
     def poisoned():
         batch = next_batch()
         batch.image.fill_(torch.nan)
         return batch
 
-    trainer._next_batch = poisoned
+    trainer.next_batch = poisoned
     trainer.train_step()
-    trainer._next_batch = next_batch
+    trainer.next_batch = next_batch
     trainer.train_step()
     assert all(torch.equal(a, b.detach()) for a, b in zip(before, trainer.model.parameters(), strict=True))
     with pytest.raises(UserError, match="step 2: the loss or its gradient is not finite"):

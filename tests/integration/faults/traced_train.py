@@ -19,7 +19,7 @@ from launch.train import main
 
 
 def trace(folder: Path) -> None:
-    next_batch = Trainer._next_batch
+    next_batch = Trainer.next_batch
     file = os.open(folder / f"{os.getpid()}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     seen: dict[str, int] = {"step": -1, "number": 0}
 
@@ -32,7 +32,7 @@ def trace(folder: Path) -> None:
         os.write(file, f"{self.step} {place} {ids} {digest}\n".encode())
         return batch
 
-    Trainer._next_batch = traced  # type: ignore[method-assign]
+    Trainer.next_batch = traced  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":
