@@ -65,7 +65,7 @@ class Fault:
         return all(now[name] == value for name, value in self.conditions.items())
 
 
-def parse(text: str) -> list[Fault]:
+def parse_faults(text: str) -> list[Fault]:
     """Parse a value of TELLTALE_FAULT.
 
     Raises:
@@ -92,7 +92,7 @@ def parse(text: str) -> list[Fault]:
     return faults
 
 
-_faults: list[Fault] | None = parse(os.environ[VARIABLE]) if os.environ.get(VARIABLE) else None
+_faults: list[Fault] | None = parse_faults(os.environ[VARIABLE]) if os.environ.get(VARIABLE) else None
 
 
 def inject(point: str, step: int | None = None) -> None:
