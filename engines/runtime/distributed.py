@@ -29,7 +29,7 @@ class World:
         rank, size: of all processes. local_rank: on this machine.
         device: where this process computes.
         distributed: whether there is a process group to talk to.
-        name: id of this start of the processes, see `engines.runtime.rendezvous`.
+        run_id: of this start of the processes, see `engines.runtime.rendezvous`.
     """
 
     rank: int
@@ -37,7 +37,7 @@ class World:
     local_rank: int
     device: torch.device
     distributed: bool
-    name: str = ""
+    run_id: str = ""
 
     @property
     def is_main(self) -> bool:
@@ -73,18 +73,19 @@ def init_distributed(timeout_minutes: float = 30.0) -> World:
         backend = "cpu:gloo,cuda:nccl"
     else:
         device, backend = torch.device("cpu"), "gloo"
-    distributed, name = "WORLD_SIZE" in os.environ, ""
+    distributed, run_id = "WORLD_SIZE" in os.environ, ""
     if distributed:
         timeout = datetime.timedelta(minutes=timeout_minutes)
         store, *_ = next(dist.rendezvous("env://", timeout=timeout))
-        name = agree_on_run_id(store, rank, size, 60 * timeout_minutes)
+        run_id = agree_on_run_id(store, rank, size, 60 * timeout_minutes)
         dist.init_process_group(
-            backend, store=run_store(name, store), rank=rank, world_size=size, timeout=timeout
+            backend, store=run_store(run_id, store), rank=rank, world_size=size, timeout=timeout
         )
-    return World(rank, size, local_rank, device, distributed, name)
+    return World(rank, size, local_rank, device, distributed, run_id)
 
 
 def shutdown_distributed(world: World) -> None:
+    """Leave the process group, if there is one; harmless when repeated."""
     if world.distributed and dist.is_initialized():
         dist.destroy_process_group()
 

@@ -49,6 +49,6 @@ def agree_on_run_id(store: Any, rank: int, size: int, seconds: float) -> str:
     raise TimeoutError(f"rank {rank} waited {seconds:.0f} s for the other {size - 1} to start")
 
 
-def run_store(name: str, store: Any) -> dist.PrefixStore:
+def run_store(run_id: str, store: Any) -> dist.PrefixStore:
     """The part of the launcher's store that only processes of this id use."""
-    return dist.PrefixStore(f"run/{name}", store)
+    return dist.PrefixStore(f"run/{run_id}", store)

@@ -126,7 +126,7 @@ class HangWatchdog:
             is_master=False,
             timeout=datetime.timedelta(seconds=20),
         )
-        return run_store(f"{self._world.name}/watchdog", store)
+        return run_store(f"{self._world.run_id}/watchdog", store)
 
     def _publish(self) -> None:
         if self._store is None:
