@@ -39,8 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
 
     from dataio.core.cores import available_cores
-    from engines.audit.audit import AuditSettings, audit_layout, audit_shards, check_audit_path, write_audit
-    from engines.audit.gate import AUDIT
+    from engines.audit.audit import AuditSettings, check_audit_path, run_audit
     from engines.audit.verdict import format_audit
 
     settings = AuditSettings(
@@ -55,20 +54,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(
                 f"--{misplaced[0].replace('_', '-')}: has no use with --shards; remove one of them"
             )
-        output = Path(args.output or Path(args.shards) / AUDIT)
-        check_audit_path(output)
-        audit = audit_shards(args.shards, settings)
+        audit, output = run_audit(args.shards, settings, args.output)
     else:
         for flag in ("layout", "source", "output"):
             if args[flag] is None:
                 raise UserError(f"--{flag}: missing; give --layout, --source and --output, or --shards")
         check_audit_path(args.output)
-        output = Path(args.output)
         layout = layout_of(args)
         for note in layout.notes:
             print(f"note: {note}", file=sys.stderr)
-        audit = audit_layout(layout, settings)
-    write_audit(output, audit)
+        audit, output = run_audit(layout, settings, args.output)
     print(f"audit of {args.shards or args.source}")
     print(format_audit(audit))
     print(f"\nwritten: {output}")

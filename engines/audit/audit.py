@@ -1,9 +1,8 @@
-"""How far one gets without looking at the picture: probes, duplicates, balance, order, a verdict.
+"""Audit a data set for shortcuts: probes that never see the picture, duplicates, balance, order.
 
-A container leak is a fail, since a detector can then be perfect and know nothing of
-pictures. A leak in trivial pixel statistics is a warn: it may be a resize factor or a JPEG
-history that differs, or what the generators themselves do. What cannot be said for lack of
-images is a warn too, never a pass in silence.
+A container leak is a fail, since a detector can then be perfect without learning anything about
+pictures. A leak in simple pixel statistics is a warn: it may be a different resize factor or JPEG
+history, or the generators' own traces. Too few images for an answer are a warn too, never a pass.
 """
 
 import json
@@ -17,13 +16,13 @@ from typing import Any
 import numpy as np
 
 from dataio.core.atomic import write_text
-from dataio.core.errors import UserError
+from dataio.core.errors import UserError, writing
 from dataio.core.progress import ProgressBar
 from dataio.layouts.base import SPLITS, Layout
 from dataio.layouts.manifest import ManifestLayout
 from dataio.sharding.duplicates import FINGERPRINT, Pairs, exact_pairs, near_pairs
 from dataio.shards.manifest import read_manifest, sha256_of
-from engines.audit.gate import FORMAT, VERSION
+from engines.audit.gate import AUDIT, FORMAT, VERSION
 from engines.audit.label_order import CountedLabels, check_mixed, compare_with_names
 from engines.audit.probes import (
     BARS,
@@ -53,10 +52,10 @@ _LISTED = 20  # unreadable images and pairs of each kind in the JSON
 
 @dataclass(frozen=True, kw_only=True)
 class AuditSettings:
-    """What an audit's figures depend on.
+    """The settings of an audit.
 
     Attributes:
-        sample: images to look at, 0 for all. splits: those to audit.
+        sample: images to measure, 0 for all. splits: the splits to audit.
         workers: processes; the figures do not depend on it.
     """
 
@@ -67,23 +66,23 @@ class AuditSettings:
     quiet: bool = False
 
     def __post_init__(self) -> None:
-        if self.sample < 0 or self.workers < 1:
-            raise UserError(
-                f"--sample {self.sample} --workers {self.workers}: expected 0 (all) or more, and 1 or more"
-            )
+        if self.sample < 0:
+            raise UserError("expected 1 or more, or 0 for all", field="sample", value=self.sample)
+        if self.workers < 1:
+            raise UserError("expected 1 or more", field="workers", value=self.workers)
         wrong = [split for split in self.splits if split not in SPLITS]
         if wrong or not self.splits:
-            raise UserError(f"--split {' '.join(wrong)}: expected some of {', '.join(SPLITS)}")
+            raise UserError(f"expected some of {', '.join(SPLITS)}", field="split", value=" ".join(wrong))
 
 
 @dataclass
 class _Material:
-    """What the probes and the other checks are computed from."""
+    """The data that the probes and the other checks are computed from."""
 
     source: dict[str, Any]
     generators: tuple[str, ...]
     objects: tuple[str, ...]
-    looked: list[AuditedImage]
+    images: list[AuditedImage]
     counts: dict[str, Any]
     order: dict[str, Any] = field(default_factory=dict)
     whole_duplicates: dict[str, int] | None = None
@@ -105,14 +104,14 @@ def audit_layout(layout: Layout, settings: AuditSettings) -> dict[str, Any]:
             sampler.offer(ref)
     refs = sampler.chosen()
     if isinstance(layout, ManifestLayout):
-        wanted = {ref.path for ref in refs}
-        origins = {path: value for path, value in layout.column("source") if path in wanted}
+        sampled = {ref.path for ref in refs}
+        origins = {path: value for path, value in layout.column("source") if path in sampled}
         refs = [replace(ref, origin=origins[ref.path]) for ref in refs]
-    looked = _look(refs, layout, settings)
+    images = _measure_refs(refs, layout, settings)
     source = {"kind": "layout", "layout": layout.name, "source": layout.root, "manifest_sha256": None}
     counts = balance(sampler.counts, layout.generators)
-    material = _Material(source, tuple(layout.generators), tuple(layout.objects), looked, counts)
-    # Sources lie folder by folder; sharding permutes them, so their order is not judged.
+    material = _Material(source, tuple(layout.generators), tuple(layout.objects), images, counts)
+    # Sources are ordered by folder and sharding permutes them, so their order is not checked.
     material.order = {"splits": {}, "counting": counting.result()}
     return _audit(material, settings)
 
@@ -127,7 +126,7 @@ def audit_shards(folder: str | Path, settings: AuditSettings) -> dict[str, Any]:
     sampler = StratifiedSampler(settings.sample, settings.seed)
     for ref in refs_of_shards(opened):
         sampler.offer(ref)
-    looked = _look(sampler.chosen(), None, settings)
+    images = _measure_refs(sampler.chosen(), None, settings)
     source = {
         "kind": "shards",
         "layout": manifest["layout"],
@@ -135,40 +134,42 @@ def audit_shards(folder: str | Path, settings: AuditSettings) -> dict[str, Any]:
         "manifest_sha256": sha256_of(Path(folder) / "manifest.json"),
     }
     generators, objects = tuple(manifest["generators"]), tuple(manifest["objects"])
-    material = _Material(source, generators, objects, looked, balance(sampler.counts, generators))
+    material = _Material(source, generators, objects, images, balance(sampler.counts, generators))
     material.order = {
-        "splits": {one.split: check_mixed(one.rows["generator"].astype(np.int64)) for one in opened},
+        "splits": {shards.split: check_mixed(shards.rows["generator"].astype(np.int64)) for shards in opened},
         "counting": None,
     }
     material.whole_duplicates = manifest.get("duplicates")
     return _audit(material, settings)
 
 
-def _look(refs: list[SampleRef], layout: Layout | None, settings: AuditSettings) -> list[AuditedImage]:
+def _measure_refs(
+    refs: list[SampleRef], layout: Layout | None, settings: AuditSettings
+) -> list[AuditedImage]:
     if not refs:
-        raise UserError(f"--split {' '.join(settings.splits)}: no images there; choose another")
-    progress = ProgressBar(len(refs), 0, settings.quiet, "looked at")
-    looked = []
-    for one in audit_images(refs, layout.source if layout else None, settings.workers):
-        looked.append(one)
+        raise UserError("has no images; choose another", field="split", value=" ".join(settings.splits))
+    progress = ProgressBar(len(refs), 0, settings.quiet, "measured")
+    images = []
+    for image in audit_images(refs, layout.source if layout else None, settings.workers):
+        images.append(image)
         progress.advance(1)
     progress.close()
-    if all(one.measured is None for one in looked):
-        first = looked[0]
+    if all(image.measured is None for image in images):
+        first = images[0]
         raise UserError(
-            f"none of {len(looked)} images can be read, first: {first.ref.name} ({first.reason}); "
+            f"none of {len(images)} images can be read, first: {first.ref.name} ({first.reason}); "
             "check the files"
         )
-    return looked
+    return images
 
 
 def _audit(material: _Material, settings: AuditSettings) -> dict[str, Any]:
-    looked = material.looked
-    unreadable = [[one.ref.name, one.reason] for one in looked if one.measured is None]
-    arrays = stack(looked)
+    images = material.images
+    unreadable = [[image.ref.name, image.reason] for image in images if image.measured is None]
+    arrays = stack(images)
     probes = {kind: _probe_all(arrays, kind, material.generators, settings.seed) for kind in BARS}
     layout = str(material.source["layout"])
-    found: dict[str, Any] = {
+    results: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
         "source": material.source,
@@ -183,79 +184,80 @@ def _audit(material: _Material, settings: AuditSettings) -> dict[str, Any]:
         },
         "counts": {
             "images": sum(entry["images"] for entry in material.counts.values()),
-            "looked_at": len(looked) - len(unreadable),
+            "looked_at": len(images) - len(unreadable),
             "unreadable": len(unreadable),
         },
         "unreadable": unreadable[:_LISTED],
         "probes": probes,
         "origins": _probe_origins(arrays, settings.seed),
-        "duplicates": _duplicates([one for one in looked if one.measured is not None]),
+        "duplicates": _duplicates([image for image in images if image.measured is not None]),
         "balance": material.counts,
-        "order": {**material.order, "names": compare_with_names(looked, layout, material.objects)},
+        "order": {**material.order, "names": compare_with_names(images, layout, material.objects)},
     }
-    found["duplicates"]["whole"] = material.whole_duplicates
-    return add_verdict(found)
+    results["duplicates"]["whole"] = material.whole_duplicates
+    return add_verdict(results)
 
 
 def _probe_all(
     arrays: dict[str, np.ndarray], kind: str, generators: Iterable[str], seed: int
 ) -> dict[str, Any]:
-    """All fakes, and each generator's, against all photographs; what carries it, over all."""
+    """Probe all fakes and each generator's against all photographs; families and features over all."""
     data = Data(arrays[kind], arrays["fake"], arrays["group"])
-    found: dict[str, Any] = {"overall": probe(data, kind, seed=seed), "generators": {}}
+    results: dict[str, Any] = {"overall": probe(data, kind, seed=seed), "generators": {}}
     for name in generators:
-        own = arrays["generator"] == name
-        if name != "nature" and own.any():
-            rows = np.flatnonzero(own | ~arrays["fake"])
-            whole = len(rows) == len(own)  # the only generator there is: the same question
-            found["generators"][name] = (
-                dict(found["overall"]) if whole else probe(data.take(rows), kind, seed=seed)
+        mask = arrays["generator"] == name
+        if name != "nature" and mask.any():
+            rows = np.flatnonzero(mask | ~arrays["fake"])
+            whole = len(rows) == len(mask)  # the only generator: the same question as overall
+            results["generators"][name] = (
+                dict(results["overall"]) if whole else probe(data.take(rows), kind, seed=seed)
             )
-    overall = found["overall"]
-    found["families"], found["features"] = {}, []
+    overall = results["overall"]
+    results["families"], results["features"] = {}, []
     if overall["auroc"] is not None:
-        found["families"] = probe_families(data, arrays["jpeg"], kind, seed=seed)
-        found["features"] = single_features(data, kind)
-    if not leaks(overall, kind):  # what only some generators have would drown in the whole
-        for name, one in found["generators"].items():
-            if leaks(one, kind):
+        results["families"] = probe_families(data, arrays["jpeg"], kind, seed=seed)
+        results["features"] = single_features(data, kind)
+    if not leaks(overall, kind):  # a leak of few generators may vanish in the whole
+        for name, entry in results["generators"].items():
+            if leaks(entry, kind):
                 rows = np.flatnonzero((arrays["generator"] == name) | ~arrays["fake"])
-                own_data = data.take(rows)
-                one["families"] = probe_families(own_data, arrays["jpeg"][rows], kind, seed=seed)
-                one["features"] = single_features(own_data, kind)
-    return found
+                generator_data = data.take(rows)
+                entry["families"] = probe_families(generator_data, arrays["jpeg"][rows], kind, seed=seed)
+                entry["features"] = single_features(generator_data, kind)
+    return results
 
 
 def _probe_origins(arrays: dict[str, np.ndarray], seed: int) -> dict[str, Any]:
     """Photographs of each origin against the other photographs, by pixel statistics.
 
-    No generator has touched these, so what is found here is how the origins were processed
-    (or what they show), and says how far the fakes' figures may be the same.
+    Generators did not make these, so a leak shows how the origins were processed (or what they
+    depict), and how much of the fakes' figures may have the same cause.
     """
     real = np.flatnonzero(~arrays["fake"])
     origins = arrays["origin"][real]
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     if len(np.unique(origins)) > 1:
         for name in np.unique(origins):
             data = Data(arrays["pixels"][real], origins == name, arrays["group"][real])
-            one = probe(data, "pixels", seed=seed)
-            images = {"images": one.pop("fake"), "others": one.pop("real")}
-            if one["auroc"] is not None:
-                one["families"] = probe_families(data, arrays["jpeg"][real], "pixels", seed=seed)
-            found[str(name)] = images | one
-    return found
+            entry = probe(data, "pixels", seed=seed)
+            images = {"images": entry.pop("fake"), "others": entry.pop("real")}
+            if entry["auroc"] is not None:
+                entry["families"] = probe_families(data, arrays["jpeg"][real], "pixels", seed=seed)
+            results[str(name)] = images | entry
+    return results
 
 
-def _duplicates(looked: list[AuditedImage]) -> dict[str, Any]:
-    """Pairs among the images looked at, by `dataio.sharding.duplicates`, those that matter most first."""
+def _duplicates(images: list[AuditedImage]) -> dict[str, Any]:
+    """Duplicates among the measured images by `dataio.sharding.duplicates`, the most relevant first."""
     rows = np.array(
-        [(number, *one.measured.looks) for number, one in enumerate(looked) if one.measured], FINGERPRINT
+        [(number, *image.measured.fingerprint) for number, image in enumerate(images) if image.measured],
+        FINGERPRINT,
     )
     near, not_compared = near_pairs(rows)
-    found: dict[str, Any] = {"images": len(rows), "near_not_compared": not_compared}
+    results: dict[str, Any] = {"images": len(rows), "near_not_compared": not_compared}
     for kind, pairs in (("exact", exact_pairs(rows)), ("near", near)):
-        found |= _describe_pairs(kind, pairs, [one.ref for one in looked])
-    return found
+        results |= _describe_pairs(kind, pairs, [image.ref for image in images])
+    return results
 
 
 def _describe_pairs(kind: str, pairs: Pairs, refs: list[SampleRef]) -> dict[str, Any]:
@@ -277,33 +279,56 @@ def _describe_pairs(kind: str, pairs: Pairs, refs: list[SampleRef]) -> dict[str,
 
 
 def check_audit_path(path: str | Path) -> None:
-    """Find out whether the result can be written before the work begins, leaving nothing behind.
+    """Check, before the work, that the result can be written; leaves no file behind.
 
     Raises:
-        UserError: it cannot.
+        UserError: the path cannot be written.
     """
     path = Path(path)
     if path.is_dir():
-        raise UserError(f"--output {path}: is a folder, expected the name of a JSON file")
+        raise UserError("is a folder, expected the name of a JSON file", field="output", value=path)
     nearest = path.absolute().parent
     while not os.path.lexists(nearest):
         nearest = nearest.parent
-    try:
-        with tempfile.TemporaryFile(dir=nearest):
-            pass
-    except OSError as error:
-        raise UserError(f"--output {path}: cannot be written ({error.strerror}); choose another") from None
+    with writing(path, field="output"), tempfile.TemporaryFile(dir=nearest):
+        pass
 
 
-def write_audit(path: str | Path, found: dict[str, Any]) -> None:
-    """Write an audit's JSON, atomically; its folder is made where it is missing.
+def write_audit(path: str | Path, audit: dict[str, Any]) -> None:
+    """Write an audit's JSON atomically; a missing folder is created.
 
     Raises:
         UserError: the file cannot be written.
     """
     path = Path(path)
-    try:
+    with writing(path, field="output"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(found, indent=1, allow_nan=False) + "\n")
-    except OSError as error:
-        raise UserError(f"--output {path}: cannot be written ({error.strerror}); choose another") from None
+        write_text(path, json.dumps(audit, indent=1, allow_nan=False) + "\n")
+
+
+def run_audit(
+    source: Layout | str | Path, settings: AuditSettings, output: str | Path | None = None
+) -> tuple[dict[str, Any], Path]:
+    """Audit a data set or a folder of shards and write the result.
+
+    Args:
+        source: a layout, or a folder that `launch/shard.py` wrote.
+        output: JSON file; None for audit.json in the folder of shards.
+
+    Returns:
+        the content of the file, and its path.
+
+    Raises:
+        UserError: see `audit_layout`, `audit_shards` and `check_audit_path`.
+    """
+    if isinstance(source, str | Path):
+        output = output or Path(source) / AUDIT
+        check_audit_path(output)
+        audit = audit_shards(source, settings)
+    else:
+        if output is None:
+            raise UserError("missing; give the name of a JSON file", field="output")
+        check_audit_path(output)
+        audit = audit_layout(source, settings)
+    write_audit(output, audit)
+    return audit, Path(output)

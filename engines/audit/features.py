@@ -1,8 +1,8 @@
-"""What an image gives away without being looked at: its container, and trivial statistics.
+"""Features of an image that do not depend on its content: its container, and simple statistics.
 
 Container features come from the file's headers alone. Pixel statistics are taken on a
-bounded centre crop, so that they cost the same for every image. Neither says anything of
-what is shown; a detector that rests on them has learned where a file comes from.
+bounded center crop, so that they cost the same for every image. A detector that relies on
+them has learned the origin of a file, not its content.
 """
 
 from dataclasses import dataclass
@@ -19,15 +19,15 @@ from dataio.sharding.duplicates import image_fingerprint
 
 _Float = NDArray[np.float64]
 
-CROP = 256  # pixels: the largest side of what is measured; a multiple of JPEG's 8
+CROP = 256  # pixels: the largest side of the measured crop; a multiple of JPEG's 8
 SPECTRUM_BINS = 16  # of the radial spectrum, from 0 to Nyquist
-_LEAST_SIDE = 16  # pixels: below, there is no spectrum to speak of
+_LEAST_SIDE = 16  # pixels: the least side for a spectrum
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 _MODES = ("RGB", "L", "RGBA", "P", "CMYK", "LA", "1", "I;16", "I", "F", "YCbCr")
 _BITS = {"1": 1, "I;16": 16, "I": 32, "F": 32}
 _METADATA = ("exif", "icc_profile", "xmp", "comment")
 
-# {family: its features}; the families are what reasons name.
+# {family: its features}; reasons name families.
 CONTAINER = {
     "format": ("format", "mode", "bits", "animated"),
     "dimensions": ("width", "height", "aspect", "shortest"),
@@ -36,7 +36,7 @@ CONTAINER = {
     "JPEG header": ("progressive", "jfif", "density"),
     "metadata": _METADATA,
 }
-# These exist in JPEG files alone: asked of others too, they would only repeat the format.
+# Only JPEG files have these; probed on other files too, they would only repeat the format.
 JPEG_ONLY = ("quantisation tables", "chroma subsampling", "JPEG header")
 PIXELS = {
     "bytes per pixel": ("bytes_per_pixel",),
@@ -60,18 +60,18 @@ PIXEL_NAMES = tuple(name for names in PIXELS.values() for name in names)
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One image.
+    """The features of one image.
 
     Attributes:
         container, pixels: float64 [CONTAINER_NAMES] and [PIXEL_NAMES], nan where a feature
-            does not exist.
-        looks: its `dataio.sharding.duplicates.image_fingerprint`.
+            does not apply.
+        fingerprint: its `dataio.sharding.duplicates.image_fingerprint`.
     """
 
     container: _Float
     pixels: _Float
     is_jpeg: bool
-    looks: tuple[tuple[int, int], int, bool]
+    fingerprint: tuple[tuple[int, int], int, bool]
 
 
 def measure_image(data: bytes) -> Measured:
@@ -82,10 +82,10 @@ def measure_image(data: bytes) -> Measured:
     """
     image = open_image(data)
     rgb = to_rgb(image)
-    values = {"bytes_per_pixel": len(data) / (rgb.width * rgb.height), **pixel_features(_centre(rgb))}
+    values = {"bytes_per_pixel": len(data) / (rgb.width * rgb.height), **pixel_features(_center(rgb))}
     pixels = np.array([values.get(name, np.nan) for name in PIXEL_NAMES])
-    found = container_features(image)
-    container = np.array([found.get(name, np.nan) for name in CONTAINER_NAMES])
+    headers = container_features(image)
+    container = np.array([headers.get(name, np.nan) for name in CONTAINER_NAMES])
     return Measured(container, pixels, image.format == "JPEG", image_fingerprint(rgb))
 
 
@@ -124,15 +124,15 @@ def _number(name: str, known: tuple[str, ...]) -> int:
 
 
 def readable_value(name: str, value: float) -> float | str:
-    """A feature's value for a reader: the name behind a number, or four digits."""
+    """A feature's value for a report: the name behind a number, or four digits."""
     names = {"format": _FORMATS, "mode": _MODES}.get(name)
     if names is None:
         return round(value, 4)
     return names[int(value)] if value < len(names) else "other"
 
 
-def _centre(image: Image.Image) -> NDArray[np.uint8]:
-    """The centre, uint8 [H, W, 3] of at most CROP a side, on the file's own grid of 8 x 8 blocks."""
+def _center(image: Image.Image) -> NDArray[np.uint8]:
+    """The center, uint8 [H, W, 3] of at most CROP a side, on the file's own grid of 8 x 8 blocks."""
     width, height = (min(side, CROP) for side in image.size)
     left, top = ((image.width - width) // 16 * 8, (image.height - height) // 16 * 8)
     return np.asarray(image.crop((left, top, left + width, top + height)))
@@ -147,7 +147,7 @@ def pixel_features(crop: NDArray[np.uint8]) -> dict[str, float]:
     Returns:
         values by name; those that a crop under 16 pixels cannot give are left out.
     """
-    values = _colour(crop)
+    values = _color(crop)
     # Rec. 601 luma, which is what JPEG codes.
     luma = crop.astype(np.float64) @ np.array([0.299, 0.587, 0.114])
     if min(luma.shape) >= _LEAST_SIDE:
@@ -157,12 +157,12 @@ def pixel_features(crop: NDArray[np.uint8]) -> dict[str, float]:
     return values
 
 
-def _colour(crop: NDArray[np.uint8]) -> dict[str, float]:
+def _color(crop: NDArray[np.uint8]) -> dict[str, float]:
     flat = crop.reshape(-1, 3).astype(np.float64)
     means, deviations = flat.mean(0), flat.std(0)
-    centred = (flat - means) / np.maximum(deviations, 1e-9)
+    centered = (flat - means) / np.maximum(deviations, 1e-9)
     # A channel of one value has no skewness; SciPy warns of almost such ones.
-    skews = np.where(deviations > 1e-3, skew(centred), 0.0) if (deviations > 1e-3).all() else np.zeros(3)
+    skews = np.where(deviations > 1e-3, skew(centered), 0.0) if (deviations > 1e-3).all() else np.zeros(3)
     values = {}
     for number, name in enumerate("rgb"):
         values[f"mean_{name}"] = float(means[number])
@@ -170,7 +170,7 @@ def _colour(crop: NDArray[np.uint8]) -> dict[str, float]:
         values[f"skew_{name}"] = float(skews[number])
     for one, other in ((0, 1), (0, 2), (1, 2)):
         values[f"correlation_{'rgb'[one]}{'rgb'[other]}"] = float(
-            np.mean(centred[:, one] * centred[:, other])
+            np.mean(centered[:, one] * centered[:, other])
         )
     return values
 
@@ -186,7 +186,7 @@ def _rings(shape: tuple[int, int]) -> tuple[_Float, NDArray[np.int64], _Float]:
 
 
 def _spectrum(luma: _Float) -> dict[str, float]:
-    """Log of the mean power in rings of equal width, 0 to Nyquist, and the share of what is high."""
+    """Log of the mean power in rings of equal width, 0 to Nyquist, and the share of high frequencies."""
     window, rings, radius = _rings((luma.shape[0], luma.shape[1]))
     power = np.abs(np.fft.fft2((luma - luma.mean()) * window)) ** 2 / np.sum(window**2)
     counts = np.bincount(rings.ravel(), minlength=SPECTRUM_BINS + 1)[:SPECTRUM_BINS]
@@ -229,16 +229,16 @@ def _history(luma: _Float) -> dict[str, float]:
     Steps across the borders of 8 x 8 blocks against other steps (Fan and de Queiroz 2003), on
     the file's own grid and on any other; the comb that quantisation leaves in the histogram
     of a DCT coefficient (Lukáš and Fridrich 2003), as the strongest line of its spectrum; the
-    share of high-frequency coefficients that are nought.
+    share of high-frequency coefficients that are zero.
     """
-    own, other = [], []
+    own_grid, other_grids = [], []
     for picture in (luma, luma.T):
         steps = np.abs(np.diff(picture, axis=1)).mean(0)
         # Step i lies between columns i and i + 1, so those at 7, 15, ... cross the own grid.
         phases = np.array([steps[phase::8].mean() for phase in range(8)])
         relative = phases / (phases.mean() + 1e-6)
-        own.append(relative[7])
-        other.append(relative[:7].max())
+        own_grid.append(relative[7])
+        other_grids.append(relative[:7].max())
     height, width = (side // 8 * 8 for side in luma.shape)
     blocks = (luma[:height, :width] - 128).reshape(height // 8, 8, width // 8, 8).swapaxes(1, 2)
     coefficients = dctn(blocks, axes=(2, 3), norm="ortho")
@@ -246,14 +246,16 @@ def _history(luma: _Float) -> dict[str, float]:
     for row, column in ((0, 1), (1, 0), (1, 1), (0, 2), (2, 0)):
         bins = np.round(coefficients[:, :, row, column]).astype(np.int64).ravel()
         counts = np.bincount(np.clip(bins, -64, 64) + 64, minlength=129)[1:-1]
-        lines = np.abs(np.fft.rfft(counts - counts.mean()))[12:]  # slower is the histogram's own shape
+        lines = np.abs(np.fft.rfft(counts - counts.mean()))[
+            12:
+        ]  # lower frequencies are the histogram's own shape
         number = int(np.argmax(lines))
         peaks.append((float(lines[number] / (counts.sum() + 1.0)), (number + 12) / len(counts)))
     peak, at = np.mean([p[0] for p in peaks]), np.median([p[1] for p in peaks])
     high = coefficients[:, :, *np.nonzero(np.add.outer(np.arange(8), np.arange(8)) >= 9)]
     return {
-        "blockiness_own_grid": float(np.mean(own)),
-        "blockiness_other_grid": float(np.mean(other)),
+        "blockiness_own_grid": float(np.mean(own_grid)),
+        "blockiness_other_grid": float(np.mean(other_grids)),
         "comb_peak": float(peak),
         "comb_at": float(at),
         "empty_high_frequencies": float(np.mean(np.abs(high) < 0.5)),

@@ -1,4 +1,4 @@
-"""The verdict that lies beside shards, as training reads it."""
+"""The audit that lies beside shards, as training reads it."""
 
 import json
 from pathlib import Path

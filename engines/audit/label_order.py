@@ -1,9 +1,9 @@
 """Whether labels follow from an order, and whether counting would have given other labels.
 
-Two traps. Shards that are not mixed show a network one class after the other. And programs
-that number a folder's classes by counting them, as some for GenImage and CIFAKE do, shift
-every label behind a class or file that is missing; telltale reads labels from names, so the
-audit says what counting would have done, and compares stored labels with names.
+Shards that are not mixed show a network one class after the other. Programs that number a
+folder's classes by counting them, as some for GenImage and CIFAKE do, shift every label behind a
+missing class or file. telltale reads labels from names; the audit reports what counting would have
+given, and compares stored labels with names.
 """
 
 from collections import Counter
@@ -17,11 +17,11 @@ from sklearn.metrics import roc_auc_score
 from dataio.layouts.registry import RegisteredLayout, find_layout
 from engines.audit.sample import AuditedImage
 
-# So many standard deviations from what mixing gives, and so large an effect, before it is said:
-# in millions of images the first alone would fire at trifles.
+# A split counts as not mixed beyond both bounds: in millions of images a difference of many
+# standard deviations can be negligible.
 _DEVIATIONS = 6.0
 _EFFECT = 0.05
-_AGREEMENT = 0.99  # of stored labels with names: less is said
+_AGREEMENT = 0.99  # of stored labels with names; below it the audit warns
 
 
 def check_mixed(labels: NDArray[np.integer]) -> dict[str, Any]:
@@ -41,27 +41,27 @@ def check_mixed(labels: NDArray[np.integer]) -> dict[str, Any]:
     sizes = np.bincount(labels).astype(np.float64)
     fake = labels != 0
     real, fakes = int((~fake).sum()), int(fake.sum())
-    found: dict[str, Any] = {"images": count, "equal_neighbours": None, "expected": None}
-    found |= {"position_auroc": None, "mixed": True}
+    counts: dict[str, Any] = {"images": count, "equal_neighbours": None, "expected": None}
+    counts |= {"position_auroc": None, "mixed": True}
     if count < 2:
-        return found
+        return counts
     equal = float((labels[1:] == labels[:-1]).mean())
     expected = float((sizes * (sizes - 1)).sum() / (count * (count - 1)))
     spread = np.sqrt(expected * (1 - expected) / (count - 1))
-    found |= {"equal_neighbours": round(equal, 4), "expected": round(expected, 4)}
+    counts |= {"equal_neighbours": round(equal, 4), "expected": round(expected, 4)}
     clustered = equal - expected > max(_EFFECT, _DEVIATIONS * spread)
     drifting = False
     if real and fakes:
         auroc = float(roc_auc_score(fake, np.arange(count)))
-        found["position_auroc"] = round(auroc, 4)
+        counts["position_auroc"] = round(auroc, 4)
         spread = np.sqrt((count + 1) / (12 * real * fakes))
         drifting = abs(auroc - 0.5) > max(_EFFECT, _DEVIATIONS * spread)
-    found["mixed"] = not (clustered or drifting)
-    return found
+    counts["mixed"] = not (clustered or drifting)
+    return counts
 
 
 class CountedLabels:
-    """What numbering the classes of each folder by counting would have given, against names."""
+    """The labels that numbering each folder's classes by counting would have given."""
 
     def __init__(self, layout: str) -> None:
         registered = find_layout(layout)
@@ -79,7 +79,7 @@ class CountedLabels:
             self._files.setdefault(folder, []).append((name.lower(), label))
 
     def result(self) -> dict[str, Any] | None:
-        """Folders, images, and those that counting would give another object; None if not asked."""
+        """Folders, images, and images whose object would change; None for other layouts."""
         shifted: dict[str, int] = {}
         images = 0
         for folder, classes in self._classes.items():
@@ -107,9 +107,9 @@ class CountedLabels:
 
 
 def compare_with_names(
-    looked: Iterable[AuditedImage], layout: str, objects: Sequence[str]
+    images: Iterable[AuditedImage], layout: str, objects: Sequence[str]
 ) -> dict[str, Any] | None:
-    """Stored labels against those that the sources' names give.
+    """Compare stored labels with those in the sources' names.
 
     Args:
         layout: of the shards or source; where generators may have any name, as in a list of files,
@@ -118,44 +118,44 @@ def compare_with_names(
 
     Returns:
         images compared, real_fake_wrong, generator_wrong, object_wrong and a first example;
-        None where names say nothing.
+        None where names hold no labels.
     """
-    found: dict[str, Any] = {"images": 0, "real_fake_wrong": 0, "generator_wrong": 0, "object_wrong": 0}
-    found["first"] = ""
+    counts: dict[str, Any] = {"images": 0, "real_fake_wrong": 0, "generator_wrong": 0, "object_wrong": 0}
+    counts["first"] = ""
     registered = _layout_of_names(layout)
-    for one in looked:
-        named = registered.labels_of_name(one.path)
+    for image in images:
+        named = registered.labels_of_name(image.path)
         if named is None:
             continue
         generator, label = named
-        own = one.ref.generator
-        found["images"] += 1
+        stored_generator = image.ref.generator
+        counts["images"] += 1
         wrong = {
-            "real_fake_wrong": (own == "nature") != (generator == "nature"),
-            "generator_wrong": not registered.free_generators and own != generator,
-            # A name without a class (of a validation photograph) has nothing to compare with.
+            "real_fake_wrong": (stored_generator == "nature") != (generator == "nature"),
+            "generator_wrong": not registered.free_generators and stored_generator != generator,
+            # Names of validation photographs have no class to compare with.
             "object_wrong": not registered.free_generators
-            and None not in (label, one.ref.object)
-            and label != one.ref.object,
+            and None not in (label, image.ref.object)
+            and label != image.ref.object,
         }
         for key, value in wrong.items():
-            found[key] += value
-        if any(wrong.values()) and not found["first"]:
-            stored = "no object" if one.ref.object is None else objects[one.ref.object]
-            found["first"] = f"{one.path} is stored as {own}, {stored}"
-    return found if found["images"] else None
+            counts[key] += value
+        if any(wrong.values()) and not counts["first"]:
+            stored = "no object" if image.ref.object is None else objects[image.ref.object]
+            counts["first"] = f"{image.path} is stored as {stored_generator}, {stored}"
+    return counts if counts["images"] else None
 
 
 def _layout_of_names(layout: str) -> RegisteredLayout:
-    """The layout by whose names sources are called; shards made of other shards may have GenImage's."""
+    """The layout whose file names the sources have; GenImage's for shards made of other shards."""
     registered = find_layout(layout) or find_layout("genimage")
     assert registered is not None
     return registered
 
 
-def disagrees(found: dict[str, Any] | None) -> bool:
-    """Whether too many stored labels are not those of the names."""
-    if found is None:
+def disagrees(counts: dict[str, Any] | None) -> bool:
+    """Whether too many stored labels differ from the names."""
+    if counts is None:
         return False
-    worst = max(found["real_fake_wrong"], found["generator_wrong"], found["object_wrong"])
-    return bool(worst > (1 - _AGREEMENT) * found["images"])
+    worst = max(counts["real_fake_wrong"], counts["generator_wrong"], counts["object_wrong"])
+    return bool(worst > (1 - _AGREEMENT) * counts["images"])

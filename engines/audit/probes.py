@@ -1,16 +1,15 @@
-"""How well a small classifier tells fakes from photographs by an audit's features.
+"""How well a small classifier separates fakes from photographs by an audit's features.
 
 Container features are few, mostly categories, and act by thresholds ("width is 256"), so
-extremely randomised trees (Geurts, Ernst and Wehenkel 2006) alone are asked: they need no
-scaling, take a feature that a format lacks as such, and are as exact as boosting here at a
-third of its time. Pixel statistics are many and smooth: what counts is the mean probability
-of a logistic regression of the scaled features and of the same trees. Their mean, and not
-the better of the two, because choosing afterwards would make figures too good.
+only extremely randomized trees (Geurts, Ernst and Wehenkel 2006) are used: they need no
+scaling, handle missing features, and are as accurate as boosting here in a third of its time.
+Pixel statistics are many and smooth: their score is the mean probability of a logistic
+regression on scaled features and of the same trees. It is the mean and not the better of the
+two, because selecting afterwards would be optimistic.
 
-All figures are out of fold: an image is scored by a model that saw neither it nor any
-image of its group. Intervals are percentiles of a bootstrap over groups (over images where
-there are none), given those scores; how much another choice of folds would change them is
-not in them.
+All figures are out of fold: an image is scored by a model that was trained neither on it nor
+on any image of its group. Intervals are percentiles of a bootstrap over groups (over images
+where there are none), given those scores; they exclude the variation from the choice of folds.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,12 +33,12 @@ FOLDS = 5
 PROBE_RESAMPLES = 1000
 TREES = 50
 LEAST = 15  # groups of either class: below, folds and intervals mean nothing
-LEAST_ALIKE = 5  # images of either class that suffice where all have the very same features
-# A leak is an interval that lies wholly above its bar. Chance is 0.5; the margin is there
-# because intervals miss some variation and several generators are asked at once. Pictures
-# of different things differ in colour and detail anyway, so pixels have the wider one.
+LEAST_ALIKE = 5  # images of either class that suffice where all have identical features
+# A leak is an interval that lies entirely above its bar. Chance is 0.5; the margin allows for
+# variation that intervals miss and for several generators tested at once. Pictures of different
+# subjects differ in color and detail anyway, so pixels have the wider margin.
 BARS = {"container": 0.55, "pixels": 0.60}
-WIDEST = 0.20  # an interval wider than this cannot say that there is no leak
+WIDEST = 0.20  # an interval wider than this cannot exclude a leak
 FEATURE_FAMILIES: Mapping[str, Mapping[str, Sequence[str]]] = {"container": CONTAINER, "pixels": PIXELS}
 LISTED = 5  # single features named
 
@@ -84,13 +83,13 @@ def too_few(fake: NDArray[np.bool_], group: NDArray[np.int64]) -> str:
 
 
 def probe(data: Data, kind: str, *, seed: int, resamples: int = PROBE_RESAMPLES) -> dict[str, Any]:
-    """AUROC of telling fakes from photographs, cross-validated.
+    """Cross-validated AUROC of fakes against photographs.
 
     Args:
         kind: "container" or "pixels", which chooses the models.
 
     Returns:
-        plain JSON values: auroc, low, high (null with a reason where they cannot be had),
+        plain JSON values: auroc, low, high (None with a reason where there are too few images),
         real, fake (images), groups, and each model's own auroc.
     """
     found: dict[str, Any] = {
@@ -103,7 +102,7 @@ def probe(data: Data, kind: str, *, seed: int, resamples: int = PROBE_RESAMPLES)
     }
     differing = _differing(data.features)
     if not differing.any() and min(found["real"], found["fake"]) >= LEAST_ALIKE:
-        # Nothing to learn from; this is chance, exactly, and not for lack of images.
+        # Nothing to learn from: exactly chance, and not for lack of images.
         return {**found, "auroc": 0.5, "low": 0.5, "high": 0.5, "constant": True}
     reason = too_few(data.fake, data.group)
     if reason:
@@ -123,7 +122,7 @@ def _differing(features: _Float) -> NDArray[np.bool_]:
 
 def _out_of_fold(data: Data, kind: str, seed: int) -> dict[str, _Float]:
     scores = {name: np.zeros(len(data.fake)) for name in _models(kind, seed)}
-    folds: Any  # stratified both; the first would do for single images too, but slowly
+    folds: Any  # both are stratified; the first also handles single images, but slowly
     if len(np.unique(data.group)) < len(data.group):
         folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
         parts = folds.split(data.features, data.fake, data.group)
@@ -145,9 +144,9 @@ def _auroc(fake: NDArray[np.bool_], scores: _Float) -> float:
 
 
 def probe_families(data: Data, jpeg: NDArray[np.bool_], kind: str, *, seed: int) -> dict[str, Any]:
-    """What each family of features does by itself: {family: `probe`}.
+    """Each family of features probed alone: {family: `probe`}.
 
-    What exists in JPEG files alone is asked of JPEG files alone, or it would repeat the format.
+    Families that only JPEG files have are probed on JPEG files; otherwise they repeat the format.
     """
     found, start = {}, 0
     for family, names in FEATURE_FAMILIES[kind].items():
@@ -161,11 +160,11 @@ def probe_families(data: Data, jpeg: NDArray[np.bool_], kind: str, *, seed: int)
 
 
 def single_features(data: Data, kind: str) -> list[dict[str, Any]]:
-    """The features that tell most by themselves: AUROC either way round, medians of both classes.
+    """The most predictive single features: AUROC in either direction, and medians of both classes.
 
     An image without a feature counts as below all that have it.
     """
-    names = [name for own in FEATURE_FAMILIES[kind].values() for name in own]
+    names = [name for family in FEATURE_FAMILIES[kind].values() for name in family]
     found: list[dict[str, Any]] = []
     for column, name in enumerate(names):
         values = data.features[:, column]
@@ -181,7 +180,7 @@ def single_features(data: Data, kind: str) -> list[dict[str, Any]]:
                 "fake": medians[1],
             }
         )
-    return sorted(found, key=lambda one: -one["auroc"])[:LISTED]
+    return sorted(found, key=lambda entry: -entry["auroc"])[:LISTED]
 
 
 def _median(name: str, values: _Float) -> float | str | None:
@@ -194,7 +193,7 @@ def leaks(found: Mapping[str, Any], kind: str) -> bool:
 
 
 def cannot_say(found: Mapping[str, Any], kind: str) -> str:
-    """Why a probe that shows no leak does not exclude one, or ""."""
+    """Why a probe without a leak cannot exclude one, or ""."""
     if found["low"] is None:
         return str(found["reason"])
     if not leaks(found, kind) and found["high"] - found["low"] > WIDEST:

@@ -1,4 +1,4 @@
-"""Which images an audit looks at, and what is known of all the others.
+"""The stratified sample of an audit, and the reading of its images.
 
 The sample is drawn by a hash of names, half photographs and half fakes, the fakes spread
 evenly over the generators, from a layout (before sharding) or from shards.
@@ -33,12 +33,12 @@ _CHUNK = 32  # images sent to a worker at a time
 
 @dataclass(frozen=True, slots=True)
 class SampleRef:
-    """One image to look at.
+    """A reference to one image.
 
     Attributes:
-        name: what messages call it. path: of the source; of a shard's sample known once it is read.
+        name: for messages. path: of the source; a shard's sample has it once it is read.
         tar: shard file, "" for a layout's own file. offset, size: of the image's bytes in it.
-        origin: the part of the data set it comes from, "" where there are no parts.
+        origin: the subset it comes from, "" where there are none.
     """
 
     name: str
@@ -55,7 +55,7 @@ class SampleRef:
 
 @dataclass(frozen=True)
 class AuditedImage:
-    """A picked image after it was read: its measures, or why there are none."""
+    """A sampled image after reading: its features, or the reason why there are none."""
 
     ref: SampleRef
     path: str
@@ -66,11 +66,11 @@ class AuditedImage:
 def shares(available: Mapping[str, int], total: int) -> dict[str, int]:
     """How many images to take of each generator.
 
-    Half are photographs ("nature"), the other half is spread evenly over the others; what one
-    lacks the others give, within each half and then between the halves.
+    Half are photographs ("nature"), the other half is spread evenly over the generators. Where
+    one has too few images, the others of its half give more, and then the other half.
 
     Args:
-        available: images by generator. total: how many are wanted; 0 wants all.
+        available: images by generator. total: size of the sample; 0 for all images.
     """
     if total == 0 or total >= sum(available.values()):
         return dict(available)
@@ -79,19 +79,19 @@ def shares(available: Mapping[str, int], total: int) -> dict[str, int]:
     left, taken = total - real, dict.fromkeys(available, 0)
     taken["nature"] = real
     names = sorted(fakes, key=lambda name: (fakes[name], name))
-    for number, name in enumerate(names):  # the rarest first: what it lacks goes to the others
+    for number, name in enumerate(names):  # the rarest first: its deficit goes to the others
         taken[name] = min(fakes[name], left // (len(names) - number))
         left -= taken[name]
     return {name: count for name, count in taken.items() if count}
 
 
 class StratifiedSampler:
-    """Keeps, of a stream of refs, those with the smallest hash, per generator; order plays no part."""
+    """Keeps the references with the smallest hashes of each generator; their order does not matter."""
 
     def __init__(self, sample: int, seed: int) -> None:
         self._sample, self._seed = sample, seed
         self._kept: dict[str, list[tuple[int, str, SampleRef]]] = {}
-        self.counts: Counter[tuple[str, str]] = Counter()  # of all, by split and generator
+        self.counts: Counter[tuple[str, str]] = Counter()  # of all images, by split and generator
 
     def offer(self, ref: SampleRef) -> None:
         self.counts[ref.split, ref.generator] += 1
@@ -104,17 +104,17 @@ class StratifiedSampler:
 
     def chosen(self) -> list[SampleRef]:
         """The sample, by name."""
-        wanted = shares({name: len(heap) for name, heap in self._kept.items()}, self._sample)
+        quotas = shares({name: len(heap) for name, heap in self._kept.items()}, self._sample)
         refs = [
             ref
-            for name, count in wanted.items()
+            for name, count in quotas.items()
             for _, _, ref in sorted(self._kept[name], key=lambda entry: (-entry[0], entry[1]))[:count]
         ]
         return sorted(refs, key=lambda ref: ref.name)
 
 
 def refs_of_layout(layout: Layout) -> Iterator[SampleRef]:
-    """Every record as a ref.
+    """Every record as a reference.
 
     Raises:
         UserError: see `Layout.records`.
@@ -125,7 +125,7 @@ def refs_of_layout(layout: Layout) -> Iterator[SampleRef]:
 
 
 def refs_of_shards(shards: Iterable[ShardSet]) -> Iterator[SampleRef]:
-    """Every sample of opened splits as a ref."""
+    """Every sample of opened splits as a reference."""
     for opened in shards:
         generators, files = opened.labels.generators, [shard["file"] for shard in opened.shards]
         subsets = opened.manifest["subsets"]
@@ -152,7 +152,9 @@ def open_splits(folder: str | Path, splits: Sequence[str]) -> list[ShardSet]:
     entries = read_manifest(folder)["splits"]
     filled = [split for split in splits if split in entries and entries[split]["samples"]]
     if not filled:
-        raise UserError(f"--split {' '.join(splits)}: {folder} has no images there; choose another")
+        raise UserError(
+            f"{folder} has no images there; choose another", field="split", value=" ".join(splits)
+        )
     return [ShardSet(folder, split) for split in filled]
 
 
@@ -170,11 +172,11 @@ def audit_images(refs: Sequence[SampleRef], source: Source | None, workers: int)
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(min(workers, len(chunks)), context) as pool:
         try:
-            for looked in pool.map(_audit_chunk, chunks, [source] * len(chunks)):
-                yield from looked
+            for images in pool.map(_audit_chunk, chunks, [source] * len(chunks)):
+                yield from images
         except BrokenProcessPool:
             raise UserError(
-                f"--workers {workers}: a worker process was killed (out of memory?); try fewer"
+                "a worker process was killed (out of memory?); try fewer", field="workers", value=workers
             ) from None
 
 
@@ -197,7 +199,7 @@ def _audit_image(ref: SampleRef, source: Source | None) -> AuditedImage:
 
 
 def _read_sample(ref: SampleRef) -> tuple[bytes, str]:
-    """A sample's image, and the path of its source from the JSON member behind it ("" if damaged)."""
+    """A sample's image, and its source's path from the JSON member that follows ("" if damaged)."""
     with open(ref.tar, "rb") as file:
         file.seek(ref.offset)
         data = file.read(ref.size)
@@ -212,19 +214,24 @@ def _read_sample(ref: SampleRef) -> tuple[bytes, str]:
 
 def balance(counts: Mapping[tuple[str, str], int], generators: Sequence[str]) -> dict[str, Any]:
     """{split: {"images", "real", "fake", "generators": {name: images}}} of all images, not the sample."""
-    found = {}
+    balances = {}
     for split in SPLITS:
-        own = {name: counts.get((split, name), 0) for name in generators}
-        images = sum(own.values())
+        by_generator = {name: counts.get((split, name), 0) for name in generators}
+        images = sum(by_generator.values())
         if images:
-            real = own.get("nature", 0)
-            found[split] = {"images": images, "real": real, "fake": images - real, "generators": own}
-    return found
+            real = by_generator.get("nature", 0)
+            balances[split] = {
+                "images": images,
+                "real": real,
+                "fake": images - real,
+                "generators": by_generator,
+            }
+    return balances
 
 
-def stack(looked: Sequence[AuditedImage]) -> dict[str, np.ndarray]:
+def stack(images: Sequence[AuditedImage]) -> dict[str, np.ndarray]:
     """Arrays over the readable images: container, pixels [N, F]; jpeg, fake, generator, origin, group [N]."""
-    good = [(one.ref, one.measured) for one in looked if one.measured is not None]
+    good = [(image.ref, image.measured) for image in images if image.measured is not None]
     # An image without a group is a group of its own.
     groups = [ref.group or f"\0{ref.name}" for ref, _ in good]
     return {

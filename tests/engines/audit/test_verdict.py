@@ -63,7 +63,7 @@ def test_another_format_is_a_fail_that_names_the_format(tmp_path):
     layout = make_set(tmp_path / "set", lambda image, fake: png(image) if fake else jpeg(image))
     found = audit_layout(layout, AuditSettings(**QUIET))
     assert found["verdict"] == "fail"
-    assert found["reasons"][0].startswith("container leak: fakes are told from photographs")
+    assert found["reasons"][0].startswith("container leak: fakes are separable from photographs")
     assert "carried by format (1.000)" in found["reasons"][0] and "dimensions" not in found["reasons"][0]
     assert found["short"][0] == "container 1.00 (format)"
     overall = found["probes"]["container"]["overall"]
@@ -283,15 +283,15 @@ def test_counting_classes_shifts_every_label_behind_a_gap():
 
 
 def test_mistakes_are_one_line(tmp_path, tiny_shards):
-    with pytest.raises(UserError, match="--split trian: expected some of train, val, test"):
+    with pytest.raises(UserError, match="split trian: expected some of train, val, test"):
         AuditSettings(splits=["trian"])
-    with pytest.raises(UserError, match="--sample -1"):
+    with pytest.raises(UserError, match="sample -1"):
         AuditSettings(sample=-1)
     with pytest.raises(UserError, match="is a folder, expected the name of a JSON file"):
         check_audit_path(tmp_path)
     (tmp_path / "file").touch()
     for path in (tmp_path / "file" / "audit.json", "/proc/audit.json"):
-        with pytest.raises(UserError, match=f"--output {path}: cannot be written"):
+        with pytest.raises(UserError, match=f"output {path}: cannot be written"):
             check_audit_path(path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no images of the genimage layout \\(empty\\)"):
