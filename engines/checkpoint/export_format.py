@@ -1,6 +1,5 @@
 """The form of an export: a folder with model.safetensors and config.json, for other programs."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from dataio.core.errors import UserError, one_line
+from dataio.core.versioned_json import parse_versioned_json
 from engines.config.detector import Config
 from engines.config.values import to_dict
 
@@ -47,17 +47,11 @@ def read_export(folder: str | Path) -> dict[str, Any]:
         UserError: not a complete export, or one of another version.
     """
     folder = Path(folder)
+    hint = f"expected a folder written by launch/export.py, or a checkpoint file such as {folder / 'best.pt'}"
     try:
-        described = json.loads((folder / EXPORT_SETTINGS).read_text())
-        if described.get("format") != FORMAT:
-            raise ValueError(f"format is {described.get('format')!r}, expected {FORMAT!r}")
-        if described["version"] != VERSION:
-            raise ValueError(f"version {described['version']}, this telltale reads {VERSION}")
+        described = parse_versioned_json(folder / EXPORT_SETTINGS, FORMAT, (VERSION,))
         state = {key: described[key] for key in ("codec", "layout", "step", "config")}
         state["labels"] = {key: described[key] for key in ("generators", "objects")}
         return {**state, "model": load_file(folder / EXPORT_TENSORS)}
-    except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
-        raise UserError(
-            f"{folder}: not an export ({one_line(error)[:200]}); expected a folder written by launch/export.py, "
-            f"or a checkpoint file such as {folder / 'best.pt'}"
-        ) from None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
+        raise UserError(f"{folder}: not an export ({one_line(error)[:200]}); {hint}") from None

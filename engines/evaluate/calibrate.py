@@ -1,4 +1,4 @@
-"""From a checkpoint and a split, or its predictions, to the calibration beside the checkpoint."""
+"""Calibrate a checkpoint on a split, or on its predictions; the result lies beside the checkpoint."""
 
 import os
 from pathlib import Path
@@ -27,9 +27,12 @@ def calibrate_checkpoint(
     """Predict a split, fit, and write the calibration; under torchrun every rank calls this.
 
     Args:
+        checkpoint: RUN, RUN/best.pt or an export.
         data: shard folder, of which `split` is predicted; or
         predictions: a predictions.parquet of this checkpoint on `split`.
-        allow_test: take the test split, on which every later figure is then optimistic.
+        false_alarm_rate, miss_rate: see `fit_calibration`.
+        allow_test: accept the test split; every later figure on it is then optimistic.
+        batch: images per forward pass; None for the default of `predict_split`.
 
     Returns:
         the calibration and its file on rank 0, None on the others.
@@ -39,15 +42,19 @@ def calibrate_checkpoint(
             other weights, of another split or of mirror images; what `fit_calibration` raises.
     """
     if (data is None) == (predictions is None):
-        raise UserError("give either --data SHARDS or --predictions FILE.parquet, to calibrate on")
+        raise UserError("calibrate on either data (shards) or predictions (a parquet file): give one of them")
     if split == "test" and not allow_test:
         raise UserError(
-            "--split test: choices are made on the validation split, or the test's figures mean nothing; "
-            "use --split val, or insist with --allow-test"
+            "choices are made on the validation split, or the test's figures mean nothing; use val, or "
+            "insist with --allow-test",
+            field="split",
+            value="test",
         )
     folder = calibration_path(checkpoint).parent
-    if folder.is_dir() and not os.access(folder, os.W_OK):  # found before an hour of predicting
-        raise UserError(f"{folder}: cannot be written, and the calibration goes there; copy the checkpoint")
+    if folder.is_dir() and not os.access(folder, os.W_OK):  # checked before an hour of predicting
+        raise UserError(
+            f"{folder}: cannot be written, and the calibration belongs there; copy the checkpoint"
+        )
     if predictions is not None:
         table, weights = _read(checkpoint, predictions, split)
     else:
@@ -71,52 +78,56 @@ def calibrate_checkpoint(
 
 
 def _read(checkpoint: str, predictions: str, split: str) -> tuple[pa.Table, str]:
-    """A table of predictions that is this checkpoint's on this split, and its weights' SHA-256."""
+    """The table of this checkpoint's predictions on this split, and the SHA-256 of its weights."""
+
+    def wrong(message: str) -> UserError:
+        return UserError(message, field="predictions", value=predictions)
+
     from engines.checkpoint.load_model import load_model
 
     weights = weights_sha256(load_model(checkpoint)[0].state_dict())
     table = read_predictions(predictions)
     info = checkpoint_info(table)
     if "weights_sha256" not in info or "split" not in info:
-        raise UserError(
-            f"--predictions {predictions}: does not say which weights and split it is of; write it again "
-            "with launch/evaluate.py, or give --data"
+        raise wrong(
+            "does not say which weights and split it is of; write it again with launch/evaluate.py, or "
+            "calibrate on shards"
         )
     if info["weights_sha256"] != weights:
-        raise UserError(
-            f"--predictions {predictions}: was predicted by other weights than {checkpoint} holds; "
-            "evaluate again, or give --data"
+        raise wrong(
+            f"was predicted by other weights than {checkpoint} holds; evaluate again, or calibrate on shards"
         )
     if info["split"] != split:
-        raise UserError(
-            f"--predictions {predictions}: is of the {info['split']} split, expected {split}; say "
-            f"--split {info['split']}, or give other predictions"
+        raise wrong(
+            f"is of the {info['split']} split, expected {split}; choose the split {info['split']}, or give "
+            "other predictions"
         )
     if info.get("mirror"):
-        raise UserError(
-            f"--predictions {predictions}: was predicted with --mirror, which launch/predict.py does not do; "
-            "evaluate again without it"
+        raise wrong(
+            "was predicted with --mirror, which launch/predict.py does not do; evaluate again without it"
         )
     return table, weights
 
 
-def format_calibration(found: Calibration) -> str:
-    """What was found, for a person."""
-    counts, low = found.counts, found.unsure[0]
+def format_calibration(calibration: Calibration) -> str:
+    """A fitted calibration as text for a terminal."""
+    counts, low = calibration.counts, calibration.unsure[0]
     band = (
         f"unsure from {low:.4f}: {counts['unsure_real']} real and {counts['unsure_fake']} generated images\n"
-        if low < found.threshold
+        if low < calibration.threshold
         else "unsure: never, the thresholds leave no band\n"
     )
+    false_alarms = _share(counts["false_alarms"], counts["real"], "real")
+    misses = _share(counts["misses"], counts["fake"], "generated")
     return (
-        f"{found.split} split: {counts['real']} real and {counts['fake']} generated images\n"
-        f"temperature {found.temperature:.4f}, shift {found.shift:+.4f}\n"
-        f"NLL {found.before['nll']:.4f} -> {found.after['nll']:.4f}, "
-        f"ECE {found.before['ece']:.4f} -> {found.after['ece']:.4f}\n"
-        "verdicts by calibrated P(fake), and what they would be on this split:\n"
-        f"AI-generated from {found.threshold:.4f}: {_share(counts['false_alarms'], counts['real'], 'real')}; "
-        f"wanted {found.false_alarm_rate:.2%} at most\n"
-        f"{band}real below {min(low, found.threshold):.4f}: {_share(counts['misses'], counts['fake'], 'generated')}"
+        f"{calibration.split} split: {counts['real']} real and {counts['fake']} generated images\n"
+        f"temperature {calibration.temperature:.4f}, shift {calibration.shift:+.4f}\n"
+        f"NLL {calibration.before['nll']:.4f} -> {calibration.after['nll']:.4f}, "
+        f"ECE {calibration.before['ece']:.4f} -> {calibration.after['ece']:.4f}\n"
+        "verdicts by calibrated P(fake), and their counts on this split:\n"
+        f"AI-generated from {calibration.threshold:.4f}: {false_alarms}; "
+        f"target {calibration.false_alarm_rate:.2%} at most\n"
+        f"{band}real below {min(low, calibration.threshold):.4f}: {misses}"
     )
 
 

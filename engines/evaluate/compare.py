@@ -30,8 +30,7 @@ from engines.stats.significance import mcnemar_p
 from engines.stats.text_table import text_table
 
 SCHEMA, VERSION = "telltale-comparison", 1
-_RESAMPLES, _SEED = 2000, 0
-ALPHA = 1 - LEVEL
+_ALPHA = 1 - LEVEL
 _METHOD = "paired percentile bootstrap, seeded, of images within each true generator, or of whole groups"
 
 
@@ -53,7 +52,7 @@ def predictions_file(path: str | Path) -> Path:
 
 
 def compare_evaluations(
-    a: str, b: str, *, output: str | None = None, resamples: int = _RESAMPLES, seed: int = _SEED
+    a: str, b: str, *, output: str | None = None, resamples: int = 2000, seed: int = 0
 ) -> dict[str, Any]:
     """Compare two evaluations by path, and write the comparison to `output`.
 
@@ -77,7 +76,7 @@ def compare_evaluations(
     return comparison
 
 
-def compare(a: Side, b: Side, *, resamples: int = _RESAMPLES, seed: int = _SEED) -> dict[str, Any]:
+def compare(a: Side, b: Side, *, resamples: int = 2000, seed: int = 0) -> dict[str, Any]:
     """Compare two tables of predictions of the same images.
 
     Args:
@@ -242,7 +241,7 @@ def _sentence(a: str, b: str, where: str, figure: Mapping[str, Any] | None) -> s
     if figure is None:
         return None
     difference, interval, p = figure["difference"], figure["interval"], figure["mcnemar"]["p"]
-    differs = interval is not None and (interval[0] > 0 or interval[1] < 0) and p < ALPHA
+    differs = interval is not None and (interval[0] > 0 or interval[1] < 0) and p < _ALPHA
     # The difference is printed as the first one's advantage.
     better, worse, sign = (a, b, -1) if difference <= 0 else (b, a, 1)
     points = f"difference {100 * abs(difference):.2f} points"

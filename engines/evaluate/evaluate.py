@@ -1,4 +1,4 @@
-"""From a checkpoint and shards to predictions.parquet and metrics.json."""
+"""Evaluate a checkpoint on shards: predictions.parquet and metrics.json."""
 
 import json
 import os
@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from dataio.core import atomic
-from dataio.core.errors import UserError, reason_of
+from dataio.core.errors import UserError, reason_of, writing
 from dataio.shards.groups import groups_of, read_groups
 from dataio.shards.manifest import read_manifest
 from dataio.shards.shard_set import ShardSet
-from engines.evaluate.intervals import RESAMPLES
+from engines.evaluate.intervals import DEFAULT_RESAMPLES
 from engines.evaluate.metrics import compute_metrics
 from engines.evaluate.open_set import check_held_out
 from engines.evaluate.predictions import build_table, write_predictions
 from engines.runtime.command import is_main_process
 
 PREDICTIONS, METRICS = "predictions.parquet", "metrics.json"
+_HINT = "choose another folder"
 
 
 def evaluate_checkpoint(
@@ -32,29 +33,30 @@ def evaluate_checkpoint(
     verify: bool = False,
     threads: int | None = None,
     groups: str = "",
-    resamples: int = RESAMPLES,
+    resamples: int = DEFAULT_RESAMPLES,
     held_out: Sequence[str] = (),
 ) -> dict[str, Any] | None:
-    """Predict a split and write what follows from it; under torchrun every rank calls this.
+    """Predict a split, compute its metrics and write both; under torchrun every rank calls this.
 
     Args:
         checkpoint: RUN/best.pt or a file of RUN/checkpoints.
-        data: shard folder. split: its part to predict.
-        output: folder for predictions.parquet and metrics.json, made where it is missing;
+        data: shard folder. split: the split to predict.
+        output: folder for predictions.parquet and metrics.json, created if missing; existing
             files of these names are replaced.
-        batch: images per forward pass; None leaves it to `predict_split`.
+        batch: images per forward pass; None for the default of `predict_split`.
         mirror: see `predict_split`. verify: check the shards' SHA-256 first.
-        threads: CPU threads of PyTorch; None takes this process's share of the cores.
-        groups: CSV of path and group, of images that are not independent; intervals respect it.
+        threads: CPU threads of PyTorch; None for this process's share of the cores.
+        groups: CSV of path and group of images that are not independent; intervals resample
+            whole groups.
         resamples: of the bootstrap. held_out: see `engines.evaluate.open_set.compute_open_set`.
 
     Returns:
         the metrics on rank 0, None on the others.
 
     Raises:
-        UserError: the output cannot be written, a held-out name is unknown (both found before
-            anything is computed); what `engines.evaluate.split_inference.predict_split` raises; predictions
-            that lack a sample.
+        UserError: the output cannot be written or a held-out name is unknown (both checked
+            before anything is computed); what `predict_split` raises; a sample has no
+            prediction.
     """
     if is_main_process():
         check_writable(output)
@@ -75,16 +77,14 @@ def evaluate_checkpoint(
     if table.num_rows != expected:
         raise UserError(
             f"{data}: {table.num_rows} samples of the {split} split were predicted, expected {expected}; "
-            "were the shards written again meanwhile? evaluate once more"
+            "were the shards rewritten meanwhile? evaluate once more"
         )
     metrics = compute_metrics(table, resamples=resamples, held_out=held_out)
     folder = Path(output)
-    try:
+    with writing(output, field="output", hint=_HINT):
         folder.mkdir(parents=True, exist_ok=True)
-        # Metrics beside predictions they were not computed from would mislead.
+        # Old metrics must not lie beside new predictions.
         (folder / METRICS).unlink(missing_ok=True)
-    except OSError as error:
-        raise _unwritable(output, reason_of(error)) from None
     write_predictions(folder / PREDICTIONS, table)
     write_metrics(folder / METRICS, metrics)
     return metrics
@@ -96,14 +96,12 @@ def write_metrics(path: str | Path, metrics: dict[str, Any]) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    try:
+    with writing(Path(path).parent, field="output", hint=_HINT):
         atomic.write_text(Path(path), json.dumps(metrics, indent=2, allow_nan=False) + "\n")
-    except OSError as error:
-        raise _unwritable(str(Path(path).parent), reason_of(error)) from None
 
 
 def check_writable(output: str) -> None:
-    """Find out whether `output` can be made and written, leaving nothing behind.
+    """Check that `output` can be created and written, leaving nothing behind.
 
     Raises:
         UserError: it cannot.
@@ -125,4 +123,4 @@ def check_writable(output: str) -> None:
 
 
 def _unwritable(output: str, reason: str) -> UserError:
-    return UserError(f"--output {output}: cannot be written ({reason}); choose another folder")
+    return UserError(f"cannot be written ({reason}); {_HINT}", field="output", value=output)

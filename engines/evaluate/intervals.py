@@ -21,7 +21,7 @@ from engines.stats.bootstrap import (
 from engines.stats.scores import Floats
 from engines.stats.significance import wilson
 
-RESAMPLES, SEED = 1000, 0
+DEFAULT_RESAMPLES, DEFAULT_SEED = 1000, 0
 NO_GROUPS = "no two images share a group"
 _METHOD = (
     "percentile bootstrap, seeded; images: resampled within each true generator; groups: whole groups of "
@@ -129,8 +129,8 @@ def compute_intervals(
     per_generator: Mapping[str, Mapping[str, Any]],
     reasons: dict[str, str],
     *,
-    resamples: int = RESAMPLES,
-    seed: int = SEED,
+    resamples: int = DEFAULT_RESAMPLES,
+    seed: int = DEFAULT_SEED,
 ) -> dict[str, Any]:
     """The part `intervals` of metrics.json.
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import sklearn
 
 from engines.evaluate.columns import THRESHOLD, Labels
-from engines.evaluate.intervals import NO_GROUPS, RESAMPLES, SEED, compute_intervals
+from engines.evaluate.intervals import DEFAULT_RESAMPLES, DEFAULT_SEED, NO_GROUPS, compute_intervals
 from engines.evaluate.open_set import compute_open_set
 from engines.evaluate.predictions import checkpoint_info
 from engines.evaluate.sections.base import SectionValues
@@ -26,7 +26,11 @@ SCHEMA, VERSION = "telltale-metrics", 2
 
 
 def compute_metrics(
-    table: pa.Table, *, resamples: int = RESAMPLES, seed: int = SEED, held_out: Sequence[str] = ()
+    table: pa.Table,
+    *,
+    resamples: int = DEFAULT_RESAMPLES,
+    seed: int = DEFAULT_SEED,
+    held_out: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The content of metrics.json.
 

@@ -1,11 +1,11 @@
-"""Open set: telling that an image is of a generator never seen in training.
+"""Open set: recognizing that an image comes from a generator never seen in training.
 
 The score of rejection is 1 - the largest probability among the labels that were trained
-(nature is one of them), after Hendrycks and Gimpel, "A baseline for detecting misclassified
-and out-of-distribution examples" (2017). Held-out generators are either true generators
+(nature is one of them; Hendrycks and Gimpel, "A baseline for detecting misclassified
+and out-of-distribution examples", 2017). Held-out generators are either true generators
 that the model has no output for (`telltale.unseen` in the table), or names in its label
-space that it was not trained on, as in leave-one-out training; their outputs then count as
-"something else", never as an answer.
+space that it was not trained on, as in leave-one-out training; their outputs are then never
+an answer.
 
 OSCR (Dhamija, Günther and Boult, "Reducing network agnostophobia", 2018) is the area under
 the curve of the correct classification rate (the share of known images that are kept and
@@ -31,7 +31,7 @@ SCORE = "1 - largest probability among trained labels (nature included)"
 
 
 def held_out_of(table: pa.Table, held_out: Sequence[str] = ()) -> tuple[str, ...]:
-    """The held-out generators of a table: named, by its checkpoint ("held_out"), or outside the label space.
+    """The held-out generators of a table: named, from its checkpoint's description, or unseen.
 
     Raises:
         UserError: a name that is nature or that the table does not know.
@@ -44,7 +44,7 @@ def held_out_of(table: pa.Table, held_out: Sequence[str] = ()) -> tuple[str, ...
 
 
 def check_held_out(names: Sequence[str], generators: Sequence[str]) -> None:
-    """Find out whether `names` may be held out of a label space that starts with nature.
+    """Check that `names` may be held out of a label space that starts with nature.
 
     Raises:
         UserError: a name that is nature or not in the label space.
@@ -64,8 +64,8 @@ def rejection(p: NDArray[np.floating], trained: Bools) -> tuple[Floats, NDArray[
         trained: bool [G], which outputs were trained; at least one.
 
     Returns:
-        1 - max, float64 [N] in [0, 1], as the sum of the other probabilities, which keeps its
-        digits where the maximum is almost 1; and the likeliest trained label, int64 [N].
+        1 - max, float64 [N] in [0, 1], computed as the sum of the other probabilities, which
+        stays precise where the maximum is almost 1; and the likeliest trained label, int64 [N].
     """
     p = np.asarray(p, np.float64)
     answer = np.where(trained, p, -1.0).argmax(1)
@@ -97,14 +97,13 @@ def compute_open_set(
 
     Args:
         reasons: receives the reason of each value that is null.
-        held_out: generators that the model was not trained on; names outside of the table's
-            label space are held out always, and those the checkpoint's description names
-            where none are given.
+        held_out: generators that the model was not trained on; generators without an output are always held
+            out; where none are given, those of the checkpoint's description are.
 
     Returns:
         held_out, score, counts known and unknown, closed_set_accuracy (of known images),
-        auroc (unknown is positive), oscr, and the latter two against each held-out generator.
-        None where nothing is held out.
+        auroc (unknown is positive), oscr, and and the latter two for each held-out generator.
+        None where no generator is held out.
 
     Raises:
         UserError: see `held_out_of`.

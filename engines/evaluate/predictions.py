@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dataio.core import atomic
-from dataio.core.errors import UserError, reason_of
+from dataio.core.errors import UserError, one_line, writing
 
 TOP = 5
 _SUM_TOLERANCE = 1e-3  # of a row's probabilities, which bf16 or float32 may have rounded
@@ -31,7 +31,7 @@ _SUM_TOLERANCE = 1e-3  # of a row's probabilities, which bf16 or float32 may hav
 
 @dataclass(kw_only=True)
 class PredictionArrays:
-    """What a model says of every image of a split, as arrays; rows may be in any order.
+    """A model's predictions for every image of a split, as arrays; rows may be in any order.
 
     Attributes:
         sample_id: int64 [N], each of 0..N-1 once.
@@ -42,8 +42,8 @@ class PredictionArrays:
         object_top5: int64 [N, min(5, O)], the likeliest objects, best first.
         generators: the G names of the generator head's outputs; index 0 is "nature".
         objects: the O names of the object head's outputs.
-        checkpoint: plain values that say what predicted this.
-        group: N names that images share which are not independent, None or "" where alone.
+        checkpoint: plain values that describe the checkpoint.
+        group: N names shared by images that are not independent; None or "" for no group.
         unseen: names of true generators outside of the label space; label G + i means the
             i-th of them.
     """
@@ -75,16 +75,16 @@ def label_spaces(table: pa.Table) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def checkpoint_info(table: pa.Table) -> dict[str, Any]:
-    """What predicted this table, as plain values.
+    """The checkpoint that predicted this table, as plain values.
 
-    "calibration" is there where the checkpoint has one: its temperature, shift, threshold,
+    It has "calibration" where the checkpoint has one: its temperature, shift, threshold,
     unsure ([low, high]) and false_alarm_rate, see `engines.evaluate.calibration`. p_fake stays raw.
     """
     return dict(_metadata(table, "checkpoint"))
 
 
 def unseen_generators(table: pa.Table) -> tuple[str, ...]:
-    """Names that the column generator may hold though the model has no output for them."""
+    """True generators in the table that the model has no output for."""
     return tuple(_metadata(table, "unseen", []))
 
 
@@ -112,19 +112,19 @@ def probabilities(table: pa.Table) -> NDArray[np.float32]:
 
 def label_indices(table: pa.Table, column: str, names: Sequence[str]) -> NDArray[np.int64]:
     """A column of names as positions in `names`: int64 [N], -1 where null or not in it."""
-    found = pc.index_in(table[column], value_set=pa.array(names, pa.string()))
-    return pc.fill_null(found, -1).to_numpy().astype(np.int64)
+    positions = pc.index_in(table[column], value_set=pa.array(names, pa.string()))
+    return pc.fill_null(positions, -1).to_numpy().astype(np.int64)
 
 
 def build_table(arrays: PredictionArrays) -> pa.Table:
     """Make the table, sorted by sample id.
 
-    p_fake is the sum of the probabilities of every generator but nature: 1 - P(nature)
-    without its loss of digits where P(nature) is almost 1.
+    p_fake is the sum of the probabilities of all generators except nature: 1 - P(nature),
+    but without loss of precision where P(nature) is almost 1.
 
     Raises:
-        UserError: repeated or missing sample ids, probabilities that are none, labels
-            outside of their space, arrays whose lengths differ.
+        UserError: repeated or missing sample ids, invalid probabilities, labels
+            outside their space, arrays of different lengths.
     """
     a = arrays
     generators, objects = tuple(a.generators), tuple(a.objects)
@@ -154,7 +154,7 @@ def build_table(arrays: PredictionArrays) -> pa.Table:
     for index, name in enumerate(generators):
         columns[probability_column(name)] = pa.array(p[:, index].astype(np.float32), pa.float32())
     offsets = pa.array(np.arange(count + 1, dtype=np.int32) * top, pa.int32())
-    # Parquet calls the items of a list "element"; so the table is the same when read back.
+    # Parquet names a list's items "element": the table must equal itself when read back.
     names = pa.list_(pa.field("element", pa.string()))
     columns["object_top5"] = pa.ListArray.from_arrays(offsets, _names(best.reshape(-1), objects), type=names)
     if a.group is not None:
@@ -172,40 +172,37 @@ def write_predictions(path: str | Path, table: pa.Table) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    try:
+    with writing(path, hint="choose another folder"):
         atomic.write_with(Path(path), lambda temporary: pq.write_table(table, temporary))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({reason_of(error)}); choose another --output") from None
 
 
 def read_predictions(path: str | Path) -> pa.Table:
     """Read a table that `write_predictions` wrote.
 
     Raises:
-        UserError: missing, not Parquet, not a predictions table, of columns that do not
-            fit its label spaces, with a sample twice or a probability that is none.
+        UserError: missing, not Parquet, not a predictions table, columns that do not match
+            its label spaces, a repeated sample or an invalid probability.
     """
     try:
         if os.path.isdir(path):
             raise UserError(
                 f"{path}: is a folder, expected a file such as {Path(path) / 'predictions.parquet'}"
             )
-        # Not `read_table`, which would take folder names like "a=b" for columns.
+        # `read_table` would read columns out of folder names such as "a=b".
         table = pq.ParquetFile(path).read()
     except FileNotFoundError:
         raise UserError(f"{path}: not found; write one with `python launch/evaluate.py`") from None
     except (OSError, pa.ArrowException) as error:
-        why = " ".join(str(error).split())
-        raise UserError(f"{path}: not a readable Parquet file ({why}); write it again") from None
+        raise UserError(f"{path}: not a readable Parquet file ({one_line(error)}); write it again") from None
     _check_table(str(path), table)
     return table
 
 
 def _metadata(table: pa.Table, key: str, default: Any = None) -> Any:
-    found = (table.schema.metadata or {}).get(f"telltale.{key}".encode())
-    if found is None and default is None:
+    value = (table.schema.metadata or {}).get(f"telltale.{key}".encode())
+    if value is None and default is None:
         raise KeyError(f"telltale.{key}")
-    return default if found is None else json.loads(found)
+    return default if value is None else json.loads(value)
 
 
 def _names(
@@ -219,8 +216,8 @@ def _check_label_spaces(
     where: str, generators: Sequence[str], objects: Sequence[str], unseen: Sequence[str] = ()
 ) -> None:
     if not generators or generators[0] != "nature":
-        found = repr(generators[0]) if generators else "nothing"
-        raise UserError(f"{where}: the label space of generators starts with {found}, expected 'nature'")
+        first = repr(generators[0]) if generators else "nothing"
+        raise UserError(f"{where}: the label space of generators starts with {first}, expected 'nature'")
     columns = [probability_column(name) for name in (*generators, *unseen)]
     for kind, names in (("generators", columns), ("objects", list(objects))):
         if len(set(names)) != len(names):
@@ -231,21 +228,21 @@ def _check_label_spaces(
 
 
 def _check_shapes(arrays: PredictionArrays, count: int, top: int) -> None:
-    wanted = {
+    expected = {
         "key": (count,),
         "generator": (count,),
         "object": (count,),
         "generator_probability": (count, len(arrays.generators)),
     }
-    found = {name: np.shape(getattr(arrays, name)) for name in wanted}
-    found["key"] = (len(arrays.key),)
+    shapes = {name: np.shape(getattr(arrays, name)) for name in expected}
+    shapes["key"] = (len(arrays.key),)
     if arrays.group is not None:
-        wanted["group"], found["group"] = (count,), (len(arrays.group),)
-    for name, shape in wanted.items():
-        if found[name] != shape:
-            raise UserError(f"predictions: {name} has shape {list(found[name])}, expected {list(shape)}")
+        expected["group"], shapes["group"] = (count,), (len(arrays.group),)
+    for name, shape in expected.items():
+        if shapes[name] != shape:
+            raise UserError(f"predictions: {name} has shape {list(shapes[name])}, expected {list(shape)}")
     shape = np.shape(arrays.object_top5)
-    # A head of no objects still has one output, which means nothing.
+    # A head without objects still has one output, which is meaningless.
     if len(shape) != 2 or shape[0] != count or (top and shape[1] != top):
         raise UserError(f"predictions: object_top5 has shape {list(shape)}, expected {[count, top]}")
 
@@ -299,7 +296,7 @@ def _check_table(where: str, table: pa.Table) -> None:
     if table.column_names != expected:
         odd = sorted(set(table.column_names) ^ set(expected)) or ["their order"]
         raise UserError(
-            f"{where}: its columns do not fit its label space of generators [{', '.join(generators)}] "
+            f"{where}: its columns do not match its label space of generators [{', '.join(generators)}] "
             f"(differing: {', '.join(odd)}); write it again"
         )
     if table["sample_id"].null_count:
@@ -320,6 +317,6 @@ def _check_table(where: str, table: pa.Table) -> None:
         unknown = (label_indices(table, column, space) < 0).sum() - may_be_null * table[column].null_count
         if unknown:
             raise UserError(
-                f"{where}: {unknown} rows of column {column} hold names outside of the label space "
+                f"{where}: {unknown} rows of column {column} hold names outside the label space "
                 f"[{', '.join(space[:10])}{', ...' if len(space) > 10 else ''}]; write it again"
             )

@@ -1,4 +1,4 @@
-"""Running a checkpoint over shards: every image once, over any number of processes."""
+"""Run a checkpoint over shards: every image once, on any number of processes."""
 
 from pathlib import Path
 from typing import Any
@@ -37,18 +37,18 @@ def predict_split(
 
     Args:
         checkpoint: best.pt or a file of RUN/checkpoints. data: shard folder.
-        batch: images per forward pass; None takes 4 times the training's micro-batch.
-        mirror: predict each image's mirror image too and take the mean of both probabilities.
+        batch: images per forward pass; None for 4 times the training's micro-batch.
+        mirror: average the probabilities of each image and its mirror image.
         verify: check the shards' SHA-256 first.
-        threads: CPU threads of PyTorch; None takes the cores, shared among the processes.
-        calibrated: note the calibration beside the checkpoint, if there is one. The
-            probabilities stay raw. One for single views says nothing of `mirror`.
+        threads: CPU threads of PyTorch; None for this process's share of the cores.
+        calibrated: record the checkpoint's calibration, if there is one; the probabilities
+            stay raw. Ignored with `mirror`: a calibration holds for single views only.
 
     Returns:
         the predictions on rank 0, None on the others.
 
     Raises:
-        UserError: on every rank alike, see `load_model` and `ShardSet`; label spaces that differ.
+        UserError: on every rank, see `load_model` and `ShardSet`; label spaces that differ.
     """
     world = init_distributed()
     try:
@@ -62,7 +62,7 @@ def predict_split(
         arrays = _predict(model, config, shards, world, batch or 4 * config.train.micro_batch, mirror)
         parts: list[Any] = [None] * world.size
         if world.distributed:
-            # Only rank 0 needs them; ranks hold contiguous slices in rank order.
+            # Ranks hold contiguous slices in rank order.
             dist.gather_object(arrays, parts if world.is_main else None)
         else:
             parts = [arrays]
@@ -92,7 +92,7 @@ _DESCRIBED = ("checkpoint", "step", "layout", "split", "weights_sha256", "calibr
 
 
 def _describe(checkpoint: str, model: DualHead, info: dict[str, Any], calibrated: bool) -> None:
-    """Add to `info` which weights these are, and their calibration where there is one."""
+    """Add the digest of the weights to `info`, and their calibration where there is one."""
     weights = model.state_dict()
     info["weights_sha256"] = weights_sha256(weights)
     calibration = load_calibration(checkpoint, weights) if calibrated else None
@@ -109,7 +109,7 @@ def _open(data: str, split: str, verify: bool, info: dict[str, Any], checkpoint:
 
 
 def forward(model: DualHead, image: torch.Tensor, precision: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both heads' logits, [N, G] and [N, O], computed as evaluation computes them.
+    """Both heads' logits, [N, G] and [N, O], in evaluation's precision.
 
     Args:
         image: float32 [N, 3, S, S] on the model's device. precision: fp32, bf16 or fp16.

@@ -1,4 +1,4 @@
-"""A detector as one ONNX file, kept only if ONNX Runtime says what PyTorch says."""
+"""Export a detector as one ONNX file, kept only if ONNX Runtime's logits agree with PyTorch's."""
 
 import json
 import logging
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from dataio.core.atomic import sync_folder, write_text, write_with
-from dataio.core.errors import UserError
+from dataio.core.errors import UserError, one_line, writing
 from engines.checkpoint.export_format import EXPORT_CALIBRATION, EXPORT_SETTINGS, describe_export
 
 GRAPH = "model.onnx"
@@ -19,12 +19,12 @@ TOLERANCE = 1e-3  # of the logits, see `largest_difference`
 def export_onnx(checkpoint: str | Path, output: str | Path) -> tuple[Path, float]:
     """Write model.onnx, config.json and, where there is one, model.calibration.json.
 
-    The graph takes `image`, float32 [N, 3, S, S], normalised, for any N, and gives the logits
+    The graph takes `image`, float32 [N, 3, S, S], normalized, for any N, and returns the logits
     `generator` [N, G] and `object` [N, O].
 
     Args:
-        checkpoint: RUN, best.pt, or another that `load_model` reads. output: folder, made
-            where it is missing; an earlier export in it is replaced.
+        checkpoint: RUN, best.pt, or another that `load_model` reads. output: folder, created
+            if missing; an earlier export in it is replaced.
 
     Returns:
         the folder, and `largest_difference`, which is at most TOLERANCE.
@@ -43,24 +43,24 @@ def export_onnx(checkpoint: str | Path, output: str | Path) -> tuple[Path, float
     if folder.is_dir() and any(
         p.name not in (GRAPH, EXPORT_SETTINGS, EXPORT_CALIBRATION) for p in folder.iterdir()
     ):
-        raise UserError(f"--output {folder}: holds something else; choose an empty or new folder")
-    found = 0.0
+        raise UserError("holds something else; choose an empty or new folder", field="output", value=folder)
+    difference = 0.0
 
     def write(temporary: Path) -> None:
-        nonlocal found
+        nonlocal difference
         _convert(model, config.data.size, temporary)
-        found = largest_difference(model, config.data.size, temporary)
-        if not found <= TOLERANCE:
-            raise UserError(
-                f"--format onnx: ONNX Runtime's logits differ from PyTorch's by {found:.2g}, expected at most "
-                f"{TOLERANCE:g}; use --format detector"
+        difference = largest_difference(model, config.data.size, temporary)
+        if not difference <= TOLERANCE:
+            raise _cannot(
+                f"ONNX Runtime's logits differ from PyTorch's by {difference:.2g}, expected at most "
+                f"{TOLERANCE:g}; use the format detector"
             )
 
     description = {
         **describe_export(config, info),
         "onnx": {"input": "image", "outputs": ["generator", "object"]},
     }
-    try:
+    with writing(folder, field="output"):
         folder.mkdir(parents=True, exist_ok=True)
         for name in (EXPORT_SETTINGS, EXPORT_CALIBRATION):
             (folder / name).unlink(missing_ok=True)
@@ -69,11 +69,11 @@ def export_onnx(checkpoint: str | Path, output: str | Path) -> tuple[Path, float
             save_calibration(folder, calibration)
         write_text(folder / EXPORT_SETTINGS, json.dumps(description, indent=2) + "\n")
         sync_folder(folder)
-    except OSError as error:
-        raise UserError(
-            f"--output {folder}: cannot be written ({error.strerror or error}); choose another"
-        ) from None
-    return folder, found
+    return folder, difference
+
+
+def _cannot(message: str) -> UserError:
+    return UserError(message, field="format", value="onnx")
 
 
 def _check_packages() -> None:
@@ -84,15 +84,15 @@ def _check_packages() -> None:
         except ImportError:
             missing.append(name)
     if missing:
-        raise UserError(
-            f"--format onnx: needs the packages {', '.join(missing)}; install them with "
+        raise _cannot(
+            f"needs the packages {', '.join(missing)}; install them with "
             "`pip install onnx onnxscript onnxruntime`"
         )
 
 
 def _convert(model: torch.nn.Module, size: int, path: Path) -> None:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    # Two images: a batch of one would be taken for a constant.
+    # Two images: the exporter would treat a batch of one as a constant.
     example = torch.zeros(2, 3, size, size)
     try:
         with warnings.catch_warnings():
@@ -109,15 +109,14 @@ def _convert(model: torch.nn.Module, size: int, path: Path) -> None:
             assert program is not None
             program.save(str(path), external_data=False)
     except torch.onnx.errors.OnnxExporterError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"--format onnx: this network cannot be exported ({reason})") from None
+        raise _cannot(f"this network cannot be exported ({one_line(error)[:200]})") from None
 
 
 def largest_difference(model: torch.nn.Module, size: int, path: Path) -> float:
-    """How far apart ONNX Runtime and PyTorch are on 1 and on 5 random images.
+    """The largest difference between ONNX Runtime's and PyTorch's logits on 1 and 5 random images.
 
-    Of the logits, as a share of the largest of them or of 1; probabilities near 0 or 1 would
-    hide much.
+    It is relative to the largest logit, or absolute if that is below 1. Probabilities near 0
+    or 1 would hide differences.
     """
     import onnxruntime
 
@@ -128,7 +127,7 @@ def largest_difference(model: torch.nn.Module, size: int, path: Path) -> float:
         image = torch.randn(count, 3, size, size, generator=generator)
         with torch.inference_mode():
             expected = model(image)
-        for logits, found in zip(expected, session.run(None, {"image": image.numpy()}), strict=True):
-            apart = float((torch.from_numpy(found) - logits).abs().max())
-            worst = max(worst, apart / max(1.0, float(logits.abs().max())))
+        for logits, exported in zip(expected, session.run(None, {"image": image.numpy()}), strict=True):
+            difference = float((torch.from_numpy(exported) - logits).abs().max())
+            worst = max(worst, difference / max(1.0, float(logits.abs().max())))
     return worst

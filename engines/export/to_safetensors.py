@@ -1,4 +1,4 @@
-"""A detector as two files for other programs: model.safetensors and config.json."""
+"""Export a detector as two files: model.safetensors and config.json."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from dataio.core.atomic import sync_folder, write_text, write_with
-from dataio.core.errors import UserError
+from dataio.core.errors import UserError, writing
 from engines.checkpoint.export_format import (
     EXPORT_CALIBRATION,
     EXPORT_SETTINGS,
@@ -17,11 +17,11 @@ from engines.checkpoint.load_model import load_model
 
 
 def export_checkpoint(checkpoint: str | Path, output: str | Path) -> Path:
-    """Write a checkpoint's evaluated weights and all that is needed to use them, calibration included.
+    """Write a checkpoint's evaluated weights and all that other programs need to use them.
 
     Args:
         checkpoint: best.pt, a file of RUN/checkpoints, or final.safetensors.
-        output: folder, made where it is missing; an earlier export in it is replaced.
+        output: folder, created if missing; an earlier export in it is replaced.
 
     Returns:
         the folder.
@@ -36,12 +36,12 @@ def export_checkpoint(checkpoint: str | Path, output: str | Path) -> Path:
     folder = Path(output)
     ours = (EXPORT_TENSORS, EXPORT_SETTINGS, EXPORT_CALIBRATION)
     if folder.is_dir() and any(p.name not in ours for p in folder.iterdir()):
-        raise UserError(f"--output {folder}: holds something else; choose an empty or new folder")
+        raise UserError("holds something else; choose an empty or new folder", field="output", value=folder)
     described = describe_export(config, info)
     tensors = {name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}
-    try:
+    with writing(folder, field="output"):
         folder.mkdir(parents=True, exist_ok=True)
-        # The settings last: a folder without them is no export.
+        # The settings are last: they mark the export as complete.
         for name in (EXPORT_SETTINGS, EXPORT_CALIBRATION):
             (folder / name).unlink(missing_ok=True)
         write_with(folder / EXPORT_TENSORS, lambda temporary: save_file(tensors, temporary))
@@ -49,8 +49,4 @@ def export_checkpoint(checkpoint: str | Path, output: str | Path) -> Path:
             save_calibration(folder, calibration)
         write_text(folder / EXPORT_SETTINGS, json.dumps(described, indent=2) + "\n")
         sync_folder(folder)
-    except OSError as error:
-        raise UserError(
-            f"--output {folder}: cannot be written ({error.strerror or error}); choose another"
-        ) from None
     return folder

@@ -1,8 +1,8 @@
-"""One page that shows what a detector is worth: report.html and report.md.
+"""The report of an evaluation: report.html and report.md.
 
-Everything on it comes from the predictions table and metrics.json; what lies beside them
-(the shards' audit, protocols that were run, pictures) is added where it is given. The page
-is one file, needs no network, and says of each missing part how to get it.
+Everything comes from the predictions table and metrics.json; the shards' audit, protocols
+and pictures are added where they are given. The page is one file, needs no network, and says
+how to get each part that is missing.
 """
 
 import json
@@ -16,24 +16,24 @@ import pyarrow as pa
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from dataio.core import atomic
-from dataio.core.errors import UserError, reason_of
+from dataio.core.errors import UserError, writing
 from engines.evaluate.columns import THRESHOLD, Labels
 from engines.evaluate.sections.base import headline_intervals, percent_text, score_text
 from engines.evaluate.sections.registry import all_metrics, shown_in
 from engines.report import plots
 from engines.runtime.versions import commit_of, version_of
 
-HTML, MARKDOWN = "report.html", "report.md"
-LARGEST = 15_000_000  # bytes of the page
-THRESHOLD_STEPS = 200  # of P(fake), for the threshold that can be moved
+_HTML, _MARKDOWN = "report.html", "report.md"
+_LARGEST_PAGE = 15_000_000  # bytes
+_BINS = 200  # of P(fake), for the movable threshold
 
 
 @dataclass(frozen=True)
 class Context:
-    """What is known besides predictions and metrics.
+    """What the report shows besides predictions and metrics.
 
     Attributes:
-        data, split: what was predicted. audit: the content of audit.json, or None.
+        data, split: the predicted shards and split. audit: the content of audit.json, or None.
         protocols: contents of protocol.json files. pictures: of the gallery, each with key,
             generator, generator_pred, p_fake, outcome, and data URIs image, heat (or "") and
             overlay (or ""). faithfulness: of their Grad-CAMs, or None.
@@ -50,10 +50,10 @@ class Context:
 
 
 def write_report(output: str | Path, table: pa.Table, metrics: Mapping[str, Any], context: Context) -> Path:
-    """Write report.html and report.md into `output`; returns the page.
+    """Write report.html and report.md into `output`; returns the path of report.html.
 
     Raises:
-        UserError: cannot be written, or the page would be over 15 MB.
+        UserError: a file cannot be written, or the page would exceed 15 MB.
     """
     folder, values = Path(output), _values(table, metrics, context)
     environment = Environment(
@@ -65,17 +65,15 @@ def write_report(output: str | Path, table: pa.Table, metrics: Mapping[str, Any]
     )
     environment.filters |= {"figure": _figure, "percent": percent_text}
     page = environment.get_template("report.html.j2").render(values)
-    if len(page.encode()) > LARGEST:
+    if len(page.encode()) > _LARGEST_PAGE:
         raise UserError(
-            f"--report: the page would have {len(page.encode()) / 1e6:.1f} MB, more than 15; ask for fewer pictures"
+            f"the report would have {len(page.encode()) / 1e6:.1f} MB, more than 15; ask for fewer pictures"
         )
     card = environment.get_template("report.md.j2").render(values)
-    try:
-        atomic.write_text(folder / MARKDOWN, card)
-        atomic.write_text(folder / HTML, page)
-    except OSError as error:
-        raise UserError(f"--output {folder}: cannot be written ({reason_of(error)})") from None
-    return folder / HTML
+    with writing(folder, field="output", hint=""):
+        atomic.write_text(folder / _MARKDOWN, card)
+        atomic.write_text(folder / _HTML, page)
+    return folder / _HTML
 
 
 def _figure(value: float | None, key: str = "") -> str:
@@ -115,48 +113,45 @@ def _values(table: pa.Table, metrics: Mapping[str, Any], context: Context) -> di
         "rows": [(name, metrics["per_generator"][name]) for name in names],
         "figures": _figures(labels, metrics),
         "protocols": [_protocol(protocol) for protocol in context.protocols],
-        # "<" could end the script that holds it.
+        # "<" could end the script element that contains it.
         "explorer": json.dumps(_explorer(labels)).replace("<", "\\u003c"),
     }
 
 
 def _figures(labels: Labels, metrics: Mapping[str, Any]) -> dict[str, str]:
-    fake, found = labels.fake, {}
+    fake, figures = labels.fake, {}
     if fake.any() and not fake.all():
-        found["roc"] = plots.roc_figure(fake, labels.p_fake, labels.generator, labels.generators)
+        figures["roc"] = plots.roc_figure(fake, labels.p_fake, labels.generator, labels.generators)
         curves = {"as trained": labels.p_fake}
         if labels.calibrated is not None:
             curves["calibrated"] = labels.calibrated
-        found["reliability"] = plots.reliability_figure(fake, curves)
+        figures["reliability"] = plots.reliability_figure(fake, curves)
     confusion = metrics["confusion"]["generator"]
     matrix, names = np.asarray(confusion["matrix"], float), np.asarray(confusion["labels"])
-    there, called = matrix.any(1), matrix.any(0)
-    shares = matrix[there][:, called] / matrix[there].sum(1, keepdims=True)
-    found["confusion"] = plots.matrix_figure(
+    true, called = matrix.any(1), matrix.any(0)
+    shares = matrix[true][:, called] / matrix[true].sum(1, keepdims=True)
+    figures["confusion"] = plots.matrix_figure(
         shares.tolist(),
-        names[there].tolist(),
+        names[true].tolist(),
         names[called].tolist(),
         x="called",
         y="true",
         title="confusion of generators, share of each true generator",
     )
-    return found
+    return figures
 
 
 def _explorer(labels: Labels) -> dict[str, Any]:
-    """How many images of each generator have P(fake) in each of `THRESHOLD_STEPS`, for the moving threshold."""
+    """How many images of each generator have P(fake) in each of `_BINS` steps, for the movable threshold."""
     calibration = labels.calibration
     p = labels.p_fake if labels.calibrated is None else labels.calibrated
-    bins = np.clip((p * THRESHOLD_STEPS).astype(int), 0, THRESHOLD_STEPS - 1)
+    bins = np.clip((p * _BINS).astype(int), 0, _BINS - 1)
     return {
-        "bins": THRESHOLD_STEPS,
+        "bins": _BINS,
         "start": THRESHOLD if calibration is None else calibration.threshold,
         "calibrated": calibration is not None,
         "generators": [
-            {
-                "name": name,
-                "counts": np.bincount(bins[labels.generator == index], minlength=THRESHOLD_STEPS).tolist(),
-            }
+            {"name": name, "counts": np.bincount(bins[labels.generator == index], minlength=_BINS).tolist()}
             for index, name in enumerate(labels.generators)
             if (labels.generator == index).any()
         ],
@@ -200,7 +195,7 @@ def _protocol(protocol: Mapping[str, Any]) -> dict[str, Any]:
             [view, *_two(metrics[view]), _figure(gap["auroc"], "auroc")]
             for view, gap in protocol["gaps"].items()
         ]
-        caption = "views of the same originals: what is left when files are alike"
+        caption = "views of the same originals: the difference that remains when files are alike"
     if rows and protocol.get("raw"):
         rows.insert(0, ["raw", *_two(protocol["raw"]), *["-"] * (len(heads) - 3)])
     return {"name": name, "figures": figures, "heads": heads, "rows": rows, "caption": caption}

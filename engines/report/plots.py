@@ -1,4 +1,4 @@
-"""The report's figures: matplotlib, as SVG that takes its colours from the page."""
+"""The report's figures: matplotlib, as SVG that takes its colors from the page."""
 
 import io
 import re
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import roc_curve
 
-_INK = "#010203"  # replaced by the page's text colour, light or dark
+_INK = "#010203"  # replaced by the page's text color, light or dark
 _POINTS = 200  # of a curve, at most: the file stays small
 _RC: Any = {
     "svg.fonttype": "none",
@@ -35,7 +35,7 @@ def _svg(figure: Figure, title: str) -> str:
     FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :].replace(_INK, "currentColor")
-    # Its size is the page's to decide; a screen reader gets the title alone.
+    # The page decides on its size; a screen reader reads the title only.
     text = re.sub(r'(<svg [^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg [^>]*?)height="[^"]*" ', r"\1", text, count=1)
     return text.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)
@@ -64,12 +64,12 @@ def roc_figure(
     """
     with mpl.rc_context(_RC):
         figure, axes = _axes(5.4, 4.6)
-        colours = mpl.colormaps["tab10"]
+        colors = mpl.colormaps["tab10"]
         for index, name in enumerate(names[1:], start=1):
             rows = (generator == index) | ~fake
             if (generator == index).any():
                 x, y, _ = roc_curve(fake[rows], p_fake[rows])
-                axes.plot(*_thin(x, y), lw=1.2, color=colours((index - 1) % 10), label=name)
+                axes.plot(*_thin(x, y), lw=1.2, color=colors((index - 1) % 10), label=name)
         x, y, _ = roc_curve(fake, p_fake)
         axes.plot(*_thin(x, y), lw=2.4, color=_INK, label="all")
         axes.plot([0, 1], [0, 1], lw=0.8, ls=":", color=_INK)
@@ -88,15 +88,15 @@ def reliability_figure(fake: NDArray[np.bool_], curves: Mapping[str, NDArray[np.
         figure, axes = _axes(5.4, 4.6)
         axes.plot([0, 1], [0, 1], lw=0.8, ls=":", color=_INK)
         for number, (name, p) in enumerate(curves.items()):
-            seen, said = calibration_curve(fake, p, n_bins=15)
-            # Bins of few images jump about: their points are as small as they are.
+            observed, predicted = calibration_curve(fake, p, n_bins=15)
+            # Bins of few images are noisy: the size of a point shows their number.
             counts = np.histogram(p, bins=15, range=(0, 1))[0]
             size = 6 + 150 * np.sqrt(counts[counts > 0] / counts.max())
-            axes.plot(said, seen, lw=0.7, alpha=0.5, color=f"C{number}")
-            axes.scatter(said, seen, s=size, color=f"C{number}", alpha=0.8, lw=0, label=name)
-        axes.set(xlabel="P(fake) as said", ylabel="share of fakes among them", xlim=(0, 1), ylim=(0, 1))
+            axes.plot(predicted, observed, lw=0.7, alpha=0.5, color=f"C{number}")
+            axes.scatter(predicted, observed, s=size, color=f"C{number}", alpha=0.8, lw=0, label=name)
+        axes.set(xlabel="predicted P(fake)", ylabel="share of fakes among them", xlim=(0, 1), ylim=(0, 1))
         axes.legend(frameon=False, fontsize=9)
-        return _svg(figure, "reliability: share of fakes against the probability said")
+        return _svg(figure, "reliability: share of fakes against predicted probability")
 
 
 def matrix_figure(
@@ -111,7 +111,7 @@ def matrix_figure(
     high: float = 1.0,
     form: str = "{:.0%}",
 ) -> str:
-    """A heat map with its numbers: [len(rows)][len(columns)], None where there is none."""
+    """A heat map with numbers; values [len(rows)][len(columns)], None for an empty cell."""
     matrix = np.array([[np.nan if v is None else v for v in row] for row in values], float)
     with mpl.rc_context(_RC):
         figure, axes = _axes(2.2 + 0.62 * len(columns), 1.6 + 0.42 * len(rows))

@@ -1,4 +1,4 @@
-"""What a report shows besides predictions and metrics: audit, protocols, pictures."""
+"""Report an evaluation, with its audit, protocols, pictures and benchmark answers."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -7,13 +7,15 @@ from typing import Any
 
 import pyarrow as pa
 
-from dataio.core.errors import UserError
+from dataio.core.errors import UserError, one_line
+from dataio.core.versioned_json import read_versioned_json
 from engines.attribution.gallery import build_gallery, describe_item, faithfulness_of
 from engines.audit.gate import AUDIT
+from engines.evaluate.evaluate import METRICS, PREDICTIONS
 from engines.evaluate.predictions import read_predictions
 from engines.report.page import Context, write_report
 
-PROTOCOL = "protocol.json"
+_PROTOCOL = "protocol.json"
 
 
 def report_evaluation(
@@ -29,18 +31,20 @@ def report_evaluation(
     """Write report.html and report.md beside the predictions.parquet and metrics.json of `output`.
 
     Args:
-        data, split, checkpoint: what was predicted, and by what. protocols: folders with a
-            protocol.json. explainer: run folder of a finetuned TinyLLaVA. pictures: of each
-            generator and outcome in the gallery; 0: none.
+        output: the evaluation's folder.
+        data, split, checkpoint: shards, split and checkpoint of the evaluation.
+        protocols: folders with a protocol.json.
+        explainer: run folder of a finetuned TinyLLaVA.
+        pictures: number in the gallery for each generator and outcome; 0 for no gallery.
 
     Returns:
-        the page.
+        the path of report.html.
 
     Raises:
-        UserError: a file that cannot be read or written.
+        UserError: a file cannot be read or written.
     """
-    table = read_predictions(Path(output) / "predictions.parquet")
-    metrics = _read_json(Path(output) / "metrics.json")
+    table = read_predictions(Path(output) / PREDICTIONS)
+    metrics = _read_json(Path(output) / METRICS)
     audit = Path(data) / AUDIT
     shown, faithfulness = _gallery(table, data, split, checkpoint, pictures) if pictures else ([], None)
     context = Context(
@@ -59,68 +63,83 @@ def read_protocol(folder: str | Path) -> dict[str, Any]:
     """The protocol.json of a folder.
 
     Raises:
-        UserError: none there, or another program's.
+        UserError: it is missing or not a protocol's result.
     """
-    path = Path(folder) / PROTOCOL
-    found = _read_json(path)
-    if found.get("schema") != "telltale-protocol":
-        raise UserError(f"--protocols {path}: not a protocol's result; give a folder of launch/protocol.py")
-    return found
+    return _read(
+        Path(folder) / _PROTOCOL,
+        "telltale-protocol",
+        "a protocol's result",
+        "give a folder of launch/protocol.py",
+    )
 
 
 def read_benchmarks(run: str | Path) -> list[dict[str, Any]]:
-    """What a finetuned TinyLLaVA's answers to its benchmarks are worth: name and metrics of each.
+    """Name and metrics of each benchmark that a finetuned TinyLLaVA has answered.
 
     Raises:
-        UserError: none were answered, or a file is another program's.
+        UserError: none was answered, or a file is not a benchmark's metrics.
     """
-    folder, found = Path(run) / "vqa", []
-    for path in sorted(folder.glob("*/metrics.json")):
-        metrics = _read_json(path)
-        if metrics.get("schema") != "telltale-vqa-metrics":
-            raise UserError(f"--explainer {path}: not a benchmark's metrics; answer it again")
-        found.append({"name": path.parent.name, **metrics})
-    if not found:
+    folder = Path(run) / "vqa"
+    benchmarks = [
+        {
+            "name": path.parent.name,
+            **_read(path, "telltale-vqa-metrics", "a benchmark's metrics", "answer it again"),
+        }
+        for path in sorted(folder.glob("*/metrics.json"))
+    ]
+    if not benchmarks:
         raise UserError(
-            f"--explainer {run}: no answered benchmark in {folder}; give a run folder of launch/finetune_mlm.py "
-            "whose configuration names evaluate.benchmarks"
+            f"no answered benchmark in {folder}; give a run folder of launch/finetune_mlm.py whose "
+            "configuration names evaluate.benchmarks",
+            field="explainer",
+            value=run,
         )
-    return found
+    return benchmarks
+
+
+def _read(path: Path, schema: str, what: str, hint: str) -> dict[str, Any]:
+    try:
+        return read_versioned_json(path, schema, (), hint, what=what, key="schema")
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found; {hint}") from None
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text())
+        values = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())}); make it again") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: holds a {type(found).__name__}, expected an object; make it again")
-    return found
+        raise UserError(f"{path}: cannot be read ({one_line(error)}); make it again") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: holds a {type(values).__name__}, expected an object; make it again")
+    return values
 
 
 def _gallery(
     table: pa.Table, data: str, split: str, checkpoint: str, pictures: int
 ) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
     items = build_gallery(table, data, split, checkpoint, per_outcome=pictures)
-    found = faithfulness_of(items, checkpoint)
-    return [describe_item(item) for item in items], {**found, "sentence": faithfulness_sentence(found)}
+    faithfulness = faithfulness_of(items, checkpoint)
+    return [describe_item(item) for item in items], {
+        **faithfulness,
+        "sentence": faithfulness_sentence(faithfulness),
+    }
 
 
-def faithfulness_sentence(found: Mapping[str, Any]) -> str:
-    """What may be said of the maps, from `compare_with_random`'s result."""
-    if found.get("deletion") is None or found["deletion"]["interval"] is None:
-        return f"Not measured: {found.get('reason', 'no maps')}."
+def faithfulness_sentence(faithfulness: Mapping[str, Any]) -> str:
+    """The conclusion on the maps, from the result of `compare_with_random`."""
+    if faithfulness.get("deletion") is None or faithfulness["deletion"]["interval"] is None:
+        return f"Not measured: {faithfulness.get('reason', 'no maps')}."
     parts, better = [], []
     for name, sign in (("deletion", -1), ("insertion", 1)):
-        low, high = found[name]["interval"]
+        low, high = faithfulness[name]["interval"]
         better.append(low > 0 if sign > 0 else high < 0)
         parts.append(
-            f"{name} AUC {found[name]['map']:.3f}, random maps {found[name]['random']:.3f} "
-            f"(difference {found[name]['difference']:+.3f}, 95 % interval {low:+.3f} to {high:+.3f})"
+            f"{name} AUC {faithfulness[name]['map']:.3f}, random maps {faithfulness[name]['random']:.3f} "
+            f"(difference {faithfulness[name]['difference']:+.3f}, 95 % interval {low:+.3f} to {high:+.3f})"
         )
-    verdict = {
-        2: "Both speak for the maps.",
-        1: "Only one of the two speaks for the maps: read them with care.",
-        0: "Neither speaks for the maps: do not read them as reasons.",
+    conclusion = {
+        2: "Both support the maps.",
+        1: "Only one of the two supports the maps: read them with care.",
+        0: "Neither supports the maps: do not read them as reasons.",
     }[sum(better)]
-    return f"On {found['images']} of these images: {'; '.join(parts)}. {verdict}"
+    return f"On {faithfulness['images']} of these images: {'; '.join(parts)}. {conclusion}"

@@ -1,7 +1,8 @@
-"""Figures of a detector from (fake, P(fake)): pure formulas, for rows that allow them.
+"""Figures of a detector from truth and P(fake): pure formulas.
 
-fake is bool [N], the positive class; p float64 [N] its probability. Formulas are
-scikit-learn's where it has them. An image is called fake where p is at least a threshold.
+fake is bool [N], the positive class; p is its probability, float64 [N]. Formulas are
+scikit-learn's where it has them. An image is called fake where p is at least a threshold. The
+caller makes sure that the classes a figure needs are present.
 """
 
 from typing import Any
@@ -14,29 +15,29 @@ from sklearn.metrics import average_precision_score, log_loss, roc_auc_score, ro
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 
-CALIBRATION_BINS = 15  # of the expected calibration error
+_BINS = 15  # of the expected calibration error
 RATES = {"tpr_at_fpr_1": 0.01, "tpr_at_fpr_5": 0.05}
 CLIP = 1e-12  # probabilities are kept this far from 0 and 1 before a logarithm
 
 
 def auroc(fake: Bools, p: Floats) -> float:
-    """The area under the ROC curve; both classes must be there."""
+    """The area under the ROC curve; both classes must be present."""
     return float(roc_auc_score(fake, p))
 
 
 def average_precision(fake: Bools, p: Floats) -> float:
-    """The step-wise sum, not interpolated; both classes must be there."""
+    """The step-wise sum, not interpolated; both classes must be present."""
     # The sum can round to a little above 1.
     return min(1.0, float(average_precision_score(fake, p)))
 
 
 def operating_points(fake: Bools, p: Floats) -> dict[str, float]:
-    """Figures of single points of the ROC curve; both classes must be there.
+    """Figures of single points of the ROC curve; both classes must be present.
 
     Returns:
-        eer, where the share of false alarms equals that of misses, on straight lines between
-        thresholds; tpr_at_fpr_1 and tpr_at_fpr_5, the largest share of fakes detected by a
-        threshold with at most 1 % and 5 % of false alarms.
+        eer, where the false-alarm rate equals the miss rate, interpolated linearly between
+        thresholds; tpr_at_fpr_1 and tpr_at_fpr_5, the largest detection rate of any threshold
+        with a false-alarm rate of at most 1 % and 5 %.
     """
     false_alarms, detected, _ = roc_curve(fake, p, drop_intermediate=False)
     # Strictly increasing from -1 to 1: each threshold adds a false alarm or a detection.
@@ -47,7 +48,7 @@ def operating_points(fake: Bools, p: Floats) -> dict[str, float]:
 
 
 def balanced_accuracy(fake: Bools, called_fake: Bools) -> float:
-    """The mean of the accuracies on real and on fake; both must be there."""
+    """The mean of the accuracies on real and on fake; both classes must be present."""
     return float((np.mean(called_fake[fake]) + np.mean(~called_fake[~fake])) / 2)
 
 
@@ -57,8 +58,8 @@ def calibration_error(fake: Bools, p: Floats) -> float:
     The mean over bins, weighted by their images, of |mean P(fake) - share of fakes|
     (Naeini et al. 2015, for the positive class; as torchmetrics' `binary_calibration_error`).
     """
-    bins = np.searchsorted(np.linspace(0, 1, CALIBRATION_BINS + 1)[1:-1], p, side="right")
-    gaps = np.bincount(bins, weights=p - fake, minlength=CALIBRATION_BINS)
+    bins = np.searchsorted(np.linspace(0, 1, _BINS + 1)[1:-1], p, side="right")
+    gaps = np.bincount(bins, weights=p - fake, minlength=_BINS)
     return float(np.abs(gaps).sum() / len(p))
 
 
@@ -74,12 +75,12 @@ def nll(fake: Bools, p: Floats) -> float:
 
 
 def brier(fake: Bools, p: Floats) -> float:
-    """The mean squared difference of P(fake) and the truth, 0 or 1."""
+    """The Brier score: the mean squared difference between P(fake) and the truth, 0 or 1."""
     return float(np.mean((p - fake) ** 2))
 
 
 def best_threshold(fake: Bools, p: Floats) -> dict[str, Any]:
-    """The accuracy of the threshold that is best for these very images: an upper bound.
+    """The accuracy of the best threshold for these very images: an upper bound.
 
     Returns:
         accuracy, its threshold (the highest of the best), and the best balanced accuracy.

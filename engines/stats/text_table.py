@@ -3,7 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from tabulate import tabulate
+import tabulate
+
+# Headers are padded by two more columns by default; wide tables then exceed a terminal.
+tabulate.MIN_PADDING = 0
 
 
 def text_table(
@@ -18,7 +21,7 @@ def text_table(
         align: one letter for each column: l, r or c; by default text left and numbers right.
     """
     names = {"l": "left", "r": "right", "c": "center"}
-    text = tabulate(
+    text = tabulate.tabulate(
         rows,
         headers=headers,
         tablefmt="github" if markdown else "simple" if headers else "plain",

@@ -276,7 +276,7 @@ def test_predictions_already_made_are_taken(checkpoint, tmp_path):
         ({"split": "train"}, {}, "is of the train split"),
         ({"split": "val", "mirror": True}, {}, "--mirror"),
         ({"split": "test"}, {"split": "test"}, "--allow-test"),
-        ({"split": "val"}, {"data": "shards"}, "either --data"),
+        ({"split": "val"}, {"data": "shards"}, "either data"),
     ],
 )
 def test_predictions_of_something_else_are_refused(checkpoint, tmp_path, info, flags, words):
