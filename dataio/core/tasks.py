@@ -48,5 +48,5 @@ def check_settings(folder: Path, stored: dict[str, Any], wanted: dict[str, Any])
         if stored.get(name) != wanted[name]:
             raise UserError(
                 f"{folder}: was begun with {name} {stored.get(name)!r}, not {wanted[name]!r}; "
-                "use the same, or another --output, or remove the folder"
+                "use the same, or another output folder, or remove this one"
             )

@@ -1,4 +1,4 @@
-"""What the layouts share: which files are images, and reporting misfits."""
+"""Files that fit no pattern of a layout: skipped where harmless, else reported."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ _LITTER = (".txt", ".csv", ".json", ".md", ".ini", ".db", ".xml", ".html", ".zip
 
 
 def is_litter(name: str) -> bool:
-    """Whether a file beside the images is surely none of them."""
+    """Whether a file is a known companion of images, such as a README."""
     return name.lower().endswith(_LITTER)
 
 
@@ -26,7 +26,7 @@ class Misfits:
         self.clear()
 
     def clear(self) -> None:
-        """Forget everything: the files are about to be listed again."""
+        """Forget all files, before they are listed again."""
         self.skipped.clear()
         self._count = 0
         self._first: list[str] = []
@@ -45,15 +45,18 @@ class Misfits:
             fitting: how many files fit.
         """
         if fitting == 0:
-            found = f"{self._count} other files, first {self._first[0]}" if self._count else "empty"
+            other = f"{self._count} other files, first {self._first[0]}" if self._count else "empty"
             raise UserError(
-                f"--source {self.source}: no images of the {self.layout} layout ({found}), "
-                f"expected {self.expected}; check --layout and --source"
+                f"no images of the {self.layout} layout ({other}), expected {self.expected}; check the layout "
+                "and the source",
+                field="source",
+                value=self.source,
             )
         if self._count and not self.skip:
             fit = "1 file fits" if self._count == 1 else f"{self._count} files fit"
             raise UserError(
-                f"--source {self.source}: {fit} no pattern of the {self.layout} layout, "
-                f"expected {self.expected}; first: {'; '.join(self._first)}. "
-                "Remove them, or set them aside with --skip-unknown"
+                f"{fit} no pattern of the {self.layout} layout, expected {self.expected}; first: "
+                f"{'; '.join(self._first)}. Remove them, or set them aside with skip_unknown",
+                field="source",
+                value=self.source,
             )

@@ -12,7 +12,7 @@ from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 
-from dataio.core.errors import UserError
+from dataio.core.errors import UserError, one_line
 from dataio.layouts.base import Record
 from dataio.layouts.files import Misfits, is_litter
 from dataio.layouts.registry import HALVE_TEST, LayoutOption, register_layout
@@ -172,7 +172,9 @@ class GenImageLayout:
         self._wnids, self.objects = imagenet_classes()
         unknown = [name for name in subsets if name not in GENERATORS[1:]]
         if unknown:
-            raise UserError(f"--subsets: no generator {unknown[0]!r}; there are {', '.join(GENERATORS[1:])}")
+            raise UserError(
+                f"no generator {unknown[0]!r}; expected some of {', '.join(GENERATORS[1:])}", field="subsets"
+            )
         self._subsets = tuple(subsets)
         self._left_out: set[str] = set()  # generators that are there and not in `subsets`
         self._own = generator_of_folder(Path(source).resolve().name)
@@ -196,7 +198,7 @@ class GenImageLayout:
                 if (folder / name).is_file():
                     return folder / name
         self.notes.append(
-            "no --val-labels: the objects of ILSVRC2012_val_* photographs are unknown "
+            "no val_labels: the objects of ILSVRC2012_val_* photographs are unknown "
             "(give LOC_val_solution.csv or ILSVRC2012_validation_ground_truth.txt)"
         )
         return None
@@ -216,8 +218,9 @@ class GenImageLayout:
                 yield record
         if count == 0 and self._left_out:
             raise UserError(
-                f"--subsets {' '.join(self._subsets)}: not in --source {self.root}, "
-                f"which has {', '.join(sorted(self._left_out))}"
+                f"not in the source {self.root}, which has {', '.join(sorted(self._left_out))}",
+                field="subsets",
+                value=" ".join(self._subsets),
             )
         self._misfits.check(count)
 
@@ -279,14 +282,16 @@ def read_val_labels(path: str | Path, wnids: dict[str, int]) -> dict[str, int]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--val-labels {path}: cannot be read ({error})") from None
+        raise UserError(f"cannot be read ({one_line(error)})", field="val_labels", value=path) from None
     if lines and lines[0].replace(" ", "").lower().startswith("imageid,predictionstring"):
         return _read_kaggle(path, lines, wnids)
     if lines and all(line.strip().isdigit() for line in lines):
         return _read_devkit(path, lines, wnids)
     raise UserError(
-        f"--val-labels {path}: neither Kaggle's LOC_val_solution.csv (ImageId,PredictionString) "
-        "nor the devkit's ILSVRC2012_validation_ground_truth.txt (one id a line)"
+        "neither Kaggle's LOC_val_solution.csv (ImageId,PredictionString) nor the devkit's "
+        "ILSVRC2012_validation_ground_truth.txt (one id per line)",
+        field="val_labels",
+        value=path,
     )
 
 
@@ -296,14 +301,18 @@ def _read_kaggle(path: Path, lines: list[str], wnids: dict[str, int]) -> dict[st
         image, _, prediction = line.partition(",")
         wnid = prediction.split(" ", 1)[0]
         if wnid not in wnids:
-            raise UserError(f"--val-labels {path}: line {number} has {wnid!r}, expected an ImageNet wnid")
+            raise UserError(
+                f"line {number} has {wnid!r}, expected an ImageNet wnid", field="val_labels", value=path
+            )
         labels[image] = wnids[wnid]
     return labels
 
 
 def _read_devkit(path: Path, lines: list[str], wnids: dict[str, int]) -> dict[str, int]:
     if len(lines) != _VAL_IMAGES:  # the line's number is the image's: one lost shifts the rest
-        raise UserError(f"--val-labels {path}: {len(lines)} lines, expected {_VAL_IMAGES}; copy it again")
+        raise UserError(
+            f"{len(lines)} lines, expected {_VAL_IMAGES}; copy it again", field="val_labels", value=path
+        )
     mapping_path = path.with_name("ILSVRC2012_mapping.txt")
     try:
         pairs = [line.split() for line in mapping_path.read_text().splitlines() if line.strip()]
@@ -312,8 +321,10 @@ def _read_devkit(path: Path, lines: list[str], wnids: dict[str, int]) -> dict[st
         return {f"ILSVRC2012_val_{n:08d}": mapping[int(line)] for n, line in enumerate(lines, 1)}
     except FileNotFoundError:
         raise UserError(
-            f"--val-labels {path}: holds the devkit's own ids; put ILSVRC2012_mapping.txt "
-            '("<ILSVRC2012_ID> <WNID>" a line) beside it'
+            "has the devkit's own ids; put ILSVRC2012_mapping.txt "
+            '("<ILSVRC2012_ID> <WNID>" per line) beside it',
+            field="val_labels",
+            value=path,
         ) from None
     except (OSError, KeyError, ValueError, IndexError) as error:
         raise UserError(

@@ -47,7 +47,7 @@ class ManifestLayout:
     Args:
         source: the CSV. root: the folder (or zip) its paths start in; the CSV's by default.
         val_fraction: share that becomes val. skip_unknown: list missing files in `skipped`.
-        split_from_path: see above. flag: what the user calls the CSV.
+        split_from_path: see above. field: the argument that named the CSV, for messages.
 
     Raises:
         UserError: a missing column, an unsafe, repeated or missing path, a bad split, a
@@ -65,21 +65,23 @@ class ManifestLayout:
         val_fraction: float = DEFAULT_VAL_FRACTION,
         skip_unknown: bool = False,
         split_from_path: bool = False,
-        flag: str = "--source",
+        field: str = "source",
     ) -> None:
-        self.flag = flag
+        self.field = field
         self.path = Path(source)
         if self.path.is_dir():
             raise UserError(
-                f"{flag} {source}: is a folder, expected a CSV file (--root names the images' folder)"
+                "is a folder, expected a CSV file (root names the images' folder)", field=field, value=source
             )
         if not self.path.is_file():
-            raise UserError(f"{flag} {source}: no such CSV file")
+            raise UserError("no such CSV file", field=field, value=source)
         if not split_from_path and val_fraction + DEFAULT_TEST_FRACTION >= 1:
             raise UserError(
-                f"--val-fraction {val_fraction}: and {DEFAULT_TEST_FRACTION} for test leave nothing to train on"
+                f"with {DEFAULT_TEST_FRACTION} for test this leaves nothing to train on",
+                field="val_fraction",
+                value=val_fraction,
             )
-        self.source = Source(root if root is not None else self.path.parent, "--root")
+        self.source = Source(root if root is not None else self.path.parent, "root")
         self.root = str(self.source.path)
         self.val_fraction, self.skip, self.split_from_path = val_fraction, skip_unknown, split_from_path
         self.notes: list[str] = []
@@ -90,6 +92,9 @@ class ManifestLayout:
         if "nature" not in generators:
             self.notes.append(f'{source}: no row has generator "nature", so there are no photographs')
 
+    def _error(self, text: str) -> UserError:
+        return UserError(text, field=self.field, value=self.path)
+
     def _rows(self) -> Iterator[tuple[int, dict[str, str]]]:
         """Yield (line, fields by column) of each row; the file may be too long to hold."""
         try:
@@ -98,8 +103,8 @@ class ManifestLayout:
                 reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
                 missing = [name for name in _REQUIRED if name not in reader.fieldnames]
                 if missing:
-                    raise UserError(
-                        f"{self.flag} {self.path}: no column {missing[0]!r}; expected path, generator, object "
+                    raise self._error(
+                        f"no column {missing[0]!r}; expected path, generator, object "
                         f"[, split, group], found {', '.join(reader.fieldnames) or 'nothing'}"
                     )
                 for row in reader:
@@ -107,17 +112,17 @@ class ManifestLayout:
                     parts = [part for part in fields["path"].split("/") if part not in ("", ".")]
                     # The reader's own count: blank lines give no row, quoted newlines none of their own.
                     if not parts or fields["path"].startswith("/") or ".." in parts:
-                        raise UserError(
-                            f"{self.flag} {self.path}: line {reader.line_num}: path is {fields['path']!r}, "
+                        raise self._error(
+                            f"line {reader.line_num}: path is {fields['path']!r}, "
                             "expected one below the root without '..'"
                         )
                     fields["path"] = "/".join(parts)  # "./a//b" and "a/b" are one file
                     yield reader.line_num, fields
         except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise UserError(f"{self.flag} {self.path}: cannot be read as CSV ({error})") from None
+            raise self._error(f"cannot be read as CSV ({error})") from None
 
     def column(self, name: str) -> Iterator[tuple[str, str]]:
-        """(path, value) of a column that only some lists have; "" where this one has it not."""
+        """(path, value) of a column that only some lists have; "" where this one lacks it."""
         for _, row in self._rows():
             yield row["path"], row.get(name, "")
 
@@ -125,23 +130,21 @@ class ManifestLayout:
         """Check every row; return the generators and the objects."""
         generators, objects, paths = set(), set(), array("Q")
         for line, row in self._rows():
-            where = f"{self.flag} {self.path}: line {line}"
+            where = f"line {line}"
             if not row["generator"]:
-                raise UserError(f"{where}: generator is empty, expected a name or nature")
+                raise self._error(f"{where}: generator is empty, expected a name or nature")
             if row.get("split", "") not in ("", *SPLITS):
-                raise UserError(f"{where}: split is {row['split']!r}, expected train, val or test")
+                raise self._error(f"{where}: split is {row['split']!r}, expected train, val or test")
             generators.add(row["generator"])
             objects.add(row["object"])
             paths.append(hash_text(row["path"]))
         if not paths:
-            raise UserError(f"{self.flag} {self.path}: has no rows")
+            raise self._error("has no rows")
         repeated, seen = _repeated(np.frombuffer(paths, np.uint64)), dict[str, int]()
         for line, row in self._rows() if repeated else ():
             path = row["path"]
             if path in seen:
-                raise UserError(
-                    f"{self.flag} {self.path}: line {line}: path {path!r} stands in line {seen[path]} already"
-                )
+                raise self._error(f"line {line}: path {path!r} is in line {seen[path]} already")
             if hash_text(path) in repeated:
                 seen[path] = line
         return generators, objects
@@ -155,7 +158,8 @@ class ManifestLayout:
             first = row["path"].split("/", 1)[0].lower()
             if first not in SPLITS:
                 raise UserError(
-                    f"--split-from-path: {row['path']!r} does not begin with train/, val/ or test/ (in {self.path})"
+                    f"{row['path']!r} does not begin with train/, val/ or test/ (in {self.path})",
+                    field="split_from_path",
                 )
             return "val" if first == "train" and number < self.val_fraction else first
         if number < self.val_fraction:
@@ -181,26 +185,26 @@ class ManifestLayout:
                 groups.append(_group_and_split(group, split))
             yield Record(row["path"], row["generator"], index.get(row["object"]), split, group=group)
         if missing:
-            raise UserError(
-                f"{self.flag} {self.path}: of its files, {missing} are not under {self.root}; first: "
-                f"{', '.join(first)}. Give --root, or {self._aside}"
+            raise self._error(
+                f"{missing} of its files are not under {self.root}; first: {', '.join(first)}. Give root, or "
+                f"{self._aside}"
             )
         self._check_groups(np.frombuffer(groups, np.uint64))
 
     @property
     def _aside(self) -> str:
-        return "set them aside with --skip-unknown" if self.flag == "--source" else "remove their lines"
+        return "set them aside with skip_unknown" if self.field == "source" else "remove their lines"
 
     def _check_groups(self, groups: NDArray[np.uint64]) -> None:
-        # Only where one group comes with two splits are its lines looked for.
+        # Search the lines only where a group has two splits.
         torn, of_group = _repeated(np.unique(groups) // len(SPLITS)), dict[str, str]()
         for line, row in self._rows() if torn else ():
             split, group = self._split(row), row.get("group", "")
             if _group_and_split(group, split) // len(SPLITS) not in torn or not self.source.has(row["path"]):
                 continue
             if group and of_group.setdefault(group, split) != split:
-                raise UserError(
-                    f"{self.flag} {self.path}: line {line}: group {group!r} is in {split} and in "
+                raise self._error(
+                    f"line {line}: group {group!r} is in {split} and in "
                     f"{of_group[group]}; a group must stay in one split"
                 )
 

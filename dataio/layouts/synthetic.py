@@ -3,7 +3,7 @@
 For the quickstart, tests and benchmarks. A "photograph" is a noisy scene; a "generator"
 is the same kind of scene passed through what real generators leave traces of: an
 upsampler, a transposed convolution's checkerboard, a codebook. Everything else (object,
-colour, size of the square, JPEG history) is drawn alike for both.
+color, size of the square, JPEG history) is drawn alike for both.
 """
 
 import io
@@ -166,7 +166,7 @@ def write_synthetic(folder: str | Path, *, images: int, size: int = 64, seed: in
     folder = Path(folder)
     if images < 20 or size < 16:
         raise UserError(
-            f"--synthetic.images {images} --synthetic.size {size}: expected at least 20 images of 16 px"
+            f"expected at least 20 images of at least 16 px, not {images} of {size} px", field="synthetic"
         )
     parameters = {"version": 1, "images": images, "size": size, "seed": seed}
     if _is_there(folder, parameters):
@@ -202,7 +202,7 @@ def _is_there(folder: Path, wanted: dict[str, int]) -> bool:
             f"{name} {found[name]}, not {wanted[name]}" for name in wanted if found[name] != wanted[name]
         ]
     except (OSError, ValueError, KeyError, TypeError):
-        differing = ["no synthetic set"]
+        differing = ["something else"]
     if differing:
         raise UserError(f"{folder}: holds {', '.join(differing)}; remove it or choose another folder")
     return True

@@ -1,4 +1,4 @@
-"""The original images of a split, chosen once and seen through a view while they are sharded."""
+"""The original images of a split, chosen once and transformed by a view while they are sharded."""
 
 import hashlib
 import heapq
@@ -14,21 +14,23 @@ from dataio.sources.source import Source
 
 
 class KeptSource(Source):
-    """One split of shards kept with `--codec.preset keep`, read by the path that each image came from."""
+    """One split of shards with codec preset keep, read by the path of each image's source."""
 
     def __init__(self, folder: str | Path, split: str) -> None:
-        self.path, self.flag, self.split = Path(folder), "--shards", split
+        self.path, self.field, self.split = Path(folder), "shards", split
         self._set: ShardSet | None = None
         self._rows: dict[str, int] = {}
-        found = self._shards().manifest["codec"]["preset"]
-        if found != "keep":
+        preset = self._shards().manifest["codec"]["preset"]
+        if preset != "keep":
             raise UserError(
-                f"--shards {folder}: its codec preset is {found}, so the originals are gone; give shards "
-                "written with --codec.preset keep, or --layout and --source"
+                f"codec preset is {preset}, so the originals are gone; give shards written with codec preset "
+                "keep, or a layout and its source",
+                field="shards",
+                value=folder,
             )
 
     def __getstate__(self) -> dict[str, object]:
-        return {"path": self.path, "flag": self.flag, "split": self.split, "_set": None, "_rows": {}}
+        return {"path": self.path, "field": self.field, "split": self.split, "_set": None, "_rows": {}}
 
     def _shards(self) -> ShardSet:
         if self._set is None:
@@ -88,14 +90,14 @@ class KeptLayout:
 
 
 class ViewedSource(Source):
-    """A source whose files are seen through a view.
+    """A source whose files are transformed by a view.
 
     Args:
         photographs: paths of the photographs.
     """
 
     def __init__(self, source: Source, view: View, photographs: frozenset[str]) -> None:
-        self.path, self.flag = source.path, source.flag
+        self.path, self.field = source.path, source.field
         self._source, self._view, self._photographs = source, view, photographs
 
     def __getstate__(self) -> dict[str, object]:
@@ -113,7 +115,7 @@ class ViewedSource(Source):
 
 @dataclass(frozen=True)
 class Originals:
-    """The images of one split that a protocol works on: the same in every cell.
+    """The images of one split that a protocol evaluates; the same in every cell.
 
     Attributes:
         layout: where they come from. records: the chosen ones.
@@ -165,15 +167,17 @@ def choose_originals(layout: Layout, split: str, images: int, seed: int) -> Orig
     Raises:
         UserError: the split has none; see `Layout.records`.
     """
-    found = (record for record in layout.records() if record.split == split)
+    records = (record for record in layout.records() if record.split == split)
 
-    # Ranked in any case, so that the first ones are a fair sample of all.
+    # Always in this order, so that the first images are a random sample of all.
     def rank(record: Record) -> bytes:
         return _rank(seed, record.path)
 
-    chosen = heapq.nsmallest(images, found, key=rank) if images else sorted(found, key=rank)
+    chosen = heapq.nsmallest(images, records, key=rank) if images else sorted(records, key=rank)
     if not chosen:
-        raise UserError(f"--source {layout.root}: no images in the {split} split of the {layout.name} layout")
+        raise UserError(
+            f"no images in the {split} split of the {layout.name} layout", field="source", value=layout.root
+        )
     return Originals(layout, chosen)
 
 

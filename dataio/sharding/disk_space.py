@@ -1,4 +1,4 @@
-"""Whether the shards will fit on the disk, asked before the first is written."""
+"""Check that the shards will fit on the disk before the first is written."""
 
 import shutil
 from itertools import islice
@@ -11,14 +11,14 @@ from dataio.sharding.writer import WORK, encode_source, member_json
 from dataio.shards.tar_reader import TAR_BLOCK
 from dataio.sources.source import Source
 
-_SAMPLED = 64  # images, which is what tells sizes apart within a few per cent
+_SAMPLED = 64  # images: enough to estimate the size within a few per cent
 _BESIDE = 200  # bytes per image in the indexes and sidecars, at most
 
 
 def space_needed(output: Path, plan: ShardPlan, tasks: list[ShardSpec], source: Source) -> int:
-    """Bytes that the shards will take, about: some of their images are encoded, to see.
+    """Estimate of the shards' size in bytes, from a sample of encoded images.
 
-    The plan is a permutation, so the first images of some shards are a fair sample.
+    The plan is a permutation, so the first images of some shards are a random sample.
     """
     if not tasks:
         return 0
@@ -40,12 +40,14 @@ def space_needed(output: Path, plan: ShardPlan, tasks: list[ShardSpec], source: 
 
 
 def check_space(output: Path, plan: ShardPlan, tasks: list[ShardSpec], source: Source) -> None:
-    """Raise a UserError where the disk has no room for the shards; quotas are not seen."""
+    """Raise a UserError where the disk has no room for the shards; quotas are not considered."""
     needed, free = space_needed(output, plan, tasks, source), shutil.disk_usage(output).free
     if needed > free:
         raise UserError(
-            f"--output {output}: {len(tasks)} shards need about {_size(needed)} and {_size(free)} are free, "
-            f"so {_size(needed - free)} are missing; make room, or choose another disk"
+            f"{len(tasks)} shards need about {_size(needed)} and {_size(free)} are free, "
+            f"so {_size(needed - free)} are missing; make room, or choose another disk",
+            field="output",
+            value=output,
         )
 
 

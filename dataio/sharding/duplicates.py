@@ -1,6 +1,6 @@
-"""Images that are there twice: by their decoded pixels, and nearly so by a perceptual hash.
+"""Duplicate images by their decoded pixels, and near-duplicates by a perceptual hash.
 
-Fingerprints are taken while images are sharded, when they are decoded anyway, and compared
+Fingerprints are computed while images are sharded, when they are decoded anyway, and compared
 when the folder is finished. An image that is in two splits makes a test figure too good, so
 that is an error unless it is allowed; near-duplicates are a report, never an error.
 """
@@ -25,7 +25,7 @@ from dataio.layouts.base import SPLITS
 from dataio.sharding.plan import ShardPlan, read_task
 
 DUPLICATES = "duplicates.csv"
-# One row per image: `key` is its place in the plan, `pixels` a BLAKE2b of size and RGB
+# One row per image: `key` is its position in the plan, `pixels` a BLAKE2b of size and RGB
 # pixels, `look` the 64-bit perceptual hash, `small` whether the latter means nothing.
 FINGERPRINT = np.dtype([("key", "<u8"), ("pixels", "<u8", 2), ("look", "<u8"), ("small", "?")])
 
@@ -164,8 +164,7 @@ def report_duplicates(
         count = counts["exact_across_splits"]
         raise UserError(
             f"{output}: {count} image{'s are' if count > 1 else ' is'} in two splits, pixel for pixel: {worst}; "
-            f"the list is {output / DUPLICATES}. Remove them from the source, or run the same with "
-            "--allow-duplicates"
+            f"the list is {output / DUPLICATES}. Remove them from the source, or allow_duplicates"
         )
     return counts
 

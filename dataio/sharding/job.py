@@ -3,7 +3,7 @@
 A shard is committed by its sidecar in OUTPUT/.work, renamed into place after the tar and
 its index are on disk; a restart skips committed shards and writes the others again, byte
 for byte the same. Nothing in the result depends on the clock, the host, the number of
-workers, or that of the tasks which share the work.
+workers, or the number of tasks that share the work.
 """
 
 import os
@@ -16,7 +16,7 @@ from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
-from dataio.core.errors import UserError
+from dataio.core.errors import UserError, reason_of
 from dataio.core.locks import alone, is_held, locked
 from dataio.core.progress import ProgressBar
 from dataio.core.tasks import ArrayTask, check_settings
@@ -35,7 +35,7 @@ _CREATED = "created"  # in the work folder: its output folder was made by us too
 
 @dataclass(frozen=True)
 class ShardJob:
-    """What is to be sharded, how, and where to.
+    """What to shard, how, and where to.
 
     Attributes:
         layout: the sources. output: the folder. policy: from `preset_policy`.
@@ -62,13 +62,12 @@ class ShardJob:
 
     def __post_init__(self) -> None:
         if self.workers < 1 or self.samples_per_shard < 1:
-            raise UserError(
-                f"--workers {self.workers} --samples-per-shard {self.samples_per_shard}: expected at least 1"
-            )
+            field = "workers" if self.workers < 1 else "samples_per_shard"
+            raise UserError("expected at least 1", field=field, value=getattr(self, field))
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the bytes depend on, but for the source."""
+        """Everything the bytes depend on, except the source."""
         return {
             "layout": self.layout.name,
             "codec": {**self.policy.to_dict(), "history": None},
@@ -111,10 +110,10 @@ def write_shards(
 
 
 def run_job(job: ShardJob) -> dict[str, Any]:
-    """Write every shard that is not there yet, and finish.
+    """Write every missing shard, and finish.
 
     Returns:
-        the manifest; where the folder was finished already, the one that is there.
+        the manifest; the existing one where the folder is finished already.
 
     Raises:
         UserError: the folder is in use, holds something else, was begun with other
@@ -153,7 +152,7 @@ def run_array_task(job: ShardJob, array_task: ArrayTask) -> str:
         _check_space(job, plan, lock)
         try:
             with locked(job.work / f"task-{array_task.label}.lock") as own:
-                os.utime(own.fileno())  # the newest tells --finish how many tasks there are
+                os.utime(own.fileno())  # the newest lock tells `finish_job` the number of tasks
                 tasks = array_task.among(plan.tasks)
                 _write(job, plan, tasks, array_task.label)
         except BlockingIOError:
@@ -166,15 +165,15 @@ def run_array_task(job: ShardJob, array_task: ArrayTask) -> str:
 
 
 def finish_job(job: ShardJob) -> dict[str, Any]:
-    """Merge what the shares wrote; returns the manifest. Any number of processes may try at once.
+    """Merge the tasks' shards and return the manifest. Any number of processes may try at once.
 
     Raises:
-        UserError: shards are missing (their shares are named), or as `run_job`.
+        UserError: shards are missing (their tasks are named), or as `run_job`.
     """
     try:
         return _merge(job)
     except UserError:
-        # What it missed may have gone because another process has merged it.
+        # Another process may have merged meanwhile, and removed what this one read.
         if (manifest := _finished(job)) is None:
             raise
         return manifest
@@ -185,10 +184,10 @@ def _merge(job: ShardJob) -> dict[str, Any]:
         return manifest
     plan = read_plan(job.work)
     if plan is None:
-        raise UserError(f"--finish: {job.output} has no plan and no shards; run the tasks first (--task)")
+        raise UserError(f"{job.output} has no plan and no shards; run the tasks first", field="finish")
     check_settings(job.output, plan.settings, {**job.settings, "source": job.layout.root})
     _check_complete(job, plan)
-    # All shards are there: who still holds the folder is about to leave it, or merges too.
+    # All shards are written: whoever holds the folder is about to leave it, or merges too.
     waiting = f"{job.output}: another process is leaving it; waiting for it"
     with _folder(job, wait=waiting), _disk_errors(job):
         manifest = _finished(job) or _finish(job, plan)
@@ -201,15 +200,15 @@ def _finish(job: ShardJob, plan: ShardPlan) -> dict[str, Any]:
 
 
 def _check_complete(job: ShardJob, plan: ShardPlan) -> None:
-    """Raise a UserError that names the shares whose shards are missing."""
+    """Raise a UserError that names the tasks whose shards are missing."""
     missing = [n for n, task in enumerate(plan.tasks) if read_sidecar(job.output, task) is None]
     if not missing:
         return
-    counted = f"--finish: {len(missing)} of {len(plan.tasks)} shards of {job.output} are missing"
+    counted = f"{len(missing)} of {len(plan.tasks)} shards of {job.output} are missing"
     locks = sorted(job.work.glob("task-*-of-*.lock"), key=lambda path: path.stat().st_mtime_ns)
     if not locks:
         raise UserError(
-            f"{counted} and no --task was ever begun; run the tasks, or the same without --finish"
+            f"{counted} and no task was ever started; run the tasks, or write without finish", field="finish"
         )
     of = int(locks[-1].stem.rpartition("-")[2])
     named = []
@@ -220,7 +219,8 @@ def _check_complete(job: ShardJob, plan: ShardPlan) -> None:
         named.append(f"{array_task} ({shards} shard{'s' if shards > 1 else ''}{state})")
     more = f" and {len(named) - _NAMED_TASKS} more" if len(named) > _NAMED_TASKS else ""
     raise UserError(
-        f"{counted}, of --task {', '.join(named[:_NAMED_TASKS])}{more}; run those again, then --finish"
+        f"{counted}, of task {', '.join(named[:_NAMED_TASKS])}{more}; run those again, then finish",
+        field="finish",
     )
 
 
@@ -240,20 +240,20 @@ def _finished(job: ShardJob) -> dict[str, Any] | None:
 
 @contextmanager
 def _folder(job: ShardJob, shared: bool = False, wait: str = "") -> Iterator[IO[str]]:
-    """Hold the output folder: alone, or together with other shares; `wait` as `locked` has it."""
+    """Lock the output folder: exclusively, or shared with other tasks; `wait`: see `locked`."""
     output = job.output
     if output.is_dir() and any(output.iterdir()) and not job.work.is_dir():
-        raise UserError(f"--output {output}: holds something else; choose an empty or new folder")
+        raise UserError("holds something else; choose an empty or new folder", field="output", value=output)
     with ExitStack() as stack:
         try:
             lock = stack.enter_context(_work_lock(job, shared, wait))
         except BlockingIOError:
             raise UserError(
-                f"--output {output}: another process is writing it; wait for it or stop it"
+                "another process is writing it; wait for it or stop it", field="output", value=output
             ) from None
         except OSError as error:
             raise UserError(
-                f"--output {output}: cannot be written ({error.strerror}); choose another"
+                f"cannot be written ({reason_of(error)}); choose another", field="output", value=output
             ) from None
         yield lock
 
@@ -278,7 +278,7 @@ def _work_lock(job: ShardJob, shared: bool, wait: str) -> Iterator[IO[str]]:
 
 
 def _plan(job: ShardJob, lock: IO[str]) -> ShardPlan:
-    """Find the plan or make it; of several shares that come at once, one makes it."""
+    """Read the plan or make it; of several tasks that start at once, one makes it."""
     settings = {**job.settings, "source": job.layout.root}
     waiting = f"{job.output}: another task is making the plan; waiting for it"
     with _disk_errors(job), locked(job.work / "plan.lock", wait=waiting):
@@ -296,7 +296,7 @@ def _plan(job: ShardJob, lock: IO[str]) -> ShardPlan:
 
 
 def _withdraw(job: ShardJob, lock: IO[str]) -> None:
-    """Leave nothing half-written of a job that cannot begin, unless others are at it."""
+    """Remove what a job that cannot start has written, unless other processes use it."""
     if alone(lock):
         created = (job.work / _CREATED).exists()
         shutil.rmtree(job.work)
@@ -306,7 +306,7 @@ def _withdraw(job: ShardJob, lock: IO[str]) -> None:
 
 
 def _check_space(job: ShardJob, plan: ShardPlan, lock: IO[str]) -> None:
-    """Raise a UserError where there is no room for what is to be written, by this task and others."""
+    """Raise a UserError where the disk has no room for all missing shards, of this task and others."""
     todo = [task for task in plan.tasks if read_sidecar(job.output, task) is None]
     try:
         check_space(job.output, plan, todo, job.layout.source)
@@ -317,7 +317,7 @@ def _check_space(job: ShardJob, plan: ShardPlan, lock: IO[str]) -> None:
 
 
 def _write(job: ShardJob, plan: ShardPlan, tasks: Sequence[ShardSpec], label: str) -> None:
-    """Write those of the shards that are not there; `label` marks what is a share's own."""
+    """Write the missing shards; `label` marks a task's own temporary files."""
     with _disk_errors(job):
         for split in SPLITS:
             (job.output / split).mkdir(exist_ok=True)
@@ -334,10 +334,10 @@ def _write(job: ShardJob, plan: ShardPlan, tasks: Sequence[ShardSpec], label: st
 
 @contextmanager
 def _disk_errors(job: ShardJob) -> Iterator[None]:
-    """Make what the system says of the output folder one line."""
+    """Turn an OSError of the output folder into a UserError."""
     try:
         yield
     except OSError as error:
         raise UserError(
-            f"--output {job.output}: {error.strerror or error}; mend that and run the same again"
+            f"{reason_of(error)}; fix that and run the same again", field="output", value=job.output
         ) from None

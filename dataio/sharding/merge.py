@@ -1,4 +1,4 @@
-"""Finishing a shard folder: the shards' sidecars merged into indexes and a manifest."""
+"""Finish a shard folder: merge the shards' sidecars into indexes and a manifest."""
 
 import csv
 import io
@@ -36,7 +36,7 @@ def finish_folder(
         UserError: every image was rejected, or one is in two splits and that is not allowed.
         OSError: the folder cannot be written.
     """
-    # First, so that what it refuses can be finished later as if nothing had happened.
+    # First: nothing is written yet if this refuses, so the folder can be finished later.
     prints = np.concatenate([np.load(sidecar_path(output, task, PRINTS)) for task in plan.tasks])
     duplicates = report_duplicates(output, output / WORK, plan, prints, allowed=allow_duplicates)
     rejected, warned = list(plan.skipped), []
@@ -46,10 +46,10 @@ def finish_folder(
         files: list[Path] = []
         for task in (t for t in plan.tasks if t.split == split):
             done = read_sidecar(output, task)
-            assert done is not None, f"{task.name} is there, it was asked"
-            rejected += [[path, _with_what_is_known(path, reason)] for path, reason in done["rejected"]]
+            assert done is not None, f"{task.name} was checked to be written"
+            rejected += [[path, _with_known_fault(path, reason)] for path, reason in done["rejected"]]
             warned += done["warnings"]
-            if done["samples"] == 0:  # every file of it was rejected: an empty tar helps nobody
+            if done["samples"] == 0:  # every file was rejected
                 for suffix in (".tar", ".idx"):
                     (output / f"{task.name}{suffix}").unlink(missing_ok=True)
                 continue
@@ -61,7 +61,7 @@ def finish_folder(
         splits[split] = {**described, **_list_shards(output, split, shards)}
     if not any(entry["samples"] for entry in splits.values()):
         raise UserError(
-            f"--source {layout.root}: every one of {plan.sources} images was rejected; see {output}/{WORK}"
+            f"all {plan.sources} images were rejected; see {output}/{WORK}", field="source", value=layout.root
         )
     manifest = {
         "format": MANIFEST_FORMAT,
@@ -93,8 +93,8 @@ def finish_folder(
     return read_manifest(output)
 
 
-def _with_what_is_known(path: str, reason: str) -> str:
-    # Such a file is kept where somebody has mended it, so only a rejected one is recognised.
+def _with_known_fault(path: str, reason: str) -> str:
+    # A repaired file of this name is kept, so only rejected ones are marked.
     return f"{reason} ({_KNOWN})" if is_known_broken(path) else reason
 
 
@@ -135,7 +135,7 @@ def _describe(
 
 
 def _list_shards(output: Path, split: str, shards: list[dict[str, Any]]) -> dict[str, Any]:
-    """The split's shards for the manifest: as they are, or as a table that is written here."""
+    """The split's shards for the manifest: a list, or for many shards a table that is written here."""
     path = output / split / shard_table.TABLE
     if len(shards) < shard_table.TABLE_FROM:
         return {"shards": shards}

@@ -1,4 +1,4 @@
-"""Checking a finished shard folder against its manifest, down to every image."""
+"""Check a finished shard folder against its manifest, down to every image."""
 
 import concurrent.futures
 import json
@@ -54,7 +54,7 @@ def verify_shards(folder: str | Path, *, workers: int = 1) -> tuple[int, list[st
     all_keys = np.concatenate(keys) if keys else np.zeros(0, np.uint64)
     unique, counts = np.unique(all_keys, return_counts=True)
     faults += [
-        f"key {int(key):09d} stands {count} times"
+        f"key {int(key):09d} occurs {count} times"
         for key, count in zip(unique, counts, strict=True)
         if count > 1
     ]

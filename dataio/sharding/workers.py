@@ -1,4 +1,4 @@
-"""Writing many shards at once, and saying how far it is."""
+"""Writing shards in several processes."""
 
 import concurrent.futures
 import multiprocessing
@@ -32,7 +32,7 @@ def _work(task: ShardSpec) -> ShardSpec:
 def run_tasks(
     output: Path, plan: ShardPlan, source: Source, tasks: list[ShardSpec], workers: int, label: str
 ) -> Iterator[ShardSpec]:
-    """Write shards in this process or in `workers` others; yields each when it is there.
+    """Write shards in this process or in `workers` others; yields each once it is written.
 
     Raises:
         UserError: a worker was killed. OSError: a shard cannot be written.
@@ -55,8 +55,10 @@ def run_tasks(
                 yield future.result()
         except BrokenProcessPool:
             raise UserError(
-                f"--output {output}: a worker process was killed (out of memory?); run the same again, "
-                f"with fewer than --workers {workers} if it happens again"
+                f"a worker process was killed (out of memory?); run the same again, with fewer than {workers} "
+                "workers if it happens again",
+                field="output",
+                value=output,
             ) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)

@@ -74,15 +74,15 @@ def read_sidecar(output: Path, task: ShardSpec) -> dict[str, Any] | None:
 
 
 def write_shard(output: Path, plan: ShardPlan, task: ShardSpec, source: Source, label: str = "") -> None:
-    """Write one shard, its index and its sidecar, unless they are there.
+    """Write one shard, its index and its sidecar, unless they exist.
 
     Args:
-        label: of the temporary files, so that who cleans up leaves others' alone.
+        label: of the temporary files, so that a cleanup spares those of other tasks.
 
     Raises:
         OSError: it cannot be written; then nothing of it is left.
     """
-    if read_sidecar(output, task) is not None:  # another share of another number of them was faster
+    if read_sidecar(output, task) is not None:  # another task was faster
         return
     try:
         _write_shard(output, plan, task, source, label)

@@ -12,13 +12,13 @@ from dataio.core.errors import UserError
 from dataio.sources.split_zip import is_zip, open_zip
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-MAX_FILE_BYTES = 512 * 2**20  # bytes of one file, unpacked; whatever is larger is no image
+MAX_FILE_BYTES = 512 * 2**20  # of one unpacked file; images are smaller
 
 
 def check_file_size(size: int) -> None:
     """Raise an OSError for a file too large to be an image."""
     if size > MAX_FILE_BYTES:
-        raise OSError(f"{size} bytes, more than {MAX_FILE_BYTES} are no image")
+        raise OSError(f"{size} bytes, expected an image of at most {MAX_FILE_BYTES}")
 
 
 def read_file(path: str | Path) -> bytes:
@@ -46,16 +46,16 @@ class Source:
 
     Args:
         path: the folder or zip; of a zip in parts, the `.zip` or the `.zip.001`.
-        flag: what the user gave it with, for messages.
+        field: the argument that named it, for messages.
 
     Raises:
         UserError: the path does not exist, or is neither a folder nor a zip.
     """
 
-    def __init__(self, path: str | Path, flag: str = "--source") -> None:
-        self.path, self.flag = Path(path), flag
+    def __init__(self, path: str | Path, field: str = "source") -> None:
+        self.path, self.field = Path(path), field
         if not self.path.exists():
-            raise UserError(f"{flag} {path}: no such file or folder")
+            raise UserError("no such file or folder", field=field, value=path)
         self.is_zip = self.path.is_file()
         if self.is_zip and not is_zip(self.path):
             part = re.search(r"\.z\d\d+$|\.zip\.\d+$", self.path.name, re.IGNORECASE)
@@ -64,21 +64,21 @@ class Source:
                 if part
                 else "neither a folder nor a zip file"
             )
-            raise UserError(f"{flag} {path}: {hint}")
+            raise UserError(hint, field=field, value=path)
         self._zip: zipfile.ZipFile | None = None
         self._owner = 0
 
     def __getstate__(self) -> dict[str, object]:
-        return {"path": self.path, "flag": self.flag, "is_zip": self.is_zip, "_zip": None, "_owner": 0}
+        return {"path": self.path, "field": self.field, "is_zip": self.is_zip, "_zip": None, "_owner": 0}
 
     def _archive(self) -> zipfile.ZipFile:
         # A file position shared with a forked parent would give garbage.
         if self._zip is None or self._owner != os.getpid():
             try:
-                self._zip, self._owner = open_zip(self.path, self.flag), os.getpid()
+                self._zip, self._owner = open_zip(self.path, self.field), os.getpid()
             except (OSError, zipfile.BadZipFile) as error:
                 raise UserError(
-                    f"{self.flag} {self.path}: cannot be read as a zip ({error}); copy it again"
+                    f"cannot be read as a zip ({error}); copy it again", field=self.field, value=self.path
                 ) from None
         return self._zip
 
@@ -89,8 +89,9 @@ class Source:
             unsafe = [name for name in names if name.startswith("/") or ".." in name.split("/")]
             if unsafe:
                 raise UserError(
-                    f"{self.flag} {self.path}: member {unsafe[0]!r} has a name that leads out of the zip; "
-                    "this is no safe zip, make it anew"
+                    f"unsafe zip: member {unsafe[0]!r} has a name that leads out of it; make the zip again",
+                    field=self.field,
+                    value=self.path,
                 )
             yield from (
                 n for n in names if not any(part.startswith((".", "__MACOSX")) for part in n.split("/"))

@@ -87,18 +87,18 @@ class JoinedFile(io.RawIOBase):
         super().close()
 
 
-def open_zip(path: Path, flag: str) -> zipfile.ZipFile:
+def open_zip(path: Path, field: str) -> zipfile.ZipFile:
     """Open a zip, with the other parts that lie beside it.
 
     Args:
         path: the zip, `NAME.zip.001`, or the `NAME.zip` of a split archive.
-        flag: what the user gave it with, for messages.
+        field: the argument that named it, for messages.
 
     Raises:
         UserError: a part is missing. OSError, zipfile.BadZipFile: not readable as a zip.
     """
     if _first_cut(path):
-        return _open_cuts(path, flag)
+        return _open_cuts(path, field)
     with open(path, "rb") as file:
         size = file.seek(0, io.SEEK_END)
         file.seek(max(0, size - _END_SEARCH))
@@ -109,10 +109,10 @@ def open_zip(path: Path, flag: str) -> zipfile.ZipFile:
     last, directory = struct.unpack_from("<HH", tail, found + 4)
     if last == 0 or last == 0xFFFF:
         return zipfile.ZipFile(path)
-    return _open_split(path, flag, last, directory, size - len(tail) + found)
+    return _open_split(path, field, last, directory, size - len(tail) + found)
 
 
-def _open_cuts(path: Path, flag: str) -> zipfile.ZipFile:
+def _open_cuts(path: Path, field: str) -> zipfile.ZipFile:
     stem, digits = str(path)[: -len(path.suffix)], len(path.suffix) - 1
     paths: list[Path] = []
     while (part := Path(f"{stem}.{len(paths) + 1:0{digits}d}")).is_file():
@@ -121,11 +121,13 @@ def _open_cuts(path: Path, flag: str) -> zipfile.ZipFile:
         return zipfile.ZipFile(io.BufferedReader(JoinedFile(paths)))
     except zipfile.BadZipFile as error:
         raise UserError(
-            f"{flag} {path}: {len(paths)} parts do not make a zip ({error}); is {part.name} missing?"
+            f"{len(paths)} parts do not make a zip ({error}); is {part.name} missing?",
+            field=field,
+            value=path,
         ) from None
 
 
-def _open_split(path: Path, flag: str, last: int, directory: int, end: int) -> zipfile.ZipFile:
+def _open_split(path: Path, field: str, last: int, directory: int, end: int) -> zipfile.ZipFile:
     """Open a split archive.
 
     Args:
@@ -136,7 +138,9 @@ def _open_split(path: Path, flag: str, last: int, directory: int, end: int) -> z
     for part in parts:
         if not part.is_file():
             raise UserError(
-                f"{flag} {path}: is the last of {last + 1} parts, {part.name} is not beside it; copy it there"
+                f"is the last of {last + 1} parts, {part.name} is not beside it; copy it there",
+                field=field,
+                value=path,
             )
     joined = JoinedFile([*parts, path])
     locator = joined.starts[last] + end - _LOCATOR_SIZE

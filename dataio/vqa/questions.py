@@ -110,7 +110,7 @@ def images_of_shards(folder: str | Path, split: str) -> list[LabeledImage]:
 
 def images_of_manifest(file: str | Path, root: str | Path | None = None) -> dict[str, list[LabeledImage]]:
     """The images of a CSV (path, generator, object[, split, group]), by split."""
-    layout = ManifestLayout(file, root=root, flag="--manifest")
+    layout = ManifestLayout(file, root=root, field="manifest")
     if not Path(layout.root).is_dir():
         raise UserError(
             "expected a folder of images; write shards from an archive first", field="root", value=layout.root

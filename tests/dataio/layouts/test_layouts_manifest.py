@@ -156,13 +156,13 @@ def test_missing_files_are_counted_ten_are_named_or_they_are_set_aside(tmp_path)
 
 
 def test_a_path_to_split_by_must_begin_with_a_split(tmp_path):
-    with pytest.raises(UserError, match=r"--split-from-path.*'0\.jpg'"):
+    with pytest.raises(UserError, match=r"split_from_path.*'0\.jpg'"):
         list(open_layout("manifest", write(tmp_path, rows(1), 1), split_from_path=True).records())
 
 
 def test_what_is_no_csv_and_a_root_that_is_not_there(tmp_path):
     source = write(tmp_path, rows(1), 1)
-    with pytest.raises(UserError, match=r"--root .*nowhere"):
+    with pytest.raises(UserError, match=r"root .*nowhere"):
         open_layout("manifest", source, root=tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"folder.*expected a CSV"):
         open_layout("manifest", tmp_path)
@@ -174,5 +174,5 @@ def test_what_is_no_csv_and_a_root_that_is_not_there(tmp_path):
 
 
 def test_too_large_a_val_fraction_leaves_no_train(tmp_path):
-    with pytest.raises(UserError, match=r"--val-fraction 0\.95.*for test"):
+    with pytest.raises(UserError, match=r"val_fraction 0\.95.*for test"):
         open_layout("manifest", write(tmp_path, rows(1), 1), val_fraction=0.95)

@@ -139,7 +139,7 @@ def test_a_failure_half_way_leaves_nothing(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("images, size", [(0, 64), (19, 64), (100, 8)])
 def test_parameters_out_of_range(tmp_path, images, size):
-    with pytest.raises(UserError, match=r"--synthetic\.images"):
+    with pytest.raises(UserError, match=r"synthetic: expected at least 20 images"):
         write_synthetic(tmp_path / "set", images=images, size=size, seed=0)
     assert list(tmp_path.iterdir()) == []
 

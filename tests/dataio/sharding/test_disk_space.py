@@ -92,7 +92,7 @@ def test_a_disk_that_fills_leaves_whole_shards_and_the_same_bytes_in_the_end(
         words(source, tmp_path / "out", repo_root), preexec_fn=small_files, capture_output=True, text=True
     )
     assert full.returncode == 2 and "Traceback" not in full.stderr
-    assert "File too large; mend that and run the same again" in full.stderr
+    assert "File too large; fix that and run the same again" in full.stderr
     complete = contents(whole)
     written = {name: sha for name, sha in contents(tmp_path / "out").items() if not name.startswith(".work")}
     assert written.items() < complete.items() and not list((tmp_path / "out").rglob(".*.tmp"))

@@ -81,7 +81,7 @@ def test_a_duplicate_across_splits_is_an_error_until_it_is_allowed(make, tmp_pat
     images["copy of 3.png"] = ("test", picture(3))
     with pytest.raises(UserError) as refused:
         make(images)
-    for word in ("1 image", "3.png (train) is copy of 3.png (test)", "duplicates.csv", "--allow-duplicates"):
+    for word in ("1 image", "3.png (train) is copy of 3.png (test)", "duplicates.csv", "allow_duplicates"):
         assert word in str(refused.value)
     assert not (tmp_path / "out" / "manifest.json").exists()
     assert [row["source_a"] for row in listed(tmp_path)] == ["3.png"]

@@ -84,7 +84,7 @@ def test_two_tasks_one_killed_and_run_again_write_the_bytes_of_one_process(whole
     assert "are missing" in second.stdout.read()
 
     early = run(output, "--finish")
-    assert early.returncode == 2 and "of --task 0/2 (" in early.stderr and "1/2" not in early.stderr
+    assert early.returncode == 2 and "of task 0/2 (" in early.stderr and "1/2" not in early.stderr
     assert not (output / "manifest.json").exists()
 
     again = run(output, "--workers", "2", "--task", "0/2")
