@@ -153,7 +153,7 @@ def test_a_page_too_large_and_a_folder_that_is_a_file_are_refused(tmp_path):
 
 
 def test_a_folder_without_a_protocol_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"protocol\.json: cannot be read"):
+    with pytest.raises(UserError, match=r"protocol\.json: not found"):
         read_protocol(tmp_path)
     (tmp_path / "protocol.json").write_text('{"schema": "other"}')
     with pytest.raises(UserError, match="not a protocol's result"):
