@@ -1,10 +1,10 @@
 """The audit that lies beside shards, as training reads it."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from dataio.core.errors import UserError
+from dataio.core.versioned_json import read_versioned_json
 from dataio.shards.manifest import sha256_of
 
 FORMAT, VERSION = "telltale-audit", 1
@@ -18,14 +18,9 @@ def read_audit(path: str | Path) -> dict[str, Any]:
         UserError: missing, unreadable, or of another format or version.
     """
     try:
-        audit = json.loads(Path(path).read_text())
+        return read_versioned_json(path, FORMAT, (VERSION,), "audit again", what="an audit")
     except FileNotFoundError:
         raise UserError(f"{path}: no such audit; make one with `python launch/audit.py`") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); audit again") from None
-    if not isinstance(audit, dict) or (audit.get("format"), audit.get("version")) != (FORMAT, VERSION):
-        raise UserError(f"{path}: not an audit of this version of telltale; audit again")
-    return audit
 
 
 def audit_line(shards: str | Path, *, required: bool) -> str:

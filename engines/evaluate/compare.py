@@ -57,8 +57,8 @@ def compare_evaluations(
     """Compare two evaluations by path, and write the comparison to `output`.
 
     Raises:
-        UserError: see `read_predictions` and `compare`; the output cannot be written, which is
-            found before anything is computed.
+        UserError: see `read_predictions` and `compare`; the output's folder does not exist
+            (checked before anything is computed) or the file cannot be written.
     """
     if output is not None:
         folder = Path(output).absolute().parent
