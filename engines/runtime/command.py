@@ -24,7 +24,7 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def verdict_in_file() -> bool:
+def reports_exit_in_file() -> bool:
     """Whether a batch script started this process and reads the outcome from RUN/exit.json."""
     return os.environ.get("TELLTALE_VERDICT") == "file"
 
@@ -52,7 +52,7 @@ def run_command(main: Callable[[], int | None], *, at_once: bool = False) -> NoR
         # The reader (head, less) went away; a second flush at exit must not complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
-    if code in (EXIT_USER_ERROR, EXIT_RUN_AGAIN) and verdict_in_file():
+    if code in (EXIT_USER_ERROR, EXIT_RUN_AGAIN) and reports_exit_in_file():
         # A batch script reads RUN/exit.json. torchrun would report any other code as a failure, with
         # a traceback, and restart a run that stopped on request.
         code = 0

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dataio.core.errors import UserError, writing
-from engines.runtime.command import EXIT_USER_ERROR, verdict_in_file
+from engines.runtime.command import EXIT_USER_ERROR, reports_exit_in_file
 from engines.runtime.distributed import World, on_all_ranks, shutdown_distributed
 from engines.runtime.exit_file import EXIT, write_exit
 from engines.runtime.watchdog import LostRankError
@@ -61,7 +61,7 @@ def _claim(folder: Path) -> "FolderLock":
         lock = FolderLock(folder)
         (folder / EXIT).unlink(missing_ok=True)
         # A batch script removes the file itself; by now it may hold that script's own request.
-        if not verdict_in_file():
+        if not reports_exit_in_file():
             (folder / "stop").unlink(missing_ok=True)
     return lock
 

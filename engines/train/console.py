@@ -1,5 +1,6 @@
 """What a training run prints: its start, a line per log, a line per validation."""
 
+from pathlib import Path
 from typing import Any
 
 from engines.runtime.distributed import World
@@ -17,10 +18,10 @@ def start_lines(trainer: Trainer, resumed_from: int | None) -> list[str]:
     config, schedule, world = trainer.config, trainer.schedule, trainer.world
     val_images = len(trainer.val_set) if trainer.val_set else 0
     lines = [
-        f"{config.run.dir}: {config.model.backbone}, {len(trainer.train_set)} training and {val_images} validation "
-        f"images, {schedule.total_steps} steps of {config.train.global_batch} ({schedule.steps_per_epoch} per epoch, "
-        f"the last {trainer.order.dropped} images of each epoch dropped), {world.size} x {world.device.type}, "
-        f"{trainer.precision}"
+        f"{Path(config.run.dir)}: {config.model.backbone}, {len(trainer.train_set)} training and {val_images} "
+        f"validation images, {schedule.total_steps} steps of {config.train.global_batch} "
+        f"({schedule.steps_per_epoch} per epoch, the last {trainer.order.dropped} images of each epoch dropped), "
+        f"{world.size} x {world.device.type}, {trainer.precision}"
     ]
     if trainer.weight_report is not None:
         lines.append(f"{config.model.weights}: {trainer.weight_report}; all names are in weights.txt")
