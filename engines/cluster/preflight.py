@@ -1,8 +1,8 @@
-"""What the nodes of a job tell each other before they train: whether they are alike and fit.
+"""Check the nodes of a job before training: that they are alike and fit.
 
-A node that lacks the data, has other versions or lost a GPU is cheapest found before the first
-step. Every node measures itself and tells the first by a key-value store, which judges; then a
-small all-reduce is timed, which also shows whether they can talk at all.
+A node without the data, with other versions or with a lost GPU is found before the first step.
+Each node inspects itself and reports to the first one through a key-value store; the first one
+decides. Then a small all-reduce is timed, which also shows that the nodes can communicate.
 """
 
 import datetime
@@ -20,23 +20,23 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from dataio.core.errors import UserError
+from dataio.core.errors import UserError, one_line, reason_of
 from engines.runtime.command import EXIT_USER_ERROR
 from engines.runtime.versions import version_of
 
 _PACKAGES = ("torch", "nvidia-dali-cuda130", "numpy", "deepspeed", "transformers")
 SOURCES = ("dataio", "models", "engines", "launch")
-CLOCK_SECONDS = 5.0  # further apart, and the times of files and logs mislead
+CLOCK_SECONDS = 5.0  # a larger difference makes the times of files and logs misleading
 LEAST_FREE_GIB = 1.0
 REDUCED_BYTES, REDUCED_TIMES = 16 << 20, 3
-SHARED_SECONDS = 15.0  # network file systems show a new file this late
+SHARED_SECONDS = 15.0  # delay until a network file system shows a new file
 _MARK = ".preflight"
 MISSING = "missing"
 
 
 @dataclass(frozen=True)
 class Place:
-    """Which of the job's nodes this is, and where the first one listens; timeout in seconds."""
+    """This node among the job's nodes, and the address of the first one; timeout in seconds."""
 
     number: int
     names: Sequence[str]
@@ -55,12 +55,12 @@ class Place:
 
 @dataclass(frozen=True)
 class Chosen:
-    """What will run.
+    """The run that is about to start.
 
     Attributes:
-        run: its folder. files: what every node must see, by the key that names it.
-        drawn: whether missing data will be made. default_config: taken for want of a given
-            one, "" if one was given. why: that choice in words.
+        run: its folder. files: files that every node must see, by their configuration key.
+        drawn: whether missing data will be generated. default_config: used because none was
+            given, "" if one was. why: the reason for that choice.
     """
 
     run: Path
@@ -72,7 +72,7 @@ class Chosen:
 
 @dataclass
 class Node:
-    """What a node found of itself: digests of files, versions; GiB, seconds, GB/s."""
+    """The state of a node: digests of files, versions; free GiB, seconds of clock offset, GB/s."""
 
     name: str
     gpus: int = 0
@@ -87,7 +87,7 @@ class Node:
 
 
 def choose_run(script: str, flags: Sequence[str], *, gpu_config: str, cpu_config: str, root: Path) -> Chosen:
-    """Parse the command that is about to run, with the configuration that this node calls for.
+    """Parse the command that is about to run, with the default configuration for this node.
 
     Raises:
         UserError: what the command itself would raise.
@@ -121,7 +121,7 @@ def choose_run(script: str, flags: Sequence[str], *, gpu_config: str, cpu_config
 
 
 def look(name: str, chosen: Chosen, root: Path) -> Node:
-    """Measure this node."""
+    """Inspect this node."""
     node = Node(name, promised=os.environ.get("SLURM_GPUS_ON_NODE", ""))
     node.gpus = torch.cuda.device_count()
     node.gpu = torch.cuda.get_device_name(0) if node.gpus else ""
@@ -145,9 +145,9 @@ def _gpu_problem(count: int) -> str:
                 torch.ones(512, 512, device=f"cuda:{number}")
             )
             if float(product.sum()) != 512.0**3:
-                return f"GPU {number} multiplies wrongly"
+                return f"GPU {number} gives a wrong matrix product"
         except RuntimeError as error:
-            return f"GPU {number}: {' '.join(str(error).split())[:160]}"
+            return f"GPU {number}: {one_line(error)[:160]}"
     return ""
 
 
@@ -159,7 +159,7 @@ def _source_digest(root: Path) -> str:
 
 
 def _digest(path: Path) -> str:
-    """Of a file's size and first MiB: enough to tell another version of it. A folder only exists."""
+    """A digest of a file's size and first MiB, enough to identify its version; "folder" for a folder."""
     try:
         if path.is_dir():
             return "folder"
@@ -179,17 +179,17 @@ def _free_gib(folder: Path) -> float:
 
 
 def check_nodes(place: Place, look_here: Callable[[], tuple[Chosen, Node]]) -> tuple[Chosen, list[Node]]:
-    """Look at every node and judge them; each node calls this.
+    """Inspect and compare all nodes; each node calls this.
 
     Args:
-        look_here: measures this node.
+        look_here: inspects this node.
 
     Returns:
         what will run, and the nodes in their order (on the first node; on others only this one).
 
     Raises:
-        UserError: on the first node, a node that does not fit, or did not answer.
-        SystemExit: on the others, whose first one says why.
+        UserError: on the first node, for a node that is unfit or did not answer.
+        SystemExit: on the other nodes; the first one reports the reason.
     """
     try:
         store = dist.TCPStore(
@@ -201,7 +201,7 @@ def check_nodes(place: Place, look_here: Callable[[], tuple[Chosen, Node]]) -> t
         )
     except (RuntimeError, ValueError) as error:
         raise UserError(
-            f"{place.name}: cannot reach {place.head}:{place.port} ({' '.join(str(error).split())[:160]}); check "
+            f"{place.name}: cannot reach {place.head}:{place.port} ({one_line(error)[:160]}); check "
             "TELLTALE_INTERFACE and the network between the nodes"
         ) from None
     try:
@@ -224,7 +224,7 @@ def check_nodes(place: Place, look_here: Callable[[], tuple[Chosen, Node]]) -> t
 
 
 def _answer(store: dist.TCPStore, place: Place, chosen: Chosen, node: Node) -> Node:
-    """The part of a node that is not the first."""
+    """The exchange of a node that is not the first."""
     mark = chosen.run / _MARK
     try:
         token = store.get("token").decode()
@@ -237,7 +237,7 @@ def _answer(store: dist.TCPStore, place: Place, chosen: Chosen, node: Node) -> N
         store.set(f"clock{place.number}", str(time.time()))
         if store.get("decision") == b"bad":
             raise SystemExit(EXIT_USER_ERROR)
-    except (dist.DistError, RuntimeError):  # the first one is gone
+    except (dist.DistError, RuntimeError):  # the first node has ended
         raise SystemExit(EXIT_USER_ERROR) from None
     _bandwidth(store, place, node)
     return node
@@ -247,7 +247,7 @@ def _appears(mark: Path, token: str) -> bool:
     deadline = time.monotonic() + SHARED_SECONDS
     while True:
         try:
-            os.listdir(mark.parent)  # makes network file systems look again
+            os.listdir(mark.parent)  # refreshes the cache of network file systems
             if mark.read_text() == token:
                 return True
         except OSError:
@@ -257,7 +257,7 @@ def _appears(mark: Path, token: str) -> bool:
         time.sleep(0.2)
 
 
-def _gather(store: dist.TCPStore, place: Place, chosen: Chosen, own: Node) -> list[Node]:
+def _gather(store: dist.TCPStore, place: Place, chosen: Chosen, head: Node) -> list[Node]:
     token = f"{time.time_ns()} {os.getpid()}"
     try:
         chosen.run.mkdir(parents=True, exist_ok=True)
@@ -265,10 +265,10 @@ def _gather(store: dist.TCPStore, place: Place, chosen: Chosen, own: Node) -> li
     except OSError as error:
         store.set("decision", "bad")
         raise UserError(
-            f"run.dir {chosen.run}: cannot be written from {place.name} ({error.strerror}); choose another"
+            f"run.dir {chosen.run}: cannot be written from {place.name} ({reason_of(error)}); choose another"
         ) from None
     store.set("token", token)
-    nodes, silent = [own], []
+    nodes, silent = [head], []
     deadline = time.monotonic() + place.timeout
     for number in range(1, len(place.names)):
         key = f"node{number}"
@@ -287,22 +287,22 @@ def _gather(store: dist.TCPStore, place: Place, chosen: Chosen, own: Node) -> li
     if silent:
         store.set("decision", "bad")
         raise UserError(
-            f"{', '.join(silent)}: no answer within {place.timeout} s; look at the node, or leave it out with "
+            f"{', '.join(silent)}: no answer within {place.timeout} s; check the node, or leave it out with "
             f"--exclude={','.join(silent)}"
         )
     return nodes
 
 
 def find_problem(nodes: Sequence[Node], chosen: Chosen) -> str:
-    """The first thing that is wrong with a node, in one line that names it; "" if they fit."""
+    """The first problem of a node, as one line that names it; "" if all nodes are fit."""
     for node in nodes:
         if node.problem:
-            return f"{node.name}: {node.problem}; mend that, or leave it out with --exclude={node.name}"
+            return f"{node.name}: {node.problem}; fix that, or leave it out with --exclude={node.name}"
     if not chosen.drawn:
         for key, path in chosen.files.items():
             without = [node.name for node in nodes if node.files[key] == MISSING]
             if without:
-                return f"{key}: {path} is not there on {', '.join(without)}; make it, or correct --{key.split()[0]}"
+                return f"{key}: {path} does not exist on {', '.join(without)}; make it, or correct --{key.split()[0]}"
     facts: dict[str, Callable[[Node], str]] = {"GPUs": lambda node: f"{node.gpus} {node.gpu}".strip()}
     facts |= {name: lambda node, name=name: node.alike[name] for name in nodes[0].alike}  # type: ignore[misc]
     facts |= {key: lambda node, key=key: node.files[key] for key in chosen.files}  # type: ignore[misc]
@@ -313,7 +313,7 @@ def find_problem(nodes: Sequence[Node], chosen: Chosen) -> str:
                 others = next(other.name for other in nodes if fact(other) == usual)
                 return (
                     f"{node.name}: {name} is {fact(node)}, but {usual} on {others}; all nodes must be alike: "
-                    f"mend it, or leave it out with --exclude={node.name}"
+                    f"fix it, or leave it out with --exclude={node.name}"
                 )
     for node in nodes:
         for key, free in node.free.items():
@@ -322,7 +322,7 @@ def find_problem(nodes: Sequence[Node], chosen: Chosen) -> str:
         if abs(node.apart) > CLOCK_SECONDS:
             return (
                 f"{node.name}: its clock is {node.apart:+.1f} s off {nodes[0].name}'s, expected within "
-                f"{CLOCK_SECONDS:g} s; have it set, or leave it out with --exclude={node.name}"
+                f"{CLOCK_SECONDS:g} s; set it, or leave it out with --exclude={node.name}"
             )
     return ""
 
@@ -348,13 +348,13 @@ def _bandwidth(store: dist.TCPStore, place: Place, node: Node) -> float | None:
         if on_gpu:
             torch.cuda.synchronize()
         seconds = (time.perf_counter() - begin) / REDUCED_TIMES
-        # Nobody may leave before all have answered, and the first one holds the store.
+        # No node may leave before all are done: the first one holds the store.
         dist.barrier()
         dist.destroy_process_group()
     except (dist.DistError, RuntimeError) as error:
         raise UserError(
-            f"{place.name}: the nodes cannot talk ({' '.join(str(error).split())[:200]}); set TELLTALE_INTERFACE to "
-            "the network that joins them (`ip -brief address` lists them)"
+            f"{place.name}: the nodes cannot communicate ({one_line(error)[:200]}); set TELLTALE_INTERFACE to "
+            "the network that connects them (`ip -brief address` lists them)"
         ) from None
     return REDUCED_BYTES / seconds / 1e9
 

@@ -1,7 +1,7 @@
 """From a configuration to an sbatch command.
 
-Slurm must know some things before it allocates, and `#SBATCH` lines expand nothing; what is
-particular to a site therefore comes from options, or from slurm/site.env.
+Slurm needs some values before it allocates, and `#SBATCH` lines expand no variables; a site's own
+values therefore come from options or from slurm/site.env.
 """
 
 import os
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import yaml
 
-from dataio.core.errors import UserError
+from dataio.core.errors import UserError, one_line
 from engines.runtime.paths import find_config
 
 SITE = "slurm/site.env"
@@ -28,7 +28,7 @@ _NAMES = ("time", "partition", "account", "qos", "constraint")
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for; None leaves it to slurm/site.env or the script."""
+    """The options of a job; None leaves a value to slurm/site.env or the script."""
 
     experiment: str
     nodes: int = 1
@@ -67,7 +67,7 @@ def read_site(root: Path) -> dict[str, str]:
 
 
 def script_of(experiment: str) -> str:
-    """Which batch script a configuration is for.
+    """The batch script for a configuration.
 
     Raises:
         UserError: no such file, or not a configuration.
@@ -76,7 +76,7 @@ def script_of(experiment: str) -> str:
         loaded = yaml.safe_load(find_config(experiment).read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(
-            f"{experiment}: cannot be read as YAML ({' '.join(str(error).split())[:200]}); give a file such as "
+            f"{experiment}: cannot be read as YAML ({one_line(error)[:200]}); give a file such as "
             "configs/resnet50_genimage.yaml"
         ) from None
     if not isinstance(loaded, dict) or "run" not in loaded:
@@ -107,14 +107,12 @@ def command_of(request: Request, root: Path) -> list[str]:
         UserError: a value out of range, or a configuration or flag that would fail in the job.
     """
     if request.nodes < 1:
-        raise UserError(f"--nodes is {request.nodes}, expected at least 1")
+        raise UserError("expected 1 or more", field="nodes", value=request.nodes)
     if request.gpus is not None and request.gpus < 1:
-        raise UserError(f"--gpus is {request.gpus}, expected at least 1; leave it out for a whole node")
+        raise UserError("expected 1 or more; leave it out for a whole node", field="gpus", value=request.gpus)
     for name in ("cpus", "mem"):
         if getattr(request, name) is not None and request.gpus is None:
-            raise UserError(
-                f"--{name}: has no meaning where the whole node is taken; add --gpus, or remove it"
-            )
+            raise UserError("only with gpus; without them the job has the whole node", field=name)
     check_flags(request)
     script = root / script_of(request.experiment)
     if not script.is_file():
@@ -136,15 +134,15 @@ def command_of(request: Request, root: Path) -> list[str]:
 
 
 def explain(command: Sequence[str], site: Mapping[str, str]) -> str:
-    """The command as it could be typed, with what site.env adds."""
+    """The command line, with the variables that site.env adds."""
     return " ".join([*(f"{key}={shlex.quote(value)}" for key, value in site.items()), shlex.join(command)])
 
 
 def submit(command: Sequence[str], request: Request, root: Path, site: Mapping[str, str]) -> str:
-    """Submit it; returns how to follow the run.
+    """Submit the job; returns commands to follow the run.
 
     Raises:
-        UserError: there is no Slurm here, or it refuses the job.
+        UserError: Slurm is not installed, or refuses the job.
     """
     if shutil.which("sbatch") is None:
         script = SCRIPTS[script_of(request.experiment)]
@@ -161,7 +159,7 @@ def submit(command: Sequence[str], request: Request, root: Path, site: Mapping[s
     )
     if done.returncode != 0:
         raise UserError(
-            f"sbatch refused the job: {' '.join(done.stderr.split())}; correct the options or slurm/site.env. The "
+            f"sbatch refused the job: {one_line(done.stderr)}; correct the options or slurm/site.env. The "
             f"command was: {shlex.join(command)}"
         )
     job = done.stdout.strip().partition(";")[0]
@@ -175,6 +173,6 @@ def submit(command: Sequence[str], request: Request, root: Path, site: Mapping[s
         "pause": f"touch {run}/stop            # it saves and ends; the same command continues",
         "requeue": f"scancel --batch --signal=USR1 {job}   # it saves, is requeued and continues",
         "cancel": f"scancel {job}",
-        "verdict": f"cat {run}/exit.json",
+        "outcome": f"cat {run}/exit.json",
     }
     return "\n".join(f"{key + ':':9}{value}" for key, value in lines.items())

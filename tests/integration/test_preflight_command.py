@@ -128,10 +128,10 @@ def nodes(**odd):
         ({"gpus": 7}, "n3: GPUs is 7 H200, but 8 H200 on n1"),
         ({"alike": {"torch": "2.14"}}, "n3: torch is 2.14, but 2.15 on n1"),
         ({"files": {"data.shards": "bb"}}, "n3: data.shards is bb, but aa on n1"),
-        ({"files": {"data.shards": "missing"}}, "data.shards: data/x/manifest.json is not there on n3"),
+        ({"files": {"data.shards": "missing"}}, "data.shards: data/x/manifest.json does not exist on n3"),
         ({"free": {"run.dir": 0.2}}, "n3: 0.20 GiB free for run.dir, expected at least 1"),
         ({"apart": -7.5}, "n3: its clock is -7.5 s off n1's"),
-        ({"problem": "GPU 3: an error"}, "n3: GPU 3: an error; mend that, or leave it out with --exclude=n3"),
+        ({"problem": "GPU 3: an error"}, "n3: GPU 3: an error; fix that, or leave it out with --exclude=n3"),
     ],
 )
 def test_the_node_that_differs_is_the_one_that_is_named(odd, said):

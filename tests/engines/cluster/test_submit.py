@@ -58,9 +58,9 @@ def test_a_part_of_a_node_overrides_the_script_s_whole_one(repo_root):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"nodes": 0}, "--nodes is 0"),
-        ({"gpus": 0}, "--gpus is 0"),
-        ({"mem": "3G"}, "--mem: has no meaning"),
+        ({"nodes": 0}, "nodes 0: expected 1 or more"),
+        ({"gpus": 0}, "gpus 0: expected 1 or more"),
+        ({"mem": "3G"}, "mem: only with gpus"),
         ({"flags": ("--optim.lx", "1")}, "--optim.lx"),
         ({"flags": ("--optim.lr", "-1")}, "optim.lr is -1"),
         ({"experiment": "README.md"}, "README.md: cannot be read as YAML"),
