@@ -36,7 +36,7 @@ MISSING = "missing"
 
 @dataclass(frozen=True)
 class Place:
-    """This node among the job's nodes, and the address of the first one; timeout in seconds."""
+    """Position of this node among the job's nodes, and the address of the first one; timeout in seconds."""
 
     number: int
     names: Sequence[str]
