@@ -160,7 +160,7 @@ def test_a_folder_without_a_protocol_is_named(tmp_path):
         read_protocol(tmp_path)
 
 
-def test_maps_are_praised_only_where_both_intervals_say_so():
+def test_maps_are_trusted_only_where_both_intervals_say_so():
     def found(deletion, insertion):
         each = {"map": 0.5, "random": 0.6, "difference": -0.1}
         return {
@@ -169,7 +169,7 @@ def test_maps_are_praised_only_where_both_intervals_say_so():
             "insertion": {**each, "interval": insertion},
         }
 
-    assert "Both speak" in faithfulness_sentence(found([-0.2, -0.1], [0.1, 0.2]))
+    assert "Both support" in faithfulness_sentence(found([-0.2, -0.1], [0.1, 0.2]))
     assert "Only one" in faithfulness_sentence(found([-0.2, -0.1], [-0.1, 0.2]))
     assert "Neither" in faithfulness_sentence(found([0.1, 0.2], [-0.2, -0.1]))
     assert "Not measured: no images" in faithfulness_sentence({"deletion": None, "reason": "no images"})
