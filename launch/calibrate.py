@@ -20,25 +20,28 @@ from engines.runtime.command import run_command
 
 def make_parser() -> Parser:
     parser = Parser("calibrate", __doc__)
-    parser.add_argument("--checkpoint", required=True, help="RUN, RUN/best.pt or an export")
-    parser.add_argument("--data", help="folder written by launch/shard.py")
-    parser.add_argument("--predictions", help="instead: predictions.parquet of this checkpoint on the split")
-    parser.add_argument("--split", default="val", help="what to calibrate on (default: val)")
-    parser.add_argument(
+    add = parser.add_argument_group("Input").add_argument
+    add("--checkpoint", required=True, help="RUN, RUN/best.pt or an export")
+    add("--data", help="folder written by launch/shard.py")
+    add("--predictions", help="instead: predictions.parquet of this checkpoint on the split")
+    add("--split", default="val", help="what to calibrate on (default: val)")
+    add = parser.add_argument_group("Decision").add_argument
+    add(
         "--false-alarm-rate",
         type=float,
         default=0.01,
         help="share of the split's real images that may be called AI-generated (default: 0.01)",
     )
-    parser.add_argument(
+    add(
         "--unsure",
         type=float,
         default=0.05,
         help="share of its generated images that may be called real; what lies between is unsure "
         "(default: 0.05; 1 for no such band)",
     )
-    parser.add_argument("--batch", type=int, default=None, help="images per forward pass")
-    parser.add_argument("--allow-test", action="store_true", help="let --split be test")
+    add = parser.add_argument_group("Prediction").add_argument
+    add("--batch", type=int, default=None, help="images per forward pass")
+    add("--allow-test", action="store_true", help="let --split be test")
     return parser
 
 

@@ -21,33 +21,28 @@ from engines.runtime.command import run_command
 
 def make_parser() -> Parser:
     parser = Parser("evaluate", __doc__)
-    parser.add_argument("--checkpoint", required=True, help="RUN/best.pt or a file of RUN/checkpoints/")
-    parser.add_argument("--data", required=True, help="folder written by launch/shard.py")
-    parser.add_argument("--split", required=True, help="train, val or test")
-    parser.add_argument("--output", required=True, help="folder for predictions.parquet and metrics.json")
-    parser.add_argument(
-        "--batch", type=int, default=None, help="images per forward pass (default: 4 times the training's)"
+    add = parser.add_argument_group("Input and output").add_argument
+    add("--checkpoint", required=True, help="RUN/best.pt or a file of RUN/checkpoints/")
+    add("--data", required=True, help="folder written by launch/shard.py")
+    add("--split", required=True, help="train, val or test")
+    add("--output", required=True, help="folder for predictions.parquet and metrics.json")
+    add = parser.add_argument_group("Prediction").add_argument
+    add("--batch", type=int, default=None, help="images per forward pass (default: 4 times the training's)")
+    add("--mirror", action="store_true", help="predict mirror images too and average; twice the work")
+    add("--verify", action="store_true", help="check the SHA-256 of every shard first")
+    add = parser.add_argument_group("Report").add_argument
+    add("--report", action="store_true", help="write report.html and report.md too")
+    add("--protocols", nargs="*", default=[], help="folders of launch/protocol.py, shown in the report")
+    add(
+        "--pictures",
+        type=int,
+        default=2,
+        help="images per generator and outcome in the report's gallery; 0: none",
     )
-    parser.add_argument(
-        "--mirror", action="store_true", help="predict mirror images too and average; twice the work"
-    )
-    parser.add_argument("--verify", action="store_true", help="check the SHA-256 of every shard first")
-    parser.add_argument("--report", action="store_true", help="write report.html and report.md too")
-    parser.add_argument(
-        "--protocols", nargs="*", default=[], help="folders of launch/protocol.py, shown in the report"
-    )
-    parser.add_argument(
-        "--pictures", type=int, default=2, help="per generator and outcome in the report's gallery; 0: none"
-    )
-    parser.add_argument(
-        "--resamples", type=int, default=1000, help="of the bootstrap behind the intervals (default: 1000)"
-    )
-    parser.add_argument(
-        "--held-out", default="", help="generators, with commas, that the model was not trained on"
-    )
-    parser.add_argument(
-        "--groups", default="", help="CSV of path and group: images that belong together, for the intervals"
-    )
+    add = parser.add_argument_group("Metrics").add_argument
+    add("--resamples", type=int, default=1000, help="bootstrap resamples behind the intervals")
+    add("--held-out", default="", help="generators that the model was not trained on, separated by commas")
+    add("--groups", default="", help="CSV of path and group: images that belong together, for the intervals")
     return parser
 
 

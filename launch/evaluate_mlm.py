@@ -22,16 +22,18 @@ from engines.runtime.command import run_command
 
 def make_parser() -> Parser:
     parser = Parser("evaluate-mlm", __doc__)
-    parser.add_argument("--model", help="folder of a model (RUN/model), of the published one, or random:tiny")
-    parser.add_argument("--benchmark", help="JSON list of id, image, question, ground_truth")
-    parser.add_argument("--images", help="folder the benchmark's images are in; its own by default")
-    parser.add_argument("--answers", help="score this file's answers; no model is loaded")
-    parser.add_argument("--compare", help="answers of another model to the same items, for McNemar's test")
-    parser.add_argument("--output", help="folder for answers.json, predictions.parquet, metrics.json")
-    parser.add_argument("--encoder", help="local sentence encoder, for the similarity of open answers")
-    parser.add_argument("--batch", type=int, default=8, help="questions at a time")
-    parser.add_argument("--precision", choices=["auto", "bf16", "fp16", "fp32"], default="auto")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    add = parser.add_argument_group("Input and output").add_argument
+    add("--model", help="folder of a model (RUN/model), of the published one, or random:tiny")
+    add("--benchmark", help="JSON list of id, image, question, ground_truth")
+    add("--images", help="folder the benchmark's images are in; its own by default")
+    add("--answers", help="score this file's answers; no model is loaded")
+    add("--compare", help="answers of another model to the same items, for McNemar's test")
+    add("--output", help="folder for answers.json, predictions.parquet, metrics.json")
+    add = parser.add_argument_group("Prediction and scores").add_argument
+    add("--encoder", help="local sentence encoder, for the similarity of open answers")
+    add("--batch", type=int, default=8, help="questions at a time")
+    add("--precision", choices=["auto", "bf16", "fp16", "fp32"], default="auto")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     return parser
 
 

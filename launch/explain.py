@@ -24,15 +24,15 @@ FORMATS = {".html": "html", ".json": "json", ".txt": "text"}
 
 def make_parser() -> Parser:
     parser = Parser("explain", __doc__)
-    parser.add_argument("images", nargs="+", help="image files")
-    parser.add_argument("--checkpoint", help="detector: RUN/best.pt or an export")
-    parser.add_argument("--model", help="language model: RUN/model of launch/finetune_mlm.py")
-    parser.add_argument("--output", help="FILE.html, FILE.json or FILE.txt; text on the screen by default")
-    parser.add_argument(
-        "--tell-verdict", action="store_true", help="give the detector's verdict to the language model"
-    )
-    parser.add_argument("--no-cam", action="store_true", help="no Grad-CAM")
-    parser.add_argument("--device", default="auto", help="of the language model: auto, cpu, cuda or cuda:N")
+    add = parser.add_argument_group("Input and output").add_argument
+    add("images", nargs="+", help="image files")
+    add("--checkpoint", help="detector: RUN/best.pt or an export")
+    add("--model", help="language model: RUN/model of launch/finetune_mlm.py")
+    add("--output", help="FILE.html, FILE.json or FILE.txt; text on the screen by default")
+    add = parser.add_argument_group("Explanation").add_argument
+    add("--tell-verdict", action="store_true", help="give the detector's verdict to the language model")
+    add("--no-cam", action="store_true", help="no Grad-CAM")
+    add("--device", default="auto", help="of the language model: auto, cpu, cuda or cuda:N")
     return parser
 
 

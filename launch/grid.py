@@ -22,11 +22,13 @@ from engines.runtime.command import run_command
 
 def make_parser() -> Parser:
     parser = Parser("grid", __doc__)
-    parser.add_argument("sweep", help="YAML in W&B's sweep format with method: grid, see configs/sweeps/")
-    parser.add_argument("--output", required=True, help="folder of the runs and of grid.csv")
-    parser.add_argument("--processes", type=int, default=1, help="processes of each run")
-    parser.add_argument("--split", default="test", help="split that is evaluated")
-    parser.add_argument("--weights", choices=["best", "last"], default="best", help="which weights of a run")
+    add = parser.add_argument_group("Runs").add_argument
+    add("sweep", help="YAML in W&B's sweep format with method: grid, see configs/sweeps/")
+    add("--output", required=True, help="folder of the runs and of grid.csv")
+    add("--processes", type=int, default=1, help="processes of each run")
+    add = parser.add_argument_group("Evaluation").add_argument
+    add("--split", default="test", help="split that is evaluated")
+    add("--weights", choices=["best", "last"], default="best", help="which weights of a run")
     return parser
 
 

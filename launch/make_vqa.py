@@ -23,20 +23,18 @@ from engines.runtime.command import run_command
 
 def make_parser() -> Parser:
     parser = Parser("make-vqa", __doc__)
-    parser.add_argument("--shards", help="folder written by launch/shard.py")
-    parser.add_argument("--manifest", help="CSV of path, generator, object[, split, group]")
-    parser.add_argument("--root", help="folder the CSV's paths start in; the CSV's own by default")
-    parser.add_argument("--output", required=True, help="folder of the JSON files")
-    parser.add_argument("--train", type=int, default=VqaSizes.train, help="finetuning conversations")
-    parser.add_argument("--val", type=int, default=VqaSizes.val, help="validation conversations")
-    parser.add_argument("--true-false", type=int, default=VqaSizes.true_false, help="true/false items")
-    parser.add_argument(
-        "--multiple-choice", type=int, default=VqaSizes.multiple_choice, help="multiple-choice items"
-    )
-    parser.add_argument(
-        "--formats", default=",".join(QUESTION_FORMATS), help="of the conversations: explain, short, choice"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the questions")
+    add = parser.add_argument_group("Input and output").add_argument
+    add("--shards", help="folder written by launch/shard.py")
+    add("--manifest", help="CSV of path, generator, object[, split, group]")
+    add("--root", help="folder the CSV's paths start in; the CSV's own by default")
+    add("--output", required=True, help="folder of the JSON files")
+    add = parser.add_argument_group("Questions").add_argument
+    add("--train", type=int, default=VqaSizes.train, help="finetuning conversations")
+    add("--val", type=int, default=VqaSizes.val, help="validation conversations")
+    add("--true-false", type=int, default=VqaSizes.true_false, help="true/false items")
+    add("--multiple-choice", type=int, default=VqaSizes.multiple_choice, help="multiple-choice items")
+    add("--formats", default=",".join(QUESTION_FORMATS), help="of the conversations: explain, short, choice")
+    add("--seed", type=int, default=0, help="seed of the questions")
     return parser
 
 

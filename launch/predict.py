@@ -23,15 +23,15 @@ from engines.runtime.command import EXIT_USER_ERROR, run_command
 
 def make_parser() -> Parser:
     parser = Parser("predict", __doc__)
-    parser.add_argument(
-        "paths", nargs="+", help="files, folders, 'globs', zips, or - for a list on standard input"
-    )
-    parser.add_argument("--checkpoint", required=True, help="RUN, RUN/best.pt or an export")
-    parser.add_argument("--output", help="FILE.csv or FILE.jsonl (default: a table on the screen)")
-    parser.add_argument("--explain", help="folder for each image as seen, its Grad-CAM map, and both in one")
-    parser.add_argument("--null", action="store_true", help="the list ends its names with zero bytes")
-    parser.add_argument("--batch", type=int, default=None, help="images per forward pass")
-    parser.add_argument("--workers", type=int, default=0, help="threads that read (default: the cores)")
+    add = parser.add_argument_group("Input and output").add_argument
+    add("paths", nargs="+", help="files, folders, 'globs', zips, or - for a list on standard input")
+    add("--checkpoint", required=True, help="RUN, RUN/best.pt or an export")
+    add("--output", help="FILE.csv or FILE.jsonl (default: a table on the screen)")
+    add("--explain", help="folder for each image as seen, its Grad-CAM map, and both in one")
+    add("--null", action="store_true", help="the list ends its names with zero bytes")
+    add = parser.add_argument_group("Speed").add_argument
+    add("--batch", type=int, default=None, help="images per forward pass")
+    add("--workers", type=int, default=0, help="threads that read (default: the cores)")
     return parser
 
 

@@ -30,13 +30,14 @@ NONE = "-"
 
 def make_parser() -> Parser:
     parser = Parser("preflight", __doc__)
-    add = parser.add_argument
+    add = parser.add_argument_group("Command").add_argument
     add(
         "--script", choices=["launch/train.py", "launch/finetune_mlm.py"], required=True, help="what will run"
     )
     add("--gpu-config", required=True, help="configuration where there are GPUs and the flags name none")
     add("--cpu-config", required=True, help="the same where there are none")
     # From the script: a container may have no scontrol, or one that looks for its cluster for a minute.
+    add = parser.add_argument_group("Nodes").add_argument
     add("--names", default="", help="all nodes' names in Slurm's order, with commas (default: this machine)")
     add("--head", default="localhost", help="the first node's name")
     add("--port", type=int, default=30000, help="a free port there")

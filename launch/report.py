@@ -20,11 +20,12 @@ from engines.runtime.command import run_command
 
 def make_parser() -> Parser:
     parser = Parser("report", __doc__)
-    add = parser.add_argument
+    add = parser.add_argument_group("Evaluation").add_argument
     add("--evaluation", required=True, help="folder with predictions.parquet and metrics.json")
     add("--checkpoint", required=True, help="RUN or RUN/best.pt, for the gallery's maps")
     add("--data", required=True, help="folder of the shards that were predicted")
     add("--split", required=True, help="train, val or test")
+    add = parser.add_argument_group("Contents of the report").add_argument
     add("--protocols", nargs="*", default=[], help="folders of launch/protocol.py")
     add("--explainer", default=None, help="run folder of launch/finetune_mlm.py, for its benchmarks")
     add("--pictures", type=int, default=2, help="per generator and outcome in the gallery; 0: none")

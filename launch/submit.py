@@ -21,8 +21,9 @@ from engines.runtime.command import run_command
 
 def make_parser() -> Parser:
     parser = Parser("submit", __doc__)
-    add = parser.add_argument
+    add = parser.add_argument_group("Experiment").add_argument
     add("experiment", help="YAML file of a detector or of a finetuning run, see configs/")
+    add = parser.add_argument_group("Resources").add_argument
     add("--nodes", type=int, default=1, help="nodes of the job")
     add("--gpus", type=int, default=None, help="GPUs of each node (default: the whole node with all of them)")
     add("--cpus", type=int, default=None, help="with --gpus: CPUs of each node")
@@ -32,6 +33,7 @@ def make_parser() -> Parser:
         default=None,
         help="limit of one attempt, such as 12:00:00; the run is requeued and continues",
     )
+    add = parser.add_argument_group("Site").add_argument
     add("--partition", default=None, help="partition")
     add("--account", default=None, help="account")
     add("--qos", default=None, help="quality of service")
@@ -41,6 +43,7 @@ def make_parser() -> Parser:
         default="",
         help='other options of sbatch, in one word: --sbatch="--exclude=n3 --mail-type=END"',
     )
+    add = parser.add_argument_group("Submission").add_argument
     add("--dry-run", action="store_true", help="show the command only")
     return parser
 

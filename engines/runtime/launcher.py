@@ -17,6 +17,7 @@ from dataio.core.parent_process import die_with_parent
 from engines.runtime.command import EXIT_USER_ERROR
 from engines.runtime.exit_file import EXIT, read_exit
 
+_STOP = "stop"  # see engines.runtime.distributed.StopRequest
 # Set by torchrun, deepspeed and srun in the processes that they start.
 _RANK_VARIABLES = ("RANK", "WORLD_SIZE", "SLURM_PROCID")
 
@@ -55,8 +56,8 @@ def count_processes(gpus: str, fits: Callable[[int], bool]) -> int:
 def launch_processes(script: Path, argv: Sequence[str], processes: int, run: Path) -> int:
     """Run `script` under torchrun with the run folder `run`, and wait for it.
 
-    SIGTERM, SIGINT and SIGUSR1 become torchrun's SIGTERM, on which the ranks save and stop; a
-    second one ends them at once.
+    On SIGTERM, SIGINT or SIGUSR1 the ranks save after the step they are at, and stop; a second
+    signal goes to torchrun, which gives them 30 seconds.
 
     Returns:
         0 finished, 2 user error, 75 stopped and saved, 1 anything else.
@@ -64,7 +65,7 @@ def launch_processes(script: Path, argv: Sequence[str], processes: int, run: Pat
     Raises:
         UserError: what a rank ended with.
     """
-    for name in (EXIT, "stop"):
+    for name in (EXIT, _STOP):
         (run / name).unlink(missing_ok=True)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     # Ranks that stop or refuse then end with 0, and torchrun prints no traceback of its own. The
@@ -81,7 +82,12 @@ def launch_processes(script: Path, argv: Sequence[str], processes: int, run: Pat
     asked: list[int] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
-        child.send_signal(signal.SIGKILL if asked else signal.SIGTERM)
+        if asked:
+            child.send_signal(signal.SIGTERM)
+        else:
+            # All ranks see the file, without torchrun's traceback and its limit of 30 seconds.
+            run.mkdir(parents=True, exist_ok=True)
+            (run / _STOP).touch()
         asked.append(number)
 
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
