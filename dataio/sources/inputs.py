@@ -52,7 +52,7 @@ def find_inputs(paths: Iterable[str], stdin: BinaryIO, *, null: bool = False) ->
 
 def _lines(stream: BinaryIO, end: bytes) -> Iterator[bytes]:
     rest = b""
-    read = getattr(stream, "read1", stream.read)  # what is there, where the writer is slow
+    read = getattr(stream, "read1", stream.read)  # what has arrived, where the writer is slow
     while block := read(65536):
         *whole, rest = (rest + block).split(end)
         yield from filter(None, whole)

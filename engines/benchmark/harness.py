@@ -1,4 +1,4 @@
-"""Timing cases side by side: each in a process of its own, turn about, A B A B.
+"""Timing cases side by side: each in a process of its own, interleaved (ABAB).
 
 A case is made once, warmed by one run that is reported as cold, and then run as often as the
 others, alternating with them, so that a machine that slows down slows all of them. Its process
@@ -144,7 +144,7 @@ class _Child:
 def run_group(
     group: Group, settings: BenchmarkSettings, repeats: int, say: Callable[[str], None]
 ) -> list[Result]:
-    """Run a group's cases turn about.
+    """Run a group's cases interleaved.
 
     Args:
         repeats: timed runs of each case, after the cold one. say: hears of progress.

@@ -134,12 +134,12 @@ def test_rejected_files_are_listed_and_shift_nothing(source, shards, tmp_path):
     assert {entry["path"] for entry in manifest["rejected"]} == set(rejected)
     counts = [shard["samples"] for split in manifest["splits"].values() for shard in split["shards"]]
     assert sum(counts) == 117
-    mended = tmp_path / "mended"
-    shutil.copytree(source, mended)
-    good = next(path for path in sorted(mended.glob("*/*/train/ai/*")) if path.stat().st_size > 100)
+    repaired = tmp_path / "repaired"
+    shutil.copytree(source, repaired)
+    good = next(path for path in sorted(repaired.glob("*/*/train/ai/*")) if path.stat().st_size > 100)
     for path in rejected:
-        (mended / path).write_bytes(good.read_bytes())
-    write(mended, tmp_path / "out")
+        (repaired / path).write_bytes(good.read_bytes())
+    write(repaired, tmp_path / "out")
     whole, short = (keys(folder) for folder in (tmp_path / "out", shards))
     assert len(whole) == 120 and set(short.items()) <= set(whole.items())
 

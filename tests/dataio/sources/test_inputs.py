@@ -1,4 +1,4 @@
-"""Paths as a person gives them: what they lead to, and what is said of those that lead nowhere."""
+"""Paths as a user gives them: the images they lead to, and the reasons of those that lead nowhere."""
 
 import io
 import os
