@@ -1,6 +1,7 @@
 """A run's command: one rank under a launcher, else the command that starts the ranks."""
 
 import argparse
+import difflib
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -90,6 +91,11 @@ def _split_process_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--gpus")
     parser.add_argument("--processes", type=int)
+    for word in argv:
+        name = word.partition("=")[0]
+        close = difflib.get_close_matches(name, ["--gpus", "--processes"], 1, 0.8)
+        if close and name != close[0]:
+            raise UserError(f"unrecognized arguments: {name}; did you mean {close[0]}? (see --help)")
     try:
         return parser.parse_known_args(argv)
     except argparse.ArgumentError as error:
@@ -111,7 +117,7 @@ def _parse(command: RunCommand, flags: Sequence[str]) -> Any:
     except UserError as error:
         if is_main_process():
             report_unparsed(error, flags, command.default_config)
-        raise SharedError(str(error)) from None
+        raise SharedError(error.for_command_line()) from None
     if command.sweep:
         config.run.dir = sweep_run_folder(config.run.dir)
     return config

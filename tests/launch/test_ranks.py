@@ -56,6 +56,7 @@ def test_what_the_ranks_refuse_is_the_last_line_and_code_2(command, repo_root, t
         (["--gpus", "0"], "gpus 0: expected all, or a number"),
         (["--processes", "0"], "processes 0: expected 1 or more"),
         (["--processes", "two"], "--processes: "),
+        (["--gpu", "2"], "did you mean --gpus"),
         (["--gpus", "1", "--processes", "1"], "give one of them"),
     ],
 )
