@@ -231,11 +231,11 @@ def configs_page() -> str:
 
 
 def api_page() -> str:
-    """The package `telltale`, as its docstrings describe it."""
-    names = _public_names(ROOT / "telltale" / "__init__.py")
-    parts = ["# Python API", "", "The package `telltale`: what a program that uses the detector needs.", ""]
-    text = ast.get_docstring(ast.parse((ROOT / "telltale" / "__init__.py").read_text(encoding="utf-8")))
-    parts += [_docstring(text or "", "python"), ""]
+    """The package `telltale`, as its docstrings describe it; names in the order of the package's docstring."""
+    path = ROOT / "telltale" / "__init__.py"
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    names = sorted(_public_names(path), key=lambda name: text.find(f"`{name}`"))
+    parts = ["# Python API", "", _docstring(text, "python"), ""]
     parts += [f"::: telltale.{name}\n" for name in names]
     return "\n".join(parts)
 
