@@ -38,9 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.length < 1:
         raise UserError(f"--length {args.length}: expected at least 1")
     config = parse_as(FinetuneConfig, [], args.config)
-    from engines.mlm.memory_estimate import memory_table  # imports transformers: --help need not wait
+    from engines.mlm.memory_estimate import (
+        finetuning_memory_table,  # imports transformers: --help need not wait
+    )
 
-    print(memory_table(config, gpus, args.length))
+    print(finetuning_memory_table(config, gpus, args.length))
     return 0
 
 

@@ -230,7 +230,7 @@ def _alternatives(
     return ways
 
 
-def memory_table(config: FinetuneConfig, gpus: Sequence[int], length: int) -> str:
+def finetuning_memory_table(config: FinetuneConfig, gpus: Sequence[int], length: int) -> str:
     """GiB on each GPU for the published model, a row for each of configs/deepspeed/.
 
     Args:
