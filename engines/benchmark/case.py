@@ -18,8 +18,8 @@ class BenchmarkSettings:
     Attributes:
         folder: of the data, made by `draw_images`. device: "cpu" or "cuda".
         images, small: how many images of 256 px and of 32 px. workers: processes or threads.
-        seconds: about how long one run of a case should take at least.
-        limits: what the device could do at best, where that was measured.
+        seconds: the least duration of a run.
+        limits: the device's measured peak rates, if known.
     """
 
     folder: str
@@ -46,20 +46,20 @@ class Run:
     untimed: int = 0
 
 
-# A case: made from the settings, it yields what runs it once.
+# A case: a context made from the settings that yields a function for one run.
 Case = Callable[[BenchmarkSettings], AbstractContextManager[Callable[[], Run]]]
 
 
 class Unavailable(Exception):
-    """A case cannot run here (a package is missing, a GPU too small); the group goes on without it."""
+    """A case cannot run here (a missing package, a GPU that is too small); the group runs without it."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Cases that do the same work; the first is ours.
+    """Cases that do the same work; the first is telltale's.
 
     Attributes:
-        alone: on a GPU, a case's process ends before the next begins: its memory holds only one.
+        alone: on a GPU, a case's process ends before the next starts, since memory holds only one.
     """
 
     name: str
@@ -71,7 +71,7 @@ class Group:
 
 @dataclass
 class Result:
-    """What a case reached; rates in the group's unit per second, memory in MiB."""
+    """The results of a case; rates in the group's unit per second, memory in MiB."""
 
     group: str
     case: str
@@ -96,7 +96,7 @@ def timed(work: Callable[[], int], seconds: float, *, ready: int = 0) -> tuple[i
     """Repeat `work`, which returns how many images it did, until this much time has passed.
 
     Args:
-        ready: how often it is done before the clock starts, since that much was prepared in advance.
+        ready: calls before the clock starts, as many as were prepared in advance.
 
     Returns:
         images, seconds.

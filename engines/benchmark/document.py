@@ -1,4 +1,4 @@
-"""A benchmark's results as a JSON document and as a table; what became slower since an earlier one."""
+"""A benchmark's results as a JSON document and as tables, and regressions since an earlier run."""
 
 import json
 import os
@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
-from dataio.core.errors import UserError
+from dataio.core.errors import UserError, one_line
 from engines.benchmark.case import BenchmarkSettings, Group, Result
 from engines.benchmark.harness import lines_of
 from engines.runtime.versions import commit_of, version_of
+from engines.stats.text_table import text_table
 
 _SCHEMA, _VERSION = "telltale-benchmark", 1
 _PACKAGES = (
@@ -30,7 +31,7 @@ _PACKAGES = (
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on; no host's name."""
+    """The machine of the measurement, without its host name."""
     processor = next(
         (
             line.partition(":")[2].strip()
@@ -56,7 +57,7 @@ def machine() -> dict[str, Any]:
 def document(
     results: Sequence[Result], groups: Sequence[Group], settings: BenchmarkSettings, facts: dict[str, Any]
 ) -> dict[str, Any]:
-    """All of a run as JSON values; `facts` is `machine()` of before it."""
+    """A whole run as JSON values; `facts` is `machine()` from before the run."""
     if settings.limits is not None:
         facts = {
             **facts,
@@ -79,13 +80,15 @@ def document(
 
 
 def ratios(results: Sequence[Result], groups: Sequence[Group]) -> dict[str, float]:
-    """How many times as fast our case of a group is as each other one."""
-    found: dict[str, float] = {}
+    """Speed of telltale's case of a group relative to each other case."""
+    speedups: dict[str, float] = {}
     for group in groups:
-        own = {result.case: result.median for result in results if result.group == group.name}
-        names = list(own)
-        found |= {f"{group.name}: {names[0]} / {name}": own[names[0]] / own[name] for name in names[1:]}
-    return found
+        medians = {result.case: result.median for result in results if result.group == group.name}
+        names = list(medians)
+        speedups |= {
+            f"{group.name}: {names[0]} / {name}": medians[names[0]] / medians[name] for name in names[1:]
+        }
+    return speedups
 
 
 def results_table(written: dict[str, Any]) -> str:
@@ -94,38 +97,47 @@ def results_table(written: dict[str, Any]) -> str:
     where = f"{m['cores']} cores of {m['processor']}, {m['memory_gib']:g} GiB" + (
         f", {m['gpus']} x {m['gpu']}" if m["gpu"] else ""
     )
-    lines = [
-        f"`{written['command']}`; commit {written['commit'] or 'unknown'}; {where}; "
-        f"load before it {m['load_before']:g}.",
-        "",
-        "| what | case | per second (lowest to highest) | cold | CPU ms each | peak MiB | other |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for r in written["results"]:
-        other = ", ".join(f"{key.replace('_', ' ')} {value:.3g}" for key, value in r["extra"].items())
         spread = f"{min(r['rates']):,.0f} to {max(r['rates']):,.0f}"
-        lines.append(
-            f"| {r['group']} | {r['case']} | {r['median']:,.0f} ({spread}) {r['unit']} | "
-            f"{r['cold']:,.0f} | {1000 * r['cpu_seconds_per_image']:.3g} | {r['peak_mib']:,.0f} | {other} |"
+        rows.append(
+            [
+                r["group"],
+                r["case"],
+                f"{r['median']:,.0f} ({spread}) {r['unit']}",
+                f"{r['cold']:,.0f}",
+                f"{1000 * r['cpu_seconds_per_image']:.3g}",
+                f"{r['peak_mib']:,.0f}",
+                ", ".join(f"{key.replace('_', ' ')} {value:.3g}" for key, value in r["extra"].items()),
+            ]
         )
-    lines += ["", "| ratio of medians | times |", "|---|---|"]
-    lines += [f"| {name} | {value:.2f} |" for name, value in written["ratios"].items()]
-    return "\n".join(lines)
+    heads = ["group", "case", "per second (lowest to highest)", "cold", "CPU ms each", "peak MiB", "other"]
+    ratio_rows = [[name, f"{value:.2f}"] for name, value in written["ratios"].items()]
+    return "\n".join(
+        [
+            f"`{written['command']}`; commit {written['commit'] or 'unknown'}; {where}; "
+            f"load before it {m['load_before']:g}.",
+            "",
+            text_table(rows, heads, markdown=True),
+            "",
+            text_table(ratio_rows, ["ratio of medians", "times"], markdown=True),
+        ]
+    )
 
 
 def read_document(path: str | Path) -> dict[str, Any]:
-    """A document that an earlier run wrote.
+    """Read the document of an earlier run.
 
     Raises:
-        UserError: it cannot be read, or is another program's.
+        UserError: the file cannot be read, or is not a benchmark.
     """
     try:
-        found = json.loads(Path(path).read_text())
+        written = json.loads(Path(path).read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]})") from None
-    if not isinstance(found, dict) or found.get("schema") != _SCHEMA:
+        raise UserError(f"{path}: cannot be read ({one_line(error)[:200]})") from None
+    if not isinstance(written, dict) or written.get("schema") != _SCHEMA:
         raise UserError(f"{path}: not a benchmark; give a JSON file of launch/benchmark.py")
-    return found
+    return written
 
 
 def regressions(old: dict[str, Any], new: dict[str, Any], tolerance: float) -> list[str]:

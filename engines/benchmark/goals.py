@@ -1,4 +1,4 @@
-"""The project's goals on one GPU, measured in one go: goal, floor, what was measured, whether it is met."""
+"""The project's goals on one GPU, measured in one run: goal, floor, measured value, whether it is met."""
 
 import json
 import math
@@ -16,11 +16,12 @@ from engines.benchmark.case import BenchmarkSettings, Result
 from engines.benchmark.harness import run_group
 from engines.benchmark.registry import GROUPS
 from engines.runtime.paths import CONFIGS, ROOT
+from engines.stats.text_table import text_table
 
 CIFAKE_CONFIG = CONFIGS / "cifake_speedrun.yaml"
 CIFAKE_ERROR = 0.0306
 _UPSTREAM = "Hugging Face Trainer, upstream's recipe"
-# What of which group the goals need.
+# The cases that the goals need, by group.
 CASES = {
     "load": ("telltale",),
     "train": ("telltale",),
@@ -35,8 +36,8 @@ class Goal:
     """One line of the table.
 
     Attributes:
-        floor, goal: in `unit`; what must be and what should be reached.
-        lower: whether less is better. measured: the figure, from results by (group, case).
+        floor, goal: in `unit`; the required and the desired value.
+        lower: whether less is better. measured: computes the value from results by (group, case).
     """
 
     name: str
@@ -47,9 +48,9 @@ class Goal:
     measured: Callable[[Results], float]
 
 
-def _tokens(found: Results) -> float:
-    own, other = found["finetune", "telltale"], found["finetune", _UPSTREAM]
-    return own.extra["tokens_per_second"] / other.extra["tokens_per_second"]
+def _tokens(results: Results) -> float:
+    telltale, upstream = results["finetune", "telltale"], results["finetune", _UPSTREAM]
+    return telltale.extra["tokens_per_second"] / upstream.extra["tokens_per_second"]
 
 
 GOALS = (
@@ -59,7 +60,7 @@ GOALS = (
         5000,
         7950,
         False,
-        lambda found: found["train", "telltale"].median,
+        lambda results: results["train", "telltale"].median,
     ),
     Goal(
         "decoding and augmenting JPEG of 256 px",
@@ -67,7 +68,7 @@ GOALS = (
         10_000,
         16_000,
         False,
-        lambda found: found["load", "telltale"].median,
+        lambda results: results["load", "telltale"].median,
     ),
     Goal(
         "share of training that waits for data",
@@ -75,7 +76,7 @@ GOALS = (
         5,
         1,
         True,
-        lambda found: 100 * found["train", "telltale"].extra["data_wait_share"],
+        lambda results: 100 * results["train", "telltale"].extra["data_wait_share"],
     ),
     Goal(
         "stall of a checkpoint",
@@ -83,7 +84,7 @@ GOALS = (
         1000,
         50,
         True,
-        lambda found: found["checkpoint", CASES["checkpoint"][0]].extra["stall_ms"],
+        lambda results: results["checkpoint", CASES["checkpoint"][0]].extra["stall_ms"],
     ),
     Goal("finetuning, tokens/s beside upstream's recipe", "times", 1.2, 2.0, False, _tokens),
 )
@@ -92,13 +93,13 @@ GOALS = (
 def compare_with_goals(results: Sequence[Result], *, gpu: bool) -> list[dict[str, Any]]:
     """A row for each goal: name, unit, floor, goal, measured (None where it was not), met.
 
-    met is "goal", "floor", "no", "not measured" or, of a CPU's figures, "not a GPU".
+    met is "goal", "floor", "no", "not measured" or, for values from a CPU, "not a GPU".
     """
-    found = {(result.group, result.case): result for result in results}
+    by_case = {(result.group, result.case): result for result in results}
     rows = []
     for goal in GOALS:
         try:
-            measured = goal.measured(found)
+            measured = goal.measured(by_case)
         except KeyError:
             measured = None
         rows.append(_row(goal.name, goal.unit, goal.floor, goal.goal, goal.lower, measured, gpu))
@@ -122,7 +123,7 @@ def _row(
 
 
 def measure_goals(settings: BenchmarkSettings, repeats: int, say: Callable[[str], None]) -> list[Result]:
-    """Run the cases that the goals need; a group that fails is said and left out."""
+    """Run the cases that the goals need; a group that fails is reported and left out."""
     results: list[Result] = []
     for name, cases in CASES.items():
         group = GROUPS[name]
@@ -205,11 +206,15 @@ def _short(value: float) -> str:
 
 def goals_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The goals as Markdown."""
-    lines = ["| what | floor | goal | measured | met |", "|---|---|---|---|---|"]
-    for row in rows:
-        cells = (
-            "" if row[key] is None else f"{_short(row[key])} {row['unit']}"
-            for key in ("floor", "goal", "measured")
-        )
-        lines.append(f"| {row['name']} | {' | '.join(cells)} | {row['met']} |")
-    return "\n".join(lines)
+    cells = [
+        [
+            row["name"],
+            *(
+                "" if row[key] is None else f"{_short(row[key])} {row['unit']}"
+                for key in ("floor", "goal", "measured")
+            ),
+            row["met"],
+        ]
+        for row in rows
+    ]
+    return text_table(cells, ["goal", "floor", "target", "measured", "met"], markdown=True)

@@ -1,8 +1,8 @@
-"""Timing cases side by side: each in a process of its own, interleaved (ABAB).
+"""Time benchmark cases interleaved (ABAB), each in a process of its own.
 
-A case is made once, warmed by one run that is reported as cold, and then run as often as the
-others, alternating with them, so that a machine that slows down slows all of them. Its process
-has the case's memory and processor time to itself.
+A case is set up once, warmed by one run that is reported as cold, and then alternates with the
+others, so that a slowdown of the machine affects all of them. A process of its own separates the
+case's memory and processor time.
 """
 
 import multiprocessing
@@ -26,7 +26,7 @@ from engines.benchmark.registry import GROUPS
 
 def _serve(connection: Connection, group: str, case: str, settings: BenchmarkSettings) -> None:
     torch.set_num_threads(1)
-    os.dup2(2, 1)  # what libraries print is not part of the table
+    os.dup2(2, 1)  # output of libraries must not mix with the table
     try:
         # By name: cases are closures, which cannot be sent to another process.
         with GROUPS[group].cases[case](settings) as once:
@@ -34,7 +34,7 @@ def _serve(connection: Connection, group: str, case: str, settings: BenchmarkSet
             while connection.recv() == "go":
                 begin = _cpu_seconds()
                 run = once()
-                connection.send((run, _cpu_seconds() - begin, _peak_mib()))
+                connection.send((run, _cpu_seconds() - begin, family_peak_mib(os.getpid())))
     except EOFError:
         pass  # the parent is gone
     except Unavailable as error:
@@ -46,7 +46,7 @@ def _serve(connection: Connection, group: str, case: str, settings: BenchmarkSet
 
 
 def lines_of(path: str) -> Iterator[str]:
-    """Of a file; none where it cannot be read."""
+    """The lines of a file; none if it cannot be read."""
     try:
         yield from Path(path).read_text().splitlines()
     except OSError:
@@ -54,8 +54,8 @@ def lines_of(path: str) -> Iterator[str]:
 
 
 def family(root: int) -> list[Path]:
-    """The /proc folders of a process, by its id, and of all that descend from it."""
-    found, todo = [], [root]
+    """The /proc folders of a process and of its descendants."""
+    folders, todo = [], [root]
     while todo:
         folder = Path(f"/proc/{todo.pop()}")
         try:
@@ -66,12 +66,12 @@ def family(root: int) -> list[Path]:
             ]
         except OSError:
             continue
-        found.append(folder)
-    return found
+        folders.append(folder)
+    return folders
 
 
 def _cpu_seconds() -> float:
-    """Of the family, with its members that have ended; seconds."""
+    """Processor time of this process and its descendants, ended ones included; seconds."""
     ticks = 0
     for folder in family(os.getpid()):
         try:
@@ -82,14 +82,14 @@ def _cpu_seconds() -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def _peak_mib() -> float:
-    """Resident memory of the family's largest member, at its peak; MiB.
+def family_peak_mib(root: int) -> float:
+    """Peak resident memory of the largest of a process and its descendants; MiB.
 
-    VmHWM, not ru_maxrss: that begins with what the parent had when it started this process.
+    VmHWM and not ru_maxrss, which starts at the parent's value.
     """
     marks = [
         int(line.split()[1])
-        for folder in family(os.getpid())
+        for folder in family(root)
         for line in lines_of(str(folder / "status"))
         if line.startswith("VmHWM")
     ]
@@ -105,13 +105,13 @@ class _Child:
         self._process = spawning.Process(target=_serve, args=(theirs, group.name, name, settings))
         self._process.start()
         theirs.close()
-        self._what = f"{group.name} {name}: could not be made"
+        self._what = f"{group.name} {name}: setup failed"
 
     def ready(self) -> None:
-        """Wait until the case is made.
+        """Wait until the case is set up.
 
         Raises:
-            Unavailable: it cannot run here. RuntimeError: it failed.
+            Unavailable: the case cannot run here. RuntimeError: it failed.
         """
         self._expect(self._what)
 
@@ -147,7 +147,7 @@ def run_group(
     """Run a group's cases interleaved.
 
     Args:
-        repeats: timed runs of each case, after the cold one. say: hears of progress.
+        repeats: timed runs of each case, after the cold one. say: receives progress messages.
 
     Returns:
         one result for each case that is not `Unavailable`, in the group's order.
@@ -155,20 +155,20 @@ def run_group(
     Raises:
         RuntimeError: a case failed.
     """
-    found: list[Result] = []
+    results: list[Result] = []
     one_by_one = group.alone and settings.device == "cuda"
     for names in [[name] for name in group.cases] if one_by_one else [list(group.cases)]:
-        found += _turn_about(group, names, settings, repeats, say)
-    return found
+        results += _interleave(group, names, settings, repeats, say)
+    return results
 
 
-def _turn_about(
+def _interleave(
     group: Group, names: Sequence[str], settings: BenchmarkSettings, repeats: int, say: Callable[[str], None]
 ) -> list[Result]:
     children: list[_Child] = []
     runs: dict[str, list[tuple[Run, float, float]]] = {name: [] for name in names}
     try:
-        # Made side by side, for most of it is importing; run one at a time.
+        # Set up in parallel, since most of it is importing; run one at a time.
         children += [_Child(group, name, settings) for name in names]
         for child in list(children):
             try:

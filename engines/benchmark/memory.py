@@ -1,4 +1,4 @@
-"""How much memory sharding and predicting take, and whether it grows with the number of files."""
+"""Peak memory of sharding and predicting, and its growth with the number of files."""
 
 import subprocess
 import sys
@@ -9,26 +9,25 @@ from tempfile import TemporaryDirectory, TemporaryFile
 
 from dataio.images.codec import preset_policy
 from dataio.layouts.synthetic import write_synthetic
-from engines.benchmark.harness import family, lines_of
+from engines.benchmark.harness import family_peak_mib
 from engines.runtime.paths import ROOT
+from engines.stats.text_table import text_table
 
 _SIDE = 32
-_LOOK = 0.02  # seconds between looks
+_LOOK = 0.02  # seconds between readings
 
 
 def peak_mib(pid: int, running: Callable[[], bool]) -> float:
     """Resident memory at its peak of a process or the largest of its descendants, MiB.
 
-    From the kernel's own high-water mark, read every 20 ms: what a process takes in its last
+    From the kernel's high-water mark, read every 20 ms: an allocation in a process's last
     moments may be missed. Returns when `running` no longer holds.
     """
-    peak = 0
+    peak = 0.0
     while running():
-        for folder in family(pid):
-            marks = [line for line in lines_of(str(folder / "status")) if line.startswith("VmHWM")]
-            peak = max([peak, *(int(line.split()[1]) for line in marks)])
+        peak = max(peak, family_peak_mib(pid))
         time.sleep(_LOOK)
-    return peak / 1024
+    return peak
 
 
 def _watch(*words: str) -> float:
@@ -140,10 +139,10 @@ def _write_detector(path: Path) -> None:
 def peak_memory_table(rows: Sequence[dict[str, float]]) -> str:
     """The rows as Markdown, with what a file more costs between the first and the last."""
     names = list(rows[0])
-    lines = [f"| {' | '.join(name.replace('_mib', ', MiB') for name in names)} |", "|---" * len(names) + "|"]
-    lines += ["| " + " | ".join(f"{row[name]:,.0f}" for name in names) + " |" for row in rows]
+    cells = [[f"{row[name]:,.0f}" for name in names] for row in rows]
     if len(rows) > 1:
-        more = rows[-1]["files"] - rows[0]["files"]
-        grown = (f"{(rows[-1][name] - rows[0][name]) * 2**20 / more:,.0f} bytes" for name in names[1:])
-        lines.append(f"| each file more | {' | '.join(grown)} |")
-    return "\n".join(lines)
+        files = rows[-1]["files"] - rows[0]["files"]
+        growth = [f"{(rows[-1][name] - rows[0][name]) * 2**20 / files:,.0f} bytes" for name in names[1:]]
+        cells.append(["each file more", *growth])
+    heads = [name.replace("_mib", ", MiB") for name in names]
+    return text_table(cells, heads, markdown=True, align="r" * len(names))
