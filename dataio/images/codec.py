@@ -37,8 +37,8 @@ class CodecPolicy:
 
     Attributes:
         preset: the name it came from.
-        resize: "shortest" (shortest side to `size`, then centre crop), "squash" (to a
-            square, aspect ignored), "none" (centre crop to `size`, or as it is where
+        resize: "shortest" (shortest side to `size`, then center crop), "squash" (to a
+            square, aspect ignored), "none" (center crop to `size`, or as it is where
             smaller; no resampling), "keep" (the source's bytes).
         size: side of the square result, pixels.
         quality, subsampling: of the final baseline JPEG; Pillow's numbers (subsampling
@@ -78,17 +78,19 @@ def preset_policy(name: str, size: int | None = None) -> CodecPolicy:
         "keep": CodecPolicy(preset="keep", resize="keep"),
     }
     if name not in policies:
-        raise UserError(f"--codec.preset {name}: expected one of {', '.join(PRESETS)}")
+        raise UserError(f"expected one of {', '.join(PRESETS)}", field="codec.preset", value=name)
     if size is None:
         return policies[name]
     if name == "keep" or not 8 <= size <= 8192:
-        raise UserError(f"--codec.size {size}: expected 8 to 8192 pixels, and a preset other than keep")
+        raise UserError(
+            "expected 8 to 8192 pixels, and a preset other than keep", field="codec.size", value=size
+        )
     return replace(policies[name], size=size)
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """The bytes for the shard, their extension and size in pixels, and a complaint or ""."""
+    """The bytes for the shard, their extension, the size in pixels, and a warning or ""."""
 
     data: bytes
     extension: str
@@ -194,9 +196,9 @@ def encode(source: bytes, policy: CodecPolicy, image: Image.Image | None = None)
     orientation = image.getexif().get(0x0112, 1)
     if policy.resize == "keep":
         if orientation != 1:
-            warning = warning or f"EXIF orientation {orientation} is not applied under --codec.preset keep"
+            warning = warning or f"EXIF orientation {orientation} is not applied under codec preset keep"
         if kind not in _EXTENSIONS:
-            raise Undecodable(f"format {kind} cannot be kept; use another --codec.preset")
+            raise Undecodable(f"format {kind} cannot be kept; use another codec preset")
         return Encoded(source, _EXTENSIONS[kind], image.width, image.height, warning)
     if orientation != 1:
         image = ImageOps.exif_transpose(image)

@@ -1,9 +1,9 @@
 """Whether the header of an encoded image can be read, found before DALI sees it.
 
 DALI 2.4 parses a batch of 32 or more in several tasks, and where one of them meets a header it
-cannot read, the exception leaves the others on a stack that is gone: the process dies of a
-signal, names no sample, and nothing can be left out. (Below 32 there is one task, and after
-the header there is no such trouble.) So headers are looked at here first, in microseconds.
+cannot read, the other tasks use a destroyed stack frame: the process segfaults without naming a
+sample, so nothing can be skipped. (Below 32 there is one task; faults behind the header raise an
+error.) So headers are checked here first, in microseconds.
 """
 
 import io
@@ -26,7 +26,7 @@ def header_fault(data: bytes | memoryview) -> str:
         with Image.open(io.BytesIO(data)):
             return ""
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return "no image format that can be read"
+        return "not a readable image format"
 
 
 def _jpeg_fault(data: bytes | memoryview) -> str:

@@ -27,7 +27,7 @@ _OPERATIONS = 14
 
 @dataclass(kw_only=True)
 class AugmentConfig:
-    """What happens to a training image between its crop and its normalisation."""
+    """What happens to a training image between its crop and its normalization."""
 
     rand_augment: int = 0
     """How many of RandAugment's operations each image goes through. Cubuk et al., 2020."""
@@ -50,7 +50,7 @@ class AugmentConfig:
     webp_quality: tuple[int, int] = (30, 95)
     """Range of its quality, 0..100."""
     erase: float = 0.0
-    """Probability that a rectangle is replaced by the mean colour. Zhong et al., 2020."""
+    """Probability that a rectangle is replaced by the mean color. Zhong et al., 2020."""
     erase_area: tuple[float, float] = (0.02, 0.33)
     """Range of its share of the area."""
 
@@ -89,7 +89,7 @@ class AugmentConfig:
 def draw_augment_params(
     config: AugmentConfig, size: int, seed: int, epoch: int, position: NDArray[np.int64]
 ) -> AugmentParams:
-    """What happens to each sample: float32 [N, RAND + 2 * rand_augment], 0 where nothing does.
+    """The parameters of each sample: float32 [N, RAND + 2 * rand_augment], 0 where nothing does.
 
     Args:
         size: side of the network's input, pixels. position: int64 [N], in the epoch.
@@ -189,7 +189,7 @@ def blur_resize_compress(image: Any, params: Any, config: AugmentConfig, size: i
 
 
 def erase(image: Any, params: Any) -> Any:
-    """Set each sample's rectangle to zero, which is the mean once normalised; float HWC in and out."""
+    """Set each sample's rectangle to zero, which is the mean after normalization; float HWC in and out."""
     from nvidia.dali import fn
 
     if params[ERASE + 2] > 0:

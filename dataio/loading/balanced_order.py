@@ -1,4 +1,4 @@
-"""Drawing generators more evenly than they are in the data, as a pure function of position.
+"""Balanced sampling of generators, as a pure function of position.
 
 GenImage has 6.7 photographs for each image of a generator. Positions are cut into blocks;
 every block has the same number of each class in a hashed order, and a class gives its
@@ -23,7 +23,7 @@ def class_counts(shards: ShardSet) -> NDArray[np.int64]:
 
 
 class BalancedOrder:
-    """Sample ids by position, with the generators' shares levelled.
+    """Sample ids by position, with balanced generators.
 
     Args:
         shards: the split. seed: of the run. window_shards: see `EpochOrder`; each class has
@@ -53,7 +53,7 @@ class BalancedOrder:
         keys = hash64(self._seed, PURPOSE_CLASSES, blocks, np.arange(size, dtype=np.uint64)[None])
         drawn = self._class[np.argsort(keys, axis=1, kind="stable")]  # class by block and slot
         chosen = slice(start - first * size, stop - first * size)
-        found = np.empty(stop - start, np.int64)
+        ids = np.empty(stop - start, np.int64)
         for number, per_block in enumerate(self._per_block):
             own = drawn == number
             # Its draws count up along the positions, so that its cycles do not overlap.
@@ -61,8 +61,8 @@ class BalancedOrder:
             here, draws = own.ravel()[chosen], turns.ravel()[chosen]
             if here.any():
                 draws = draws[here]
-                found[here] = self._draws(number, int(draws[0]), int(draws[-1]) + 1)
-        return found
+                ids[here] = self._draws(number, int(draws[0]), int(draws[-1]) + 1)
+        return ids
 
     def _draws(self, number: int, start: int, stop: int) -> NDArray[np.int64]:
         """The draws start..stop-1 of a class."""

@@ -11,7 +11,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(kw_only=True)
 class SyntheticConfig:
-    """A synthetic data set to be made where `data.shards` does not exist yet."""
+    """A synthetic data set, drawn where `data.shards` does not exist yet."""
 
     images: int = 0
     """How many images to draw; 0 makes none."""
@@ -46,7 +46,7 @@ class DataConfig:
     crop: Literal["random", "random_resized", "centre"] = "random_resized"
     """Training crop: random (never resampled), random_resized, or centre (as in evaluation)."""
     pad: int = 0
-    """With crop random: pixels of padding (of the mean colour) round the image first."""
+    """With crop random: pixels of padding (of the mean color) around the image first."""
     crop_step: int = 1
     """With crop random: shifts are multiples of this, pixels, so that a grid of that period stays where it is."""
     scale: tuple[float, float] = (0.35, 1.0)
@@ -56,7 +56,7 @@ class DataConfig:
     flip: float = 0.5
     """Probability of a horizontal flip in training."""
     eval_crop: float = 0.875
-    """Evaluation takes the centred square of this share of the shortest side."""
+    """Evaluation takes the centered square of this share of the shortest side."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
     """Subtracted from RGB in [0, 1]."""
     std: tuple[float, float, float] = IMAGENET_STD

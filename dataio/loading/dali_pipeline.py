@@ -55,16 +55,16 @@ def build_pipeline(
     largest: tuple[int, int] = (0, 0),
     raw: bool = False,
 ) -> Any:
-    """Build the pipeline from encoded bytes to normalised images, float32 HWC.
+    """Build the pipeline from encoded bytes to normalized images, float32 HWC.
 
     Args:
         source: yields (encoded images, box starts, box shapes, flips[, params]) per batch.
         batch: the most samples of a batch.
         resample: boxes may differ in size from the network's input.
-        pad: boxes may reach into a border of the mean colour.
+        pad: boxes may reach into a border of the mean color.
         augmented: the source yields params, and `config.augment` applies.
         largest: width and height that no image exceeds, pixels; (0, 0): unknown.
-        raw: the boxes as they are decoded, uint8.
+        raw: return the decoded boxes, uint8.
     """
     from nvidia.dali import fn, pipeline_def
     from nvidia.dali import types as dali_types
@@ -76,7 +76,7 @@ def build_pipeline(
     if gpu:
         decoder["hw_decoder_load"] = 0.0 if config.deterministic else config.hw_decoder_load
         decoder["jpeg_fancy_upsampling"] = config.deterministic
-        # The hardware decoder's memory for the largest image, now: growing it in a step waits for the GPU.
+        # Reserve the hardware decoder's memory for the largest image: growing it later waits for the GPU.
         decoder["preallocate_width_hint"], decoder["preallocate_height_hint"] = largest
     fill = [255.0 * m for m in config.mean]
     kinds = [types.UINT8, types.INT32, types.INT32, types.INT32]

@@ -1,9 +1,9 @@
 """A split decoded once and held on the device, and batches cut from it without decoding.
 
 For sets that fit: CIFAKE is 307 MB of pixels, all of GenImage at 256 px 531 GB. The order, the
-boxes and the flips are those of `dataio.loading.order`, as for `dataio.loading.loader.Loader`; so are the
-pixels. On a CPU batches are bit for bit the same where nothing is resampled, and within one
-grey level where something is (both round, DALI to the other side of a tie now and then).
+boxes, the flips and the pixels are the same as those of `dataio.loading.loader.Loader`. On a CPU
+batches are bit-identical without resampling, and within one gray level with it (ties are rounded
+in different directions).
 Every process holds the whole of its splits.
 """
 
@@ -25,7 +25,7 @@ from dataio.loading.quarantine import Quarantine
 from dataio.loading.training_order import BatchSpec
 from dataio.shards.shard_set import ShardSet
 
-# Images decoded together; with fewer than 32 DALI has no trouble with damage (see `dataio.images.headers`).
+# Images decoded together; below 32, DALI survives damaged headers (see `dataio.images.headers`).
 _CHUNK = 31
 
 
@@ -34,7 +34,7 @@ class InMemorySplit:
 
     Attributes:
         pixels: uint8 [N, height + 2 pad, width + 2 pad, 3] on the device, RGB, in a border of the
-            mean colour. Those of damaged samples are no image; the quarantine names them.
+            mean color. Those of damaged samples are undefined; the quarantine names them.
         generator, object: int64 [N] on the device.
         pad: pixels of the border. seconds: what decoding took.
     """
@@ -52,7 +52,7 @@ class InMemorySplit:
         self.pad = pad
         self.pixels = torch.empty(_shape(shards, pad), dtype=torch.uint8, device=device)
         if pad:
-            # DALI's slice cuts the decimals of what it fills in.
+            # DALI's slice truncates its fill value.
             self.pixels[:] = torch.from_numpy((255.0 * np.array(config.mean)).astype(np.uint8)).to(device)
         whole = _whole_images(len(shards), height, width)
         inner = self.pixels[:, pad : pad + height, pad : pad + width]
@@ -138,7 +138,7 @@ def _check_room(needed: Sequence[tuple[ShardSet, int]], device: torch.device) ->
 
 
 def free_memory(device: torch.device, root: str = "/") -> int | None:
-    """Bytes that can be had on the device; None where the system does not say.
+    """Free bytes on the device; None where the system does not say.
 
     Args:
         root: where a test has its /proc and /sys. A control group's limit counts, version 2 or 1.
@@ -169,8 +169,8 @@ def _text(path: Path) -> str:
 class InMemoryLoader:
     """Iterates `Batch`es of the given work, in order, out of an `InMemorySplit`.
 
-    As `dataio.loading.loader.Loader` in all that is seen: substitutes for what is in the quarantine,
-    smaller batches in evaluation. Nothing waits for the device.
+    The batches equal those of `dataio.loading.loader.Loader`: substitutes for samples in the quarantine,
+    smaller batches in evaluation. No operation waits for the device.
     """
 
     def __init__(
@@ -199,7 +199,7 @@ class InMemoryLoader:
 
         self._runs: NDArray[Any] | None = None
         if device.type == "cpu" and not self._resample:
-            # From every pixel on, `size` of them as one value, which NumPy copies at once.
+            # A view of `size` pixels from each pixel on, as one value that NumPy copies at once.
             flat = self._split.pixels.numpy()
             self._runs = np.ndarray(
                 (flat.size // 3 - self._size + 1,), f"V{3 * self._size}", flat.data, 0, (3,)
@@ -259,12 +259,12 @@ class InMemoryLoader:
         y, x = (work.boxes[:, axis].astype(np.int64) + pad for axis in (0, 1))
         first = (work.ids * height + y) * width + x
         assert self._runs is not None
-        found = self._runs[first[:, None] + width * np.arange(size)]
+        rows = self._runs[first[:, None] + width * np.arange(size)]
         flipped = work.flips != 0
         if flipped.any():
-            pixels = found.view("V3").reshape(-1, size, size)
+            pixels = rows.view("V3").reshape(-1, size, size)
             pixels[flipped] = pixels[flipped][:, :, ::-1]
-        return torch.from_numpy(found.view(np.uint8).reshape(-1, size, size, 3))
+        return torch.from_numpy(rows.view(np.uint8).reshape(-1, size, size, 3))
 
     def _cut_by_index(self, columns: torch.Tensor) -> torch.Tensor:
         """The same by one gather of pixels, on any device; columns: int64 [>= 6, N]."""
@@ -284,7 +284,7 @@ class InMemoryLoader:
         down = triangle_weights(y + pad, high, size, stored.shape[1], reach)
         across = triangle_weights(x + pad, wide, size, stored.shape[2], reach)
         across = torch.where(flips[:, None, None] != 0, across.flip(1), across)
-        # Evaluation's loop runs under autocast, whose half precision is no match for DALI's.
+        # Evaluation runs under autocast, whose half precision differs from DALI's float32.
         with torch.autocast(stored.device.type, enabled=False):
             image = stored[ids].flatten(2).float()
             image = torch.bmm(down, image).view(len(ids), size, -1, 3).transpose(1, 2).flatten(2)
@@ -295,7 +295,7 @@ class InMemoryLoader:
 def triangle_weights(
     start: torch.Tensor, length: torch.Tensor, size: int, side: int, reach: int
 ) -> torch.Tensor:
-    """What each pixel of a line weighs in its box scaled to `size` pixels.
+    """Weights of a line's pixels in its box scaled to `size` pixels.
 
     The filter is a triangle, widened where the box shrinks; taps beyond the box take the
     pixel at its end, as DALI's resize has it (torch's interpolate leaves them out).
@@ -310,9 +310,9 @@ def triangle_weights(
     first, last = start[:, None, None], (start + length - 1)[:, None, None]
     scale = length.float()[:, None, None] / size
     along = torch.arange(size, device=start.device).float()[None, :, None]
-    centre = (along + 0.5) * scale - 0.5 + first
+    center = (along + 0.5) * scale - 0.5 + first
     taps = torch.arange(-reach, side + reach, device=start.device)
-    weights = (1 - (taps - centre).abs() / scale.clamp(min=1)).clamp_(min=0)
+    weights = (1 - (taps - center).abs() / scale.clamp(min=1)).clamp_(min=0)
     weights /= weights.sum(2, keepdim=True)
     before = torch.where(taps < first, weights, 0).sum(2, keepdim=True)
     behind = torch.where(taps > last, weights, 0).sum(2, keepdim=True)

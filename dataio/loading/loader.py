@@ -1,9 +1,9 @@
 """From sample ids to tensors on the device, through NVIDIA DALI.
 
 One pipeline definition serves the CPU and the GPU: encoded bytes, crop boxes and flips
-are computed here (see `dataio.loading.order`) and handed to DALI by `external_source`; DALI
+are computed here (see `dataio.loading.training_order`) and handed to DALI by `external_source`; DALI
 decodes only the box (on the GPU's JPEG engines where there is one), resizes, flips and
-normalises. Because everything random comes in as data, DALI itself holds no state.
+normalizes. Because everything random comes in as data, DALI itself holds no state.
 """
 
 from collections import deque
@@ -35,7 +35,7 @@ _UNDECODABLE = "not a decodable image, though it was when written"
 class Batch:
     """One batch on the device.
 
-    image float32 [N, 3, size, size], channels-last in memory, normalised; generator and
+    image float32 [N, 3, size, size], channels-last in memory, normalized; generator and
     object int64 [N], object -1 where unknown; sample_id int64 [N] on the CPU.
     """
 
@@ -95,7 +95,7 @@ class Loader:
     ) -> None:
         self.shards, self.device, self._quarantine = shards, device, quarantine
         self._work, self._augment = work, config.augment
-        # What was wanted, and what is loaded instead where samples are damaged.
+        # (asked for, loaded instead where samples are damaged)
         self._in_flight: deque[tuple[BatchSpec, BatchSpec]] = deque()
         self._build = partial(
             build_pipeline,
@@ -128,11 +128,11 @@ class Loader:
         if quarantine is None:
             return wanted, self._read(wanted.ids)
         if quarantine.ids.isdisjoint(wanted.ids.tolist()):
-            with suppress(DamagedSample):  # found again below, one by one
+            with suppress(DamagedSample):  # read again below, one by one
                 return wanted, self._read(wanted.ids)
-        found = [self._obtain(int(i), wanted.with_ids is not None) for i in wanted.ids]
-        ids = np.array([sample_id for sample_id, data in found if data is not None], np.int64)
-        encoded = [data for _, data in found if data is not None]
+        obtained = [self._obtain(int(i), wanted.with_ids is not None) for i in wanted.ids]
+        ids = np.array([sample_id for sample_id, data in obtained if data is not None], np.int64)
+        encoded = [data for _, data in obtained if data is not None]
         if np.array_equal(ids, wanted.ids):
             return wanted, encoded
         if wanted.with_ids is not None:
@@ -201,17 +201,17 @@ class Loader:
                     if self._quarantine is None:
                         raise damaged from error
                     self._quarantine.add(sample_id, damaged)
-                # A pipeline that failed stays dead: another one starts at the batch it owed.
+                # A failed pipeline cannot go on: a new one starts with the batches in flight.
                 unfinished = [wanted for wanted, _ in self._in_flight]
                 self._in_flight.clear()
                 self._work = chain(unfinished, self._work)
                 self._pipeline = self._build(self._feed(), batch=self._batch)
 
     def _undecodable(self) -> list[int]:
-        """The samples in flight that kill a pipeline, in order.
+        """The samples in flight that make a pipeline fail, in order.
 
-        DALI does not say which one did. Each is given to a pipeline of its own, not to
-        another decoder: that would make what is left out depend on what else was in flight.
+        DALI does not name them. Each gets a pipeline of its own, not another decoder: which samples
+        are skipped must not depend on which others were in flight.
         """
         found: list[int] = []
         for _, work in self._in_flight:
@@ -227,5 +227,5 @@ class Loader:
                 except (RuntimeError, OSError):
                     found.append(sample_id)
         if len(found) == sum(len(work.ids) for _, work in self._in_flight) > 1:
-            return []  # every single one: it is the machine (memory, a driver), not an image
+            return []  # all of them: the machine fails (memory, a driver), not an image
         return list(dict.fromkeys(found))

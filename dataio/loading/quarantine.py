@@ -1,14 +1,14 @@
-"""Samples that a run leaves out since they cannot be read or decoded any more.
+"""Samples that a run skips because they can no longer be read or decoded.
 
 In training another sample takes the place, with the place's own augmentation. Which one is
 a pure function of the damaged sample's id, and it has the same generator and its object is
-known where the other's was; so the classes' shares, the loss's divisors, the order of all
-other samples and exact resume stay as they are, on any number of processes. (Giving the
+known where the other's was; so the class frequencies, the loss's divisors, the order of all
+other samples and exact resume are unchanged, on any number of processes. (Giving the
 place no weight instead would change the divisors, which every process counts for itself
 from the order.) In validation the sample is left out.
 
-What was left out stands in a file of the run, one line each, so that a continuation leaves
-out the same, even where the shard was mended meanwhile.
+The skipped samples are listed in a file of the run, one line each, so that a continued run skips
+the same samples even if the shard was repaired meanwhile.
 """
 
 import json
@@ -26,16 +26,16 @@ from dataio.core.errors import UserError
 from dataio.shards.shard_set import ShardSet
 from dataio.shards.tar_reader import DamagedSample
 
-_BLOCK = 4096  # substitutes looked at together
+_BLOCK = 4096  # candidates drawn together
 _BLOCKS = 16
 
 
 class Quarantine:
-    """The left-out samples of one split.
+    """The skipped samples of one split.
 
     Args:
         path: the run's file, which all its processes append to. cap: the largest share of
-            the split that may be left out; rounded up to whole samples.
+            the split that may be skipped; rounded up to whole samples.
     """
 
     def __init__(self, shards: ShardSet, path: str | Path, cap: float) -> None:
@@ -49,7 +49,7 @@ class Quarantine:
         except FileNotFoundError:
             return set()
         except (OSError, ValueError) as error:
-            raise UserError(f"{self.path}: cannot be read ({error}); mend or remove it") from None
+            raise UserError(f"{self.path}: cannot be read ({error}); fix or remove it") from None
         found = set()
         for line in lines:
             try:
@@ -58,23 +58,23 @@ class Quarantine:
                 if entry["split"] == self._shards.split and 0 <= number < len(self._shards):
                     found.add(number)
             except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-                continue  # half a line of a killed process: its sample is found again
+                continue  # half a line of a killed process: its sample will be found again
         return found
 
     def add(self, sample_id: int, error: DamagedSample) -> None:
-        """Leave a sample out from now on, and say so.
+        """Skip a sample from now on, and print a warning.
 
         Raises:
-            UserError: more than `allowed` are left out.
+            UserError: more than `allowed` are skipped.
         """
-        others = self._read()  # what the other processes found
+        others = self._read()  # found by the other processes
         self.ids |= {sample_id, *others}
         if sample_id not in others:
             self._append(sample_id, error)
         if len(self.ids) > self.allowed:
             raise UserError(
                 f"{error}. {len(self.ids)} samples of the {self._shards.split} split are damaged by now, and "
-                f"data.damaged_cap allows {self.allowed}; mend the shards, or raise it ({self.path} lists them)"
+                f"data.damaged_cap allows {self.allowed}; repair the shards, or raise it ({self.path} lists them)"
             )
         print(
             f"warning: {error}. It is left out ({len(self.ids)} of at most {self.allowed}, see {self.path})",
@@ -102,7 +102,7 @@ class Quarantine:
             os.close(descriptor)
 
     def candidates(self, sample_id: int) -> Iterator[int]:
-        """The sample itself, then those that may take its place, in a fixed order, without any left out.
+        """The sample itself, then its substitutes in a fixed order, without skipped ones.
 
         Raises:
             UserError: there is none.
@@ -110,16 +110,18 @@ class Quarantine:
         if sample_id not in self.ids:
             yield sample_id
         rows = self._shards.rows
-        own = rows[sample_id]
+        row = rows[sample_id]
         for block in range(_BLOCKS):
             numbers = np.arange(block * _BLOCK, (block + 1) * _BLOCK, dtype=np.uint64)
             drawn = (hash64(PURPOSE_SUBSTITUTE, sample_id, numbers) % np.uint64(len(rows))).astype(np.int64)
-            there = rows[drawn]
-            fits = (there["generator"] == own["generator"]) & ((there["object"] >= 0) == (own["object"] >= 0))
+            drawn_rows = rows[drawn]
+            fits = (drawn_rows["generator"] == row["generator"]) & (
+                (drawn_rows["object"] >= 0) == (row["object"] >= 0)
+            )
             for candidate in drawn[fits].tolist():
                 if candidate not in self.ids:
                     yield candidate
         raise UserError(
             f"{self._shards.describe(sample_id)} is damaged, and no other sample of its generator can take its "
-            "place; mend the shards"
+            "place; repair the shards"
         )

@@ -18,11 +18,11 @@ from dataio.shards.shard_set import ShardSet
 
 @dataclass(slots=True)
 class BatchSpec:
-    """What one batch is made of, before anything is read.
+    """One batch before anything is read: samples, crops, flips and augmentation.
 
     ids int64 [N]; boxes int32 [N, 4] (y, x, height, width); flips int32 [N]; params float32
-    [N, K], see `dataio.loading.augment`, None without augmentation. `again` gives the same places'
-    work for other ids; None where every id has only its own place (evaluation).
+    [N, K], see `dataio.loading.augment`, None without augmentation. `with_ids` gives the
+    spec of the same positions for other ids; None where an id has only its own position (evaluation).
     """
 
     ids: NDArray[np.int64]
@@ -35,7 +35,7 @@ class BatchSpec:
 class TrainingOrder:
     """Which samples each step of a run takes, over all epochs.
 
-    The tail of an epoch that fills no global batch is dropped.
+    The tail of an epoch that does not fill a global batch is dropped.
 
     Raises:
         UserError: an epoch holds less than one global batch.
@@ -59,7 +59,7 @@ class TrainingOrder:
 
     @property
     def dropped(self) -> int:
-        """Samples at the end of each epoch that fill no global batch."""
+        """Samples at the end of each epoch that do not fill a global batch."""
         return len(self.shards) - self.steps_per_epoch * self.global_batch
 
     def step_ids(self, step: int, start: int = 0, stop: int | None = None) -> NDArray[np.int64]:
@@ -73,9 +73,9 @@ class TrainingOrder:
         return self._order.ids(within * self.global_batch + start, within * self.global_batch + stop)
 
     def announce(self, step: int, start: int, stop: int) -> None:
-        """Tell the shards' cache, if there is one, what this process reads from this step on.
+        """Tell the shards' cache, if there is one, what this process reads next.
 
-        It is the windows of its part of the step's global batch, start..stop-1, and the next one.
+        These are the windows of its part of the step's global batch, start..stop-1, and the next window.
         """
         cache = self.shards.tars.cache
         if cache is None or self._balanced is not None:
@@ -106,7 +106,7 @@ class TrainingOrder:
         return self._drawn(epoch, position, self.step_ids(step, start, stop))
 
     def _drawn(self, epoch: int, position: NDArray[np.int64], ids: NDArray[np.int64]) -> BatchSpec:
-        """What the positions of an epoch do to these samples."""
+        """The crops and augmentation of the epoch's positions, applied to these samples."""
         width, height = self.shards.sizes(ids)
         c = self.config
         params = (
@@ -134,8 +134,8 @@ class TrainingOrder:
     def known_objects(self, step: int) -> int:
         """How many samples of the step's global batch have a known object.
 
-        Every rank can count it for itself, so no collective is needed. Where all objects are
-        known, as the manifest says, or none is, nothing is counted.
+        Each rank counts for itself, so no collective is needed. Where the manifest says that all
+        objects are known, or none, nothing is counted.
         """
         if (same := self.shards.objects_alike()) is not None:
             return self.global_batch if same else 0

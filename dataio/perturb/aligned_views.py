@@ -81,7 +81,7 @@ class JpegFakes:
             return _as_jpeg(source, self.quality, self.subsampling)
         found = jpeg_quality(source)
         if found is None:
-            raise LeftOut(f"{LEFT_OUT}a photograph that is no JPEG")
+            raise LeftOut(f"{LEFT_OUT}a photograph that is not a JPEG")
         if not found.exact or found.quality != self.quality:
             # One reason for all of them: they are counted.
             raise LeftOut(f"{LEFT_OUT}a photograph of another JPEG quality than {self.quality}")

@@ -4,12 +4,12 @@ import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dataio.core.errors import UserError
+from dataio.core.errors import UserError, one_line
 from dataio.shards.shard_set import ShardSet
 
 
 def read_groups(file: str | Path) -> dict[str, str]:
-    """{path: group} of a CSV with these two columns; others are ignored, "" is no group.
+    """{path: group} of a CSV with these two columns; other columns are ignored, "" means no group.
 
     Raises:
         UserError: unreadable, without the columns, or a path in two groups.
@@ -20,15 +20,17 @@ def read_groups(file: str | Path) -> dict[str, str]:
             reader = csv.DictReader(stream)
             if not {"path", "group"} <= set(reader.fieldnames or ()):
                 have = ", ".join(reader.fieldnames or ()) or "nothing"
-                raise UserError(f"--groups {file}: expected columns path and group, found {have}")
+                raise UserError(f"expected columns path and group, found {have}", field="groups", value=file)
             for line, row in enumerate(reader, start=2):
                 path, group = row["path"] or "", row["group"] or ""
                 if found.setdefault(path, group) != group:
                     raise UserError(
-                        f"--groups {file}: line {line}: {path} is in {found[path]!r} and in {group!r}; name it once"
+                        f"line {line}: {path} is in {found[path]!r} and in {group!r}; name it once",
+                        field="groups",
+                        value=file,
                     )
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"--groups {file}: cannot be read ({' '.join(str(error).split())})") from None
+        raise UserError(f"cannot be read ({one_line(error)})", field="groups", value=file) from None
     return found
 
 
@@ -43,8 +45,10 @@ def groups_of(shards: ShardSet, ids: Sequence[int], groups: Mapping[str, str], f
         source = str(shards.about(int(number))["source"])
         if source not in groups:
             raise UserError(
-                f"--groups {file}: does not name {source} ({shards.describe(int(number))}); expected every image "
-                f"of the {shards.split} split"
+                f"does not name {source} ({shards.describe(int(number))}); expected every image of the "
+                f"{shards.split} split",
+                field="groups",
+                value=file,
             )
         found.append(groups[source])
     return found

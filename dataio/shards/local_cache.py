@@ -1,14 +1,14 @@
-"""Copies of shards in a folder of this machine, shared by all processes that read from it.
+"""Copies of shards in a local folder, shared by all processes of the machine.
 
-A copy is named after its SHA-256, so that runs share what is equal. It is written under a
-temporary name, hashed on the way, synced and renamed: a name is always a whole copy. Locks
+A copy is named after its SHA-256, so that runs share equal shards. It is written under a
+temporary name, hashed on the way, synced and renamed: a file of that name is always complete. Locks
 (flock) are held on the files themselves and end with their process, however it ends:
 
 * who copies holds the temporary file alone, and others turn to another shard meanwhile;
 * who reads holds the copy together with others, so that nobody evicts it.
 
-A thread copies what is to be read next. Whatever is not there yet is read from the shards'
-own folder, so training never waits for a copy, and its result does not depend on any.
+A thread copies the shards that are read next. Until a copy is complete, reads go to the shards'
+own folder, so training never waits for a copy, and its result does not depend on the cache.
 """
 
 import errno
@@ -205,7 +205,7 @@ class ShardCache:
 
         Raises:
             BlockingIOError: another process is copying it. OSError: it cannot be copied, with
-                ENOSPC where there is no room.
+                ENOSPC where the disk is full.
         """
         entry, path = self._shards[shard], self._path(shard)
         temporary = self.folder / f".{path.name}.tmp"

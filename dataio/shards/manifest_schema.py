@@ -1,4 +1,4 @@
-"""Whether a shard folder's manifest and index are what their readers rely on."""
+"""Validation of a shard folder's manifest and sample index."""
 
 import re
 from typing import Any
@@ -19,17 +19,17 @@ def manifest_fault(manifest: dict[str, Any]) -> str:
     for key in ("generators", "objects", "subsets"):
         names = manifest.get(key)
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            return f"{key} is no list of names"
+            return f"{key} must be a list of strings"
     if not manifest["generators"]:
         return "generators is empty"
     if not isinstance(manifest.get("layout"), str):
-        return "layout is no name"
+        return "layout must be a string"
     codec = manifest.get("codec")
     if not isinstance(codec, dict) or not isinstance(codec.get("preset"), str):
         return "codec has no preset"
     splits = manifest.get("splits")
     if not isinstance(splits, dict):
-        return "splits is no object"
+        return "splits must be an object"
     for name, split in splits.items():
         fault = _split_fault(split, manifest.get("version") == 2)
         if fault:
@@ -39,28 +39,28 @@ def manifest_fault(manifest: dict[str, Any]) -> str:
 
 def _split_fault(split: Any, tables: bool) -> str:
     if not isinstance(split, dict):
-        return " is no object"
+        return " must be an object"
     if not _count(split.get("samples")):
-        return ".samples is no count"
+        return ".samples must be a non-negative integer"
     index, shards = split.get("index"), split.get("shards")
     if not isinstance(index, dict) or _file_fault(index, ""):
-        return f".index{_file_fault(index, '') if isinstance(index, dict) else ' is no object'}"
+        return f".index{_file_fault(index, '') if isinstance(index, dict) else ' must be an object'}"
     # Earlier folders do not have the smallest.
     for name in ("largest", "smallest") if "smallest" in split else ("largest",):
         sides = split.get(name)
         if not isinstance(sides, dict) or not all(_count(sides.get(side)) for side in ("width", "height")):
-            return f".{name} is no width and height"
+            return f".{name} must have width and height"
     if tables and "table" in split:
         table = split["table"]
         if not isinstance(table, dict) or _file_fault(table, ""):
-            return f".table{_file_fault(table, '') if isinstance(table, dict) else ' is no object'}"
-        return "" if _count(table.get("shards")) else ".table.shards is no count"
+            return f".table{_file_fault(table, '') if isinstance(table, dict) else ' must be an object'}"
+        return "" if _count(table.get("shards")) else ".table.shards must be a non-negative integer"
     if not isinstance(shards, list):
-        return ".shards is no list"
+        return ".shards must be a list"
     for number, shard in enumerate(shards):
-        fault = _file_fault(shard, "idx_") if isinstance(shard, dict) else " is no object"
+        fault = _file_fault(shard, "idx_") if isinstance(shard, dict) else " must be an object"
         if not fault and not _count(shard.get("samples")):
-            fault = ".samples is no count"
+            fault = ".samples must be a non-negative integer"
         if fault:
             return f".shards[{number}]{fault}"
     if sum(shard["samples"] for shard in shards) != split["samples"]:
@@ -74,10 +74,10 @@ def _file_fault(entry: dict[str, Any], other: str) -> str:
         return f".file is {name!r}, expected SPLIT/NAME.tar or .npy"
     for prefix in ("", other):
         if not _count(entry.get(f"{prefix}bytes")):
-            return f".{prefix}bytes is no count"
+            return f".{prefix}bytes must be a non-negative integer"
         digest = entry.get(f"{prefix}sha256")
         if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
-            return f".{prefix}sha256 is no digest"
+            return f".{prefix}sha256 must be 64 hexadecimal digits"
     return ""
 
 

@@ -1,8 +1,8 @@
-"""The rows of a sample index, read as they are asked for.
+"""The rows of a sample index, read on demand.
 
-The index of ten billion samples has 400 GB. PagedIndex are read in pages with pread, and not mapped: a
-mapped file that somebody truncates ends the process by a signal. Every page is looked over when it
-is read, so that a wrong label is named and never reaches a loss.
+The index of ten billion samples has 400 GB. Rows are read in pages with pread, not mapped: a
+truncated mapping kills the process with SIGBUS. Each page is validated on read, so that a wrong label
+is reported and never reaches a loss.
 """
 
 import os
@@ -30,7 +30,7 @@ class PagedIndex:
 
     Args:
         path: of the .npy file. dtype, count: of its rows. offset: bytes before the first one.
-        fault: names what is wrong with some rows, "" if nothing is.
+        fault: describes what is wrong with some rows; "" if nothing.
 
     Raises:
         UserError: (when rows are read) the file is shorter than it was, cannot be read, or
@@ -129,7 +129,7 @@ class PagedIndex:
     def _gather_many(
         self, ids: NDArray[np.int64], pages: NDArray[np.int64], wanted: NDArray[np.int64]
     ) -> NDArray[np.void]:
-        """PagedIndex of more pages than are kept."""
+        """Rows of more pages than are kept."""
         found = np.empty(ids.shape, self.dtype)
         for start in range(0, len(wanted), len(self._page_in)):
             some = wanted[start : start + len(self._page_in)]
@@ -139,7 +139,7 @@ class PagedIndex:
         return found
 
     def _load(self, wanted: NDArray[np.int64]) -> None:
-        """Have all these pages in slots; the oldest of the others make room."""
+        """Load all these pages into slots; the oldest others are evicted."""
         needed = set(wanted.tolist())
         for page in wanted[self._slot_of[wanted] < 0].tolist():
             while (old := int(self._page_in[self._hand])) in needed:
@@ -170,7 +170,7 @@ class PagedIndex:
             done = retry_transient(read, self._close)
         except OSError as error:
             raise UserError(
-                f"{self.path}: cannot be read ({error.strerror or error}); mend that, or copy it again"
+                f"{self.path}: cannot be read ({error.strerror or error}); fix that, or copy it again"
             ) from None
         if done < len(buffer):
             size = os.fstat(self._descriptor).st_size

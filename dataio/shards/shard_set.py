@@ -18,7 +18,7 @@ from dataio.shards.paged_index import PagedIndex
 from dataio.shards.shard_table import ShardTable, shard_counts
 from dataio.shards.tar_reader import TAR_BLOCK, DamagedSample, TarReader, Unreadable, check_shard_file
 
-_LOOKED_AT = 1 << 22  # rows that are looked at when a set is opened; those of a larger one when they are read
+_CHECKED_ON_OPEN = 1 << 22  # rows: a larger index is validated page by page as it is read
 
 
 class ShardSet:
@@ -26,10 +26,10 @@ class ShardSet:
 
     A sample id is a row of the split's index (of the selected rows, where `subsets` or
     `generators` select; photographs belong to every selection of generators). The label
-    spaces are the folder's, whatever is selected. Opening checks the size of every tar and
-    index against the manifest, and with `verify` their SHA-256, so that a stale or truncated file is named before the
-    first step instead of yielding garbage at hour ten. Of a set so large that its shards stand in a table, a
-    tar is checked when it is first opened instead: two million looks at a file system take minutes.
+    spaces are always the folder's. Opening checks the size of every tar and
+    index against the manifest, and with `verify` their SHA-256, so that a stale or truncated file is
+    reported before the first step. Where the shards are in a table, a tar is checked when it is first
+    opened instead: two million stat calls take minutes.
 
     Attributes:
         rows: structured array [N] of dtype SAMPLE.
@@ -70,10 +70,10 @@ class ShardSet:
             chosen = f" in subsets {', '.join(subsets)}" if subsets else ""
             chosen += f" of generators {', '.join(generators)}" if generators else ""
             raise UserError(
-                f"{folder}: the {split} split has no samples{chosen}; choose another --split or shard more"
+                f"{folder}: the {split} split has no samples{chosen}; choose another split or shard more"
             )
         self.rows: PagedIndex | NDArray[np.void] = rows
-        # The whole split's stand in the manifest: no look at every row of a large index.
+        # The manifest has the counts of the whole split; a large index need not be read.
         self.shard_sizes = (
             shard_counts(self.shards, "samples")
             if self._whole
@@ -106,13 +106,13 @@ class ShardSet:
         return [0, *(known.index(name) for name in generators)]
 
     def _check_files(self, entry: dict[str, Any], verify: bool) -> None:
-        wanted = [(entry["index"]["file"], entry["index"]["bytes"], entry["index"]["sha256"])]
+        files = [(entry["index"]["file"], entry["index"]["bytes"], entry["index"]["sha256"])]
         for shard in self.shards if verify or not self._tabled else ():
-            wanted.append((shard["file"], shard["bytes"], shard["sha256"]))
-            wanted.append(
+            files.append((shard["file"], shard["bytes"], shard["sha256"]))
+            files.append(
                 (str(Path(shard["file"]).with_suffix(".idx")), shard["idx_bytes"], shard["idx_sha256"])
             )
-        for name, size, digest in wanted:
+        for name, size, digest in files:
             path = self.folder / name
             check_shard_file(path, size)
             if verify and sha256_of(path) != digest:
@@ -145,7 +145,7 @@ class ShardSet:
             objects=len(self.labels.objects),
         )
         opened = PagedIndex(path, SAMPLE, len(rows), rows.offset, fault)
-        if len(rows) <= _LOOKED_AT:
+        if len(rows) <= _CHECKED_ON_OPEN:
             for _ in opened.chunks():
                 pass
         return opened
@@ -154,7 +154,7 @@ class ShardSet:
         return len(self.rows)
 
     def objects_alike(self) -> bool | None:
-        """Whether every sample's object is known (True) or no one's (False), by the manifest; None: mixed."""
+        """Whether the object is known of all samples (True) or of none (False), by the manifest; None: mixed."""
         entry = self.manifest["splits"][self.split]
         known = entry.get("objects_known") if self._whole else None
         return {0: False, entry["samples"]: True}.get(known) if isinstance(known, int) else None
@@ -163,7 +163,7 @@ class ShardSet:
         """(smallest width, largest width, smallest height, largest height), pixels."""
         entry = self.manifest["splits"][self.split]
         if self._whole and "smallest" in entry:
-            low, high = entry["smallest"], entry["largest"]  # no look at every row
+            low, high = entry["smallest"], entry["largest"]  # no need to read every row
             return low["width"], high["width"], low["height"], high["height"]
         width, height = self.rows["width"], self.rows["height"]
         return int(width.min()), int(width.max()), int(height.min()), int(height.max())
@@ -182,7 +182,7 @@ class ShardSet:
         """The encoded bytes of one image, uint8 [size].
 
         Raises:
-            DamagedSample: they cannot be read, or another file lies there than the index says.
+            DamagedSample: they cannot be read, or the tar has another file there.
         """
         row = self.rows[sample_id]
         try:
@@ -199,13 +199,13 @@ class ShardSet:
         """
         rows = self.rows[ids]
         columns = (rows[name].tolist() for name in ("shard", "key", "offset", "size"))
-        found = []
+        images = []
         for place, where in enumerate(zip(*columns, strict=True)):
             try:
-                found.append(self.tars.view(*where))
+                images.append(self.tars.view(*where))
             except Unreadable as error:
                 raise self.damaged(int(ids[place]), str(error)) from None
-        return found
+        return images
 
     def about(self, sample_id: int) -> dict[str, Any]:
         """A sample's JSON: generator, object, source (its path under the layout's root).
@@ -219,12 +219,12 @@ class ShardSet:
         try:
             block = self.tars.read(int(row["shard"]), header, TAR_BLOCK)
             info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-            told = json.loads(
+            record = json.loads(
                 self.tars.member(int(row["shard"]), int(row["key"]), header + TAR_BLOCK, info.size)
             )
-            if not isinstance(told, dict):
-                raise ValueError("no object")
-            return told
+            if not isinstance(record, dict):
+                raise ValueError("not an object")
+            return record
         except (Unreadable, tarfile.TarError, ValueError, RecursionError) as error:
             place = self.describe(sample_id)
             raise DamagedSample(
@@ -237,7 +237,7 @@ class ShardSet:
         return f"{self.folder / self.shards[int(row['shard'])]['file']} key {int(row['key']):09d}"
 
     def damaged(self, sample_id: int, reason: str) -> DamagedSample:
-        """The error that says all of a damaged sample: shard, key, offset, its source where that is known."""
+        """The error that describes a damaged sample: shard, key, offset, and its source if known."""
         try:
             source = str(self.about(sample_id).get("source", ""))
         except DamagedSample:

@@ -1,4 +1,4 @@
-"""The list of a split's shards as a binary table, for sets of so many that JSON is too slow.
+"""A split's list of shards as a binary table, where there are too many for JSON.
 
 A million shards are several hundred MB of JSON, which every process would parse. As a table they
 are 92 MB, read and hashed in a fraction of a second. `manifest.json` names the table with its size
@@ -33,14 +33,14 @@ _AT_ONCE = 1 << 16  # entries turned into text together
 
 
 class ShardTable(Sequence[dict[str, Any]]):
-    """The shards of a split, read from its table when first looked at.
+    """The shards of a split, read from its table on first access.
 
     Args:
         folder: of the shards. entry: the manifest's `table`: file, bytes, sha256 and shards (how many).
         samples: of the split, which the shards' must add up to.
 
     Raises:
-        UserError: (at the first look) the table is missing, changed, or not what the manifest says.
+        UserError: (on first access) the table is missing, changed, or not what the manifest says.
     """
 
     def __init__(self, folder: Path, entry: dict[str, Any], samples: int) -> None:
@@ -70,14 +70,14 @@ class ShardTable(Sequence[dict[str, Any]]):
         if hashlib.sha256(raw).hexdigest() != self._entry["sha256"]:
             raise UserError(f"{self.path}: its SHA-256 is not the manifest's: changed; {hint}")
         begin = len(raw) - self._entry["shards"] * ENTRY.itemsize
-        # Whoever wrote it, only this header is accepted: nothing is parsed.
+        # Only exactly this header is accepted; nothing is parsed.
         if begin < 0 or raw[:begin] != table_header(self._entry["shards"]):
             raise UserError(f"{self.path}: not a table of {self._entry['shards']} shards; {hint}")
         found = np.frombuffer(raw, ENTRY, offset=begin)
         for name in ("samples", "bytes", "idx_bytes"):
             largest = int(found[name].max()) if len(found) else 0
             if largest >= 2**63 // max(1, len(found)):
-                raise UserError(f"{self.path}: {name} is {largest}, which is no count; {hint}")
+                raise UserError(f"{self.path}: {name} is {largest}, expected a non-negative count; {hint}")
         if int(found["samples"].sum()) != self._samples:
             raise UserError(f"{self.path}: its samples are not the sum that the manifest says; {hint}")
         return found
@@ -99,7 +99,7 @@ class ShardTable(Sequence[dict[str, Any]]):
 
 
 def described(split: str, entry: Any) -> dict[str, Any]:
-    """An entry of a table as it would stand in manifest.json."""
+    """An entry of a table as a dict of manifest.json."""
     return {
         "file": f"{split}/{int(entry['number']):06d}.tar",
         "samples": int(entry["samples"]),
@@ -111,7 +111,7 @@ def described(split: str, entry: Any) -> dict[str, Any]:
 
 
 def table_header(shards: int) -> bytes:
-    """What a .npy file of this many entries begins with."""
+    """The header of a .npy file of this many entries."""
     stream = io.BytesIO()
     np.lib.format.write_array_header_1_0(
         stream, {"descr": np.lib.format.dtype_to_descr(ENTRY), "fortran_order": False, "shape": (shards,)}

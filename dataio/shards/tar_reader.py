@@ -1,7 +1,7 @@
-"""Reading samples' bytes out of a set of tars: the one place where a disk can fail a run.
+"""Reading samples' bytes out of a set of tars: the place where a failing disk shows.
 
-TarReader are read with pread and not mapped: a mapped file whose disk fails, or that somebody
-truncates, ends the process by a signal; a read says which file and why.
+Tars are read with pread, not mapped: when a disk fails or a file is truncated, a mapping kills the
+process with SIGBUS, while a read raises an error that names the file.
 """
 
 import errno
@@ -23,7 +23,7 @@ from dataio.shards.shard_table import shard_counts
 
 TAR_BLOCK = 512  # of a tar
 _OPEN_TARS = 256  # at a time; the order touches only a window of shards
-# What passes on network file systems: a glitch, a server that restarted, a handle gone stale.
+# Errors that pass on network file systems: a glitch, a restarted server, a stale handle.
 TRANSIENT_ERRNOS = (errno.EIO, errno.ESTALE, errno.EAGAIN, errno.ETIMEDOUT)
 _PAUSES = (0.1, 0.5, 2.0)  # seconds before each further try
 _WHOLE = 64 << 20  # bytes of tars kept in memory
@@ -36,14 +36,14 @@ Read = TypeVar("Read")
 
 
 class Unreadable(Exception):
-    """Bytes cannot be had, or are not what was written; the message is the reason."""
+    """Bytes cannot be read, or differ from those written; the message is the reason."""
 
 
 class DamagedSample(UserError):
-    """A sample whose bytes cannot be had, or are not those that were written.
+    """A sample whose bytes cannot be read, or differ from those written.
 
     Attributes:
-        reason: what is wrong with it, without its place. source: the path it was made from, "" if unknown.
+        reason: what is wrong, without the location. source: the path it was made from, "" if unknown.
     """
 
     def __init__(self, message: str, reason: str, source: str = "") -> None:
@@ -52,10 +52,10 @@ class DamagedSample(UserError):
 
 
 def retry_transient(read: Callable[[], Read], again: Callable[[], None]) -> Read:
-    """What `read` returns; where it fails with what passes, `again` is called and it is tried again.
+    """The result of `read`; after a transient error, call `again` and retry.
 
     Raises:
-        OSError: it goes on failing, or with what does not pass.
+        OSError: the error is not transient, or all retries failed.
     """
     pauses = list(_PAUSES)
     while True:
@@ -85,7 +85,7 @@ def safe_members(archive: tarfile.TarFile, name: str | Path) -> Iterator[tarfile
 
     Raises:
         UserError: a member is a link, a device or the like, or its name leads out of the
-            tar: nothing that makes data sets writes such, so the whole tar is refused.
+            tar: no tool for data sets writes such members, so the whole tar is refused.
     """
     for member in archive:
         if member.name.startswith("/") or ".." in member.name.split("/"):
@@ -96,7 +96,7 @@ def safe_members(archive: tarfile.TarFile, name: str | Path) -> Iterator[tarfile
             if member.isreg():
                 yield member
             continue
-        raise UserError(f"{name}: member {member.name!r} {trouble}; this is no safe tar, make it anew")
+        raise UserError(f"{name}: member {member.name!r} {trouble}; unsafe tar, make it again")
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""What an image file says of its own origin; anybody can write or strip it, so it is no score.
+"""What an image file says of its own origin; anybody can write or strip it, so it does not affect the score.
 
 Two sources: the IPTC property DigitalSourceType in the XMP packet (IPTC Photo Metadata
 Standard; vocabulary at http://cv.iptc.org/newscodes/digitalsourcetype/), and C2PA manifests,

@@ -79,7 +79,7 @@ def test_policies_survive_json_and_unknown_ones_are_refused():
     policy = CodecPolicy(preset="default", resize="shortest", history={"90:2": 3})
     assert CodecPolicy.from_dict(policy.to_dict()) == policy
     for name, size in (("best", None), ("keep", 64), ("default", 3)):
-        with pytest.raises(UserError, match=r"--codec\.(preset|size)"):
+        with pytest.raises(UserError, match=r"codec\.(preset|size)"):
             preset_policy(name, size)
 
 

@@ -53,9 +53,9 @@ def test_damage_is_found_and_said():
     good = encoded("JPEG")
     frame, tables, scan = (segment(good, marker) for marker in (0xC0, 0xDB, 0xDA))
     for bad, told in (
-        (bytes(len(good)), "no image format"),
-        (b"", "no image format"),
-        (encoded("PNG")[:20], "no image format"),
+        (bytes(len(good)), "not a readable image format"),
+        (b"", "not a readable image format"),
+        (encoded("PNG")[:20], "not a readable image format"),
         (good[: scan + 5], "ends in its header"),
         (good[:3], "ends in its header"),
         (changed(good, tables, bytes(40)), f"no JPEG marker at byte {tables}"),
@@ -101,7 +101,7 @@ def test_in_a_large_batch_damage_is_named_and_left_out(copy, tmp_path):
     shards = ShardSet(copy, "train")
     with pytest.raises(
         UserError,
-        match=rf"key {int(shards.rows[5]['key']):09d} .*: not a decodable image, .* \(no image format",
+        match=rf"key {int(shards.rows[5]['key']):09d} .*: not a decodable image, .* \(not a readable image format",
     ):
         load(shards)
     quarantine = Quarantine(shards, tmp_path / "list.jsonl", 0.1)

@@ -125,7 +125,7 @@ BAD = {
     ),
     "missing": (
         HEAD + "0.jpg,nature,\n9.jpg,nature,\n",
-        r"1 are not under .*9\.jpg \(line 3\).*--skip-unknown",
+        r"1 of its files are not under .*9\.jpg \(line 3\).*skip_unknown",
     ),
     "a line after a blank one": (HEAD + "\n0.jpg,nature,\n\n9.jpg,,\n", r"line 5: generator is empty"),
     "a group in two splits": (
@@ -146,7 +146,7 @@ def test_bad_manifests_are_one_line_that_names_file_and_line(tmp_path, case):
 
 def test_missing_files_are_counted_ten_are_named_or_they_are_set_aside(tmp_path):
     source = write(tmp_path, rows(30), 5)
-    with pytest.raises(UserError, match="25 are not under") as error:
+    with pytest.raises(UserError, match="25 of its files are not under") as error:
         list(open_layout("manifest", source).records())
     assert str(error.value).count("(line ") == 10
     layout = open_layout("manifest", source, skip_unknown=True)

@@ -124,7 +124,7 @@ def entries_with(name, value):
         (lambda entries: np.zeros(3), "not a table of"),
         (lambda entries: entries[::-1].astype(ENTRY.newbyteorder(">")), "not a table of"),
         (entries_with("samples", 1000), "its samples are not the sum"),
-        (entries_with("bytes", 2**64 - 1), "bytes is 18446744073709551615, which is no count"),
+        (entries_with("bytes", 2**64 - 1), "bytes is 18446744073709551615, expected a non-negative count"),
     ],
 )
 def test_a_table_that_is_none_is_refused_even_where_its_hash_was_made_to_fit(copy, change, told):
@@ -165,7 +165,7 @@ def test_a_damaged_shard_is_named_as_ever_when_it_is_first_opened(copy, tmp_path
 
 def test_only_version_2_has_tables_and_later_ones_are_refused(copy):
     change_manifest(copy, lambda manifest: manifest.update(version=1))
-    with pytest.raises(UserError, match=r"splits\.train\.shards is no list"):
+    with pytest.raises(UserError, match=r"splits\.train\.shards must be a list"):
         ShardSet(copy, "train")
     for version in (3, True, "2", None, [1]):
         change_manifest(copy, lambda manifest, version=version: manifest.update(version=version))
