@@ -26,7 +26,7 @@ def test_two_processes_are_stopped_by_a_signal_and_continue(command, repo_root):
     process = subprocess.Popen(
         words, cwd=repo_root, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
-    wait_until(lambda: any(line["step"] >= 1 for line in lines(folder)), 200, "step 1")
+    wait_until(lambda: any(line["step"] >= 1 for line in lines(folder)), 280, "step 1")
     process.send_signal(signal.SIGTERM)
     assert b"Traceback" not in process.communicate(timeout=100)[1] and process.returncode == 75
     assert outcome(folder)["code"] == 75
