@@ -84,6 +84,9 @@ def _docstring(text: str, language: str = "bash") -> str:
                 lines[-2:] = ["", code, "```", ""]
             else:
                 lines += [f"```{language}", code, "```", ""]
+        elif ":\n  " in block:
+            first, names = block.split("\n", 1)
+            lines += [first, "", *(f"* {line}" for line in textwrap.dedent(names).splitlines()), ""]
         else:
             lines += [block, ""]
     return "\n".join(lines)
