@@ -1,4 +1,4 @@
-"""The images a detector is surest of, rightly and wrongly, and those it leaves undecided, with maps."""
+"""A gallery of a detector's surest right and wrong verdicts and of undecided images, with maps."""
 
 import base64
 import io
@@ -52,8 +52,8 @@ class GalleryItem:
             not calibrated, object "" where unknown.
         outcome: of the verdict real or fake; the right verdict may name the wrong generator.
         picture: uint8 [S, S, 3], as the detector sees the image.
-        heat: float32 [S, S] in [0, 1], what speaks for the verdict; zero everywhere where
-            nothing does; None where there is no map.
+        heat: float32 [S, S] in [0, 1], the evidence for the verdict; all zero without any; None
+            without a map.
         overlay: uint8 [S, S, 3], the heat over the picture; None where there is no map.
         fake: the verdict that the map explains; of an undecided image the likelier one.
         layer: the layer of the map, by its name in the backbone; "" where there is none.
@@ -117,7 +117,7 @@ def _verdicts(
 def build_gallery(
     table: pa.Table, data: str, split: str, checkpoint: str, *, per_outcome: int = 2, cam: bool = True
 ) -> list[GalleryItem]:
-    """Choose the images, load them by evaluation's own path, and map where the detector looks.
+    """Choose the images, load them by evaluation's own path, and make their maps.
 
     Only the chosen images are decoded.
 

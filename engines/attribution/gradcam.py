@@ -1,8 +1,8 @@
-"""Where a detector looks: Grad-CAM of a class's score, by pytorch-grad-cam.
+"""Grad-CAM of a class's score, by pytorch-grad-cam.
 
 Selvaraju et al., "Grad-CAM" (2017): a layer's channels, weighted by the spatial means of
-the score's gradients, summed, and cut at zero. The score is a logit and never the loss,
-which falls where the score rises and so turns the map inside out.
+the score's gradients, summed, and clipped at zero. The score is a logit and not the loss, whose
+gradient has the opposite sign and would invert the map.
 """
 
 import re
@@ -35,7 +35,7 @@ class GradCamMaps:
 
     Attributes:
         heat: float32 [N, H, W] in [0, 1], each map divided by its maximum; zero everywhere
-            where nothing speaks for the class.
+            where there is no evidence for the class.
         layer: the layer it was made at, by its name in the backbone.
         size: height and width of that layer's map, pixels.
     """
@@ -91,17 +91,16 @@ def grad_cams(
     stage: str = "",
     batch: int = 8,
 ) -> GradCamMaps:
-    """How much each place speaks for a class.
+    """Maps of the evidence for a class.
 
-    The model is left as it was: its mode, its running statistics, its gradients and which
-    of its parameters have any.
+    The model's mode, running statistics, gradients and `requires_grad` flags are restored.
 
     Args:
-        model: is run in evaluation mode. images: float [N, 3, H, W], normalised.
+        model: is run in evaluation mode. images: float [N, 3, H, W], normalized.
         scores: what is explained, for all images alike or one for each.
         stage: a stage of the backbone such as "layer3"; empty takes the last one whose map
             is larger than one pixel, or the last such convolution where there are no stages.
-        batch: images at a time, for the memory's sake.
+        batch: images at a time; limits memory.
 
     Raises:
         UserError: no such stage, its map is a single pixel, a backbone without
@@ -123,10 +122,10 @@ def grad_cams(
 
 
 def grad_cam(model: DualHead, image: torch.Tensor, *, fake: bool) -> NDArray[np.float32]:
-    """How much each place speaks for the verdict: float32 [H, W] in [0, 1].
+    """Map of the evidence for the verdict: float32 [H, W] in [0, 1].
 
     Args:
-        image: float [1, 3, H, W], normalised. fake: the verdict. See `grad_cams`.
+        image: float [1, 3, H, W], normalized. fake: the verdict. See `grad_cams`.
     """
     return grad_cams(model, image, verdict_score(fake)).heat[0]
 
@@ -165,14 +164,14 @@ class _Rows(nn.Module):
         return list(zip(*self.model(image), strict=True))
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Nothing: pytorch-grad-cam calls it, and gradients of a training in progress must stay."""
+        """Do nothing: pytorch-grad-cam calls it, and a training's gradients must stay."""
 
 
 class _RawGradCAM(GradCAM):
-    """Keeps the map as it is defined.
+    """Keeps the map as the paper defines it.
 
-    The library's own scaling subtracts the minimum, so that a class with evidence
-    everywhere would look like one with evidence nowhere.
+    The library's own scaling subtracts the minimum, which would show evidence
+    everywhere as evidence nowhere.
     """
 
     raw: NDArray[np.float32]
