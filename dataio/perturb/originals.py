@@ -23,7 +23,7 @@ class KeptSource(Source):
         preset = self._shards().manifest["codec"]["preset"]
         if preset != "keep":
             raise UserError(
-                f"codec preset is {preset}, so the originals are gone; give shards written with codec preset "
+                f"its codec preset is {preset}, so the originals are gone; give shards written with codec preset "
                 "keep, or a layout and its source",
                 field="shards",
                 value=folder,
