@@ -1,6 +1,6 @@
 """Attribution maps: where a detector finds evidence, and whether the maps mean anything.
 
-gradcam.grad_cams             Grad-CAM of a verdict, a generator or an object
-gallery.build_gallery         the images a detector is surest of, with maps
-faithfulness                  deletion and insertion, compared with random maps
+* `gradcam.grad_cams`: Grad-CAM of a verdict, a generator or an object
+* `gallery.build_gallery`: the images a detector is surest of, with maps
+* `faithfulness`: deletion and insertion, compared with random maps
 """

@@ -3,8 +3,8 @@
 Container and pixel features of a stratified sample, cross-validated probes on them, duplicates,
 class balance, the order of labels, and a verdict (pass, warn or fail) with reasons.
 
-    audit.run_audit      audit a layout or shards and write the result
-    audit.AuditSettings  sample, seed, splits, workers
-    gate.audit_line      the audit that lies beside shards, as training checks it
-    verdict.format_audit an audit as plain text
+* `audit.run_audit`: audit a layout or shards and write the result
+* `audit.AuditSettings`: sample, seed, splits, workers
+* `gate.audit_line`: the audit that lies beside shards, as training checks it
+* `verdict.format_audit`: an audit as plain text
 """
