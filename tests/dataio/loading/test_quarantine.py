@@ -132,7 +132,7 @@ def test_what_is_left_out_is_the_same_for_any_number_of_processes_and_after_a_re
     assert all(entry["shard"].startswith("train/") and entry["source"] for entry in listed[:1])
 
 
-def test_a_quarantine_is_respected_where_the_shard_was_mended(tiny_shards, copy, tmp_path):
+def test_a_quarantine_is_respected_where_the_shard_was_repaired(tiny_shards, copy, tmp_path):
     (sample_id,) = first_ids(copy, 3)
     overwrite(copy, sample_id, "bytes")
     damaged = load(*opened(copy, tmp_path / "list.jsonl"))

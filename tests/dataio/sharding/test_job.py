@@ -300,7 +300,7 @@ def test_genimage_mini(shared_data, tmp_path):
     assert verify_shards(tmp_path / "out") == (413, [])
 
 
-def test_a_broken_file_of_the_release_is_recognised_when_rejected_and_kept_when_mended(tmp_path):
+def test_a_broken_file_of_the_release_is_recognised_when_rejected_and_kept_when_repaired(tmp_path):
     names = ["033_sdv4_00134", "033_sdv4_00137", "033_sdv4_00135", "033_sdv4_00136"]
     images = tmp_path / "stable_diffusion_v_1_4" / "train" / "ai"
     images.mkdir(parents=True)
