@@ -7,9 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from dataio.core.log import log_to_console
 from tests.support import write_tiny_shards
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _messages() -> None:
+    """Show the library's messages as the commands do, so that tests can read them."""
+    log_to_console()
 
 
 @pytest.fixture(scope="session")

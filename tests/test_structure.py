@@ -117,6 +117,22 @@ def _public_names(file: Path) -> set[str]:
     return {name for name in names if not name.startswith("_")}
 
 
+def test_the_library_logs_and_does_not_print(repo_root):
+    # Exit lines and errors of commands; a command's own product, row by row; the benchmark's tables.
+    printing = {
+        "dataio/core/log.py",
+        "engines/runtime/command.py",
+        "engines/predict/predict.py",
+        "engines/benchmark/session.py",
+    }
+    for package in ("dataio", "models", "engines"):
+        for file in (repo_root / package).rglob("*.py"):
+            name = file.relative_to(repo_root).as_posix()
+            calls = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
+            prints = [c.lineno for c in calls if isinstance(c.func, ast.Name) and c.func.id == "print"]
+            assert not prints or name in printing, f"{name}:{prints[0]}: use dataio.core.log"
+
+
 def test_a_public_name_has_one_meaning(repo_root):
     places = defaultdict(list)
     for package in PACKAGES:

@@ -3,11 +3,12 @@
 import errno
 import fcntl
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+from dataio.core.log import log, progress
 
 # What flock says where a file system has none (NFS without lockd, Lustre without -o flock).
 _NO_LOCKS = (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK)
@@ -35,15 +36,14 @@ def locked(path: Path, *, shared: bool = False, wait: str = "") -> Iterator[IO[s
             except BlockingIOError:
                 if not wait:
                     raise
-                print(wait, file=sys.stderr, flush=True)
+                progress.info(wait)
                 fcntl.flock(file, how)
             except OSError as error:
                 if error.errno not in _NO_LOCKS:
                     raise
-                print(
-                    f"warning: {path.parent}: this file system has no file locks ({error.strerror}): "
-                    "start no task twice, and the first one before the others",
-                    file=sys.stderr,
+                log.warning(
+                    f"{path.parent}: this file system has no file locks ({error.strerror}): "
+                    "start no task twice, and the first one before the others"
                 )
                 yield file
                 return

@@ -5,6 +5,8 @@ import time
 
 from tqdm import tqdm
 
+from dataio.core.log import progress
+
 
 class ProgressBar:
     """A bar on a terminal, a line every 30 seconds in a log."""
@@ -22,7 +24,7 @@ class ProgressBar:
             self._bar.update(count)
         elif not self._quiet and time.monotonic() - self._spoke > 30:
             self._spoke = time.monotonic()
-            print(f"{self._done}/{self._total} images {self._what}", file=sys.stderr, flush=True)
+            progress.info(f"{self._done}/{self._total} images {self._what}")
 
     def close(self) -> None:
         if self._bar is not None:

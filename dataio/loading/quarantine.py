@@ -14,7 +14,6 @@ the same samples even if the shard was repaired meanwhile.
 import json
 import math
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ import numpy as np
 
 from dataio.core.counter_rng import PURPOSE_SUBSTITUTE, hash64
 from dataio.core.errors import UserError
+from dataio.core.log import log
 from dataio.shards.shard_set import ShardSet
 from dataio.shards.tar_reader import DamagedSample
 
@@ -76,11 +76,7 @@ class Quarantine:
                 f"{error}. {len(self.ids)} samples of the {self._shards.split} split are damaged by now, and "
                 f"data.damaged_cap allows {self.allowed}; repair the shards, or raise it ({self.path} lists them)"
             )
-        print(
-            f"warning: {error}. It is left out ({len(self.ids)} of at most {self.allowed}, see {self.path})",
-            file=sys.stderr,
-            flush=True,
-        )
+        log.warning(f"{error}. It is left out ({len(self.ids)} of at most {self.allowed}, see {self.path})")
 
     def _append(self, sample_id: int, error: DamagedSample) -> None:
         row = self._shards.rows[sample_id]

@@ -15,7 +15,6 @@ import errno
 import fcntl
 import hashlib
 import os
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -27,6 +26,7 @@ from typing import Any
 from dataio.core.atomic import sync_folder
 from dataio.core.errors import UserError
 from dataio.core.locks import locked
+from dataio.core.log import log
 
 _CHUNK = 4 << 20  # bytes copied at a time
 _EXTRA = 32  # shards held beyond the plan, for orders that announce none
@@ -305,7 +305,7 @@ class ShardCache:
 
     def _say(self, text: str) -> None:
         if text not in self._said and os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"warning: data.cache_dir {self.folder}: {text}", file=sys.stderr, flush=True)
+            log.warning(f"data.cache_dir {self.folder}: {text}")
         self._said.add(text)
 
 

@@ -6,7 +6,6 @@ is a programming error, and is raised by the next call.
 """
 
 import contextlib
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 
 from dataio.core.errors import UserError, reason_of
+from dataio.core.log import log
 from engines.checkpoint import files as checkpoints
 from engines.checkpoint.files import CheckpointFolder
 from engines.runtime import fault_injection as faults
@@ -136,9 +136,7 @@ def _warn_on_disk_error(saver: Saver, path: Path) -> Iterator[None]:
         saver.failed = ""
     except OSError as error:
         saver.failed = f"{path}: could not be written ({reason_of(error)})"
-        print(
-            f"WARNING: {saver.failed}. Training goes on and the next save tries again; until then a kill "
-            f"falls back to {saver._newest()}",
-            file=sys.stderr,
-            flush=True,
+        log.warning(
+            f"{saver.failed}. Training goes on and the next save tries again; until then a kill "
+            f"falls back to {saver._newest()}"
         )

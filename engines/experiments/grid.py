@@ -24,6 +24,7 @@ import yaml
 
 from dataio.core.atomic import write_text
 from dataio.core.errors import UserError, one_line
+from dataio.core.log import log
 from dataio.core.parent_process import die_with_parent
 from engines.checkpoint.files import CheckpointFolder
 from engines.runtime.command import Stopped
@@ -124,10 +125,10 @@ def run_grid(
     """
     rows = []
     for number, combination in enumerate(combinations, start=1):
-        print(f"[{number}/{len(combinations)}] {combination.name}", flush=True)
+        log.info(f"[{number}/{len(combinations)}] {combination.name}")
         row = run_combination(combination, output / combination.name, flags, processes, split, weights)
         if row["failure"]:
-            print(f"  failed: {row['failure']}", flush=True)
+            log.info(f"  failed: {row['failure']}")
         rows.append(row)
         _write_table(output / "grid.csv", rows)
     return rows

@@ -22,6 +22,7 @@ from typing import Any
 from dataio.core.atomic import write_text
 from dataio.core.errors import UserError, one_line, reason_of
 from dataio.core.locks import locked
+from dataio.core.log import log
 from dataio.core.tasks import ArrayTask, check_settings
 from engines.config.protocol import FREE, Command
 from engines.experiments.protocol_cells import SHARDS, Cell, Protocol, open_protocol
@@ -134,14 +135,14 @@ def _run_cells(protocol: Protocol, folder: _Folder, cells: Sequence[Cell]) -> li
             # The lock is outside the cell's folder, which may be removed.
             with locked(folder.path / LOCKS / f"{cell.name}.lock"):
                 if folder.result(cell) is not None:
-                    print(f"{where}: already done", flush=True)
+                    log.info(f"{where}: already done")
                 else:
-                    print(where, flush=True)
+                    log.info(where)
                     _run_cell(protocol, folder, cell)
                 if not protocol.config.keep_shards:
                     shutil.rmtree(folder.cell(cell) / SHARDS, ignore_errors=True)
         except BlockingIOError:
-            print(f"{where}: another process is computing it", flush=True)
+            log.info(f"{where}: another process is computing it")
             busy.append(cell)
     return busy
 
@@ -162,7 +163,7 @@ def _run_cell(protocol: Protocol, folder: _Folder, cell: Cell) -> None:
         else:
             traceback.print_exc()
             message = f"{type(error).__name__}: {one_line(error)}"
-        print(f"  failed: {message}", flush=True)
+        log.info(f"  failed: {message}")
         _write(cell_folder / "failure.json", {"message": message})
         return
     _write(cell_folder / "result.json", {"name": cell.name, **cell.about, **result})
@@ -185,7 +186,7 @@ def _finish(protocol: Protocol, folder: _Folder) -> str:
     with _disk_errors(folder.path):
         write_text(folder.path / RESULT_TABLE, text + "\n")
     if undone:
-        print(text)
+        log.info(text)
         raise UserError(_failures(folder, undone, len(protocol.cells)))
     return f"{text}\n\nresults: {folder.path / RESULT}, {folder.path / RESULT_TABLE}"
 

@@ -16,6 +16,7 @@ from transformers import TrainingArguments
 
 from dataio.core.atomic import write_text
 from dataio.core.errors import UserError, as_user_error
+from dataio.core.log import log
 from engines.config.mlm import FinetuneConfig
 from engines.config.values import to_dict, to_yaml
 from engines.mlm import deepspeed_config as zero
@@ -315,14 +316,13 @@ def _say_start(
     batch = config.train.global_batch
     steps = config.train.steps or math.ceil(count // batch * config.train.epochs)
     kind = "published names" if source.published else "Hugging Face names"
-    print(
+    log.info(
         f"{config.run.dir}: DeepSpeed {zero_kind}, "
         f"{world.size} x {world.device.type}, {precision}\n"
         f"{source.folder} ({kind}): {learned:,} of {total:,} parameters learn (language {config.tune.language}, "
         f"connector {'full' if config.tune.connector else 'frozen'}, vision {config.tune.vision})\n"
         f"{count} conversations, {held} for validation; {steps} steps of {batch}"
-        + (f", the last {count % batch} of each epoch dropped" if count % batch else ""),
-        flush=True,
+        + (f", the last {count % batch} of each epoch dropped" if count % batch else "")
     )
 
 
@@ -330,5 +330,5 @@ def _say_end(losses: Sequence[float], chosen: Path, folder: Path) -> None:
     if losses:
         part = max(1, len(losses) // 10)
         first, last = sum(losses[:part]) / part, sum(losses[-part:]) / part
-        print(f"loss {first:.3f} at the start, {last:.3f} at the end")
-    print(f"model: {folder / 'model'} (from {chosen.name})", flush=True)
+        log.info(f"loss {first:.3f} at the start, {last:.3f} at the end")
+    log.info(f"model: {folder / 'model'} (from {chosen.name})")

@@ -10,6 +10,7 @@ import torch
 from peft import PeftModel
 from transformers import LlavaProcessor
 
+from dataio.core.log import log
 from engines.config.mlm import FinetuneConfig
 from engines.mlm.model import TORCH_DTYPES, merge_adapters
 from engines.mlm.trainer import load_unfrozen
@@ -61,8 +62,8 @@ def answer_benchmarks(config: FinetuneConfig, folder: Path, device: torch.device
     ):
         items = answer_benchmark(answerer, benchmark)
         metrics = score_answers(items)
-        print(f"\n{name}\n{vqa_summary(metrics)}")
-        print(f"results: {write_results(folder / 'vqa' / name, items, metrics)}", flush=True)
+        log.info(f"\n{name}\n{vqa_summary(metrics)}")
+        log.info(f"results: {write_results(folder / 'vqa' / name, items, metrics)}")
 
 
 def result_names(benchmarks: Sequence[str]) -> list[str]:

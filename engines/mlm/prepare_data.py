@@ -4,7 +4,6 @@ import csv
 import hashlib
 import io
 import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,13 +11,12 @@ from transformers import LlavaConfig, LlavaProcessor
 
 from dataio.core.atomic import write_text
 from dataio.core.errors import UserError
+from dataio.core.log import log
 from dataio.vqa.conversations import Conversation, Rejected, check_images, read_conversations
 from engines.config.mlm import FinetuneConfig
 from engines.mlm.dataset import ConversationDataset, hold_out, require_one_step, tokenize_conversations
 from engines.runtime.distributed import World, on_all_ranks, on_rank0
 from models.tinyllava.text import MARKERS
-
-logger = logging.getLogger(__name__)
 
 _SHOWN = 5  # rejected samples named in the message
 
@@ -33,7 +31,7 @@ def ensure_conversations(config: FinetuneConfig) -> None:
 
     shards = target.parent / "shards"
     if not (shards / "manifest.json").is_file():
-        print(f"drawing {generate.images} synthetic images of {generate.size} px into {shards}", flush=True)
+        log.info(f"drawing {generate.images} synthetic images of {generate.size} px into {shards}")
         make_synthetic_shards(shards, images=generate.images, size=generate.size, seed=generate.seed)
     images = {split: images_of_shards(shards, split) for split in ("train", "val", "test")}
     sizes = VqaSizes(
@@ -108,7 +106,7 @@ def report_rejected(rejected: Sequence[Rejected], config: FinetuneConfig, folder
             f"{config.data.conversations}: {len(rejected)} unusable samples: {reasons}{more}; fix them, or leave "
             "them out with data.skip_rejected: true"
         )
-    logger.warning("leaving out %d unusable samples: %s%s", len(rejected), reasons, more)
+    log.warning(f"leaving out {len(rejected)} unusable samples: {reasons}{more}")
 
 
 def conversations_digest(samples: Sequence[Conversation]) -> str:

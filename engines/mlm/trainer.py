@@ -14,6 +14,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from dataio.core.atomic import write_text
 from dataio.core.errors import UserError
+from dataio.core.log import log
 from engines.config.mlm import FinetuneConfig
 from engines.mlm.dataset import ConversationDataset, GlobalOrder
 from engines.mlm.model import mlm_parameter_groups
@@ -273,4 +274,4 @@ class RunCallback(TrainerCallback):
 
     def _say(self, text: str) -> None:
         if self.world.is_main:
-            print(text, flush=True)
+            log.info(text)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from dataio.core.errors import UserError
+from dataio.core.log import log_to_console
 
 EXIT_USER_ERROR = 2
 EXIT_RUN_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: "stopped, run me again"
@@ -35,6 +36,7 @@ def run_command(main: Callable[[], int | None], *, at_once: bool = False) -> NoR
     Args:
         at_once: use os._exit: library threads may abort during interpreter shutdown.
     """
+    log_to_console()
     try:
         code = main() or 0
         sys.stdout.flush()

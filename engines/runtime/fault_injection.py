@@ -13,13 +13,13 @@ import errno
 import math
 import os
 import signal
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from dataio.core.errors import UserError
+from dataio.core.log import progress
 
 if TYPE_CHECKING:
     import torch
@@ -116,7 +116,7 @@ def corrupt_logits(logits: "torch.Tensor", step: int) -> "torch.Tensor":
 
 
 def _strike(fault: Fault, step: int | None) -> None:
-    print(f"fault: {fault.kind} at {fault.point}, step {step}", file=sys.stderr, flush=True)
+    progress.info(f"fault: {fault.kind} at {fault.point}, step {step}")
     if fault.kind == "disk_full":
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if fault.kind == "raise":

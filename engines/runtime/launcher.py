@@ -13,18 +13,18 @@ from pathlib import Path
 from types import FrameType
 
 from dataio.core.errors import UserError
+from dataio.core.log import log
 from dataio.core.parent_process import die_with_parent
 from engines.runtime.command import EXIT_USER_ERROR
 from engines.runtime.exit_file import EXIT, read_exit
 
 _STOP = "stop"  # see engines.runtime.distributed.StopRequest
-# Set by torchrun, deepspeed and srun in the processes that they start.
-_RANK_VARIABLES = ("RANK", "WORLD_SIZE", "SLURM_PROCID")
 
 
 def under_launcher() -> bool:
     """Whether a launcher (torchrun, deepspeed or srun) has started this process as one of its ranks."""
-    return any(name in os.environ for name in _RANK_VARIABLES)
+    # SLURM_PROCID would not do: a batch script and an interactive shell have it too.
+    return "RANK" in os.environ or int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
 
 
 def count_processes(gpus: str, fits: Callable[[int], bool]) -> int:
@@ -42,7 +42,13 @@ def count_processes(gpus: str, fits: Callable[[int], bool]) -> int:
 
     available = torch.cuda.device_count()
     if gpus == "all":
-        return next((n for n in range(available, 1, -1) if fits(n)), 1)
+        count = next((n for n in range(available, 1, -1) if fits(n)), 1)
+        if count < available:
+            log.warning(
+                f"{count} of {available} GPUs are used: more of them cannot share train.global_batch evenly; "
+                "choose a multiple of train.micro_batch times the number of GPUs"
+            )
+        return count
     if int(gpus) > available:
         raise UserError(
             f"this machine has {available or 'no'} GPU{'s' if available > 1 else ''}; "

@@ -3,7 +3,6 @@
 import gzip
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 
 from dataio.core.atomic import write_with
 from dataio.core.errors import UserError
+from dataio.core.log import log
 from engines.runtime.distributed import World
 
 _REDUCES = re.compile(r"(gloo|nccl):all_?reduce")
@@ -68,7 +68,7 @@ class StepProfile:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_with(path, lambda temporary: _export(profiler, temporary))
         except OSError as error:
-            print(f"WARNING: {path}: could not be written ({error.strerror})", file=sys.stderr, flush=True)
+            log.warning(f"{path}: could not be written ({error.strerror})")
             return None
         return path
 

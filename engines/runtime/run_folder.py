@@ -3,13 +3,13 @@
 import fcntl
 import os
 import socket
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from dataio.core.errors import UserError, writing
+from dataio.core.log import log
 from engines.runtime.command import EXIT_USER_ERROR, reports_exit_in_file
 from engines.runtime.distributed import World, on_all_ranks, shutdown_distributed
 from engines.runtime.exit_file import EXIT, write_exit
@@ -45,7 +45,7 @@ def run_in_folder(folder: Path, world: World, run: Callable[[], Outcome]) -> int
         raise
     except LostRankError as error:
         outcome = Outcome(1, f"{error}; run the same command to continue")
-        print(f"error: {outcome.message}", file=sys.stderr, flush=True)
+        log.error(outcome.message)
     finally:
         if world.is_main and lock is not None:
             write_exit(folder, *outcome)

@@ -8,12 +8,12 @@ killed ten times equals that of an uninterrupted run (except for "perf").
 import contextlib
 import json
 import os
-import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from dataio.core.log import log
 from engines.runtime import fault_injection as faults
 
 
@@ -98,7 +98,7 @@ class RunLog:
         try:
             yield
         except Exception as error:
-            print(f"warning: {what} failed ({error}); going on without it", file=sys.stderr)
+            log.warning(f"{what} failed ({error}); going on without it")
             self._wandb = None
 
     def write(self, record: dict[str, Any], perf: dict[str, float] | None = None) -> None:
@@ -115,11 +115,8 @@ class RunLog:
             self._flush()
         except OSError as error:
             if not self._warned:
-                print(
-                    f"WARNING: metrics.jsonl: could not be written ({error.strerror}); its lines are kept and "
-                    "written later",
-                    file=sys.stderr,
-                    flush=True,
+                log.warning(
+                    f"metrics.jsonl: could not be written ({error.strerror}); its lines are kept and written later"
                 )
             self._warned = True
         if self._wandb is not None:

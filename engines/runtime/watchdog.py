@@ -17,7 +17,6 @@ import json
 import os
 import re
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from dataio.core.log import log
 from engines.runtime.distributed import World
 from engines.runtime.rendezvous import run_store
 
@@ -167,7 +167,7 @@ class HangWatchdog:
         self._over.wait(2 * self._interval)
         self._publish()
         message = self._hang_message()
-        print(f"error: {message}", file=sys.stderr, flush=True)
+        log.error(message)
         with contextlib.suppress(OSError, dist.DistError):
             self._on_hang(message)
             if self._store is not None:

@@ -3,14 +3,15 @@
 from pathlib import Path
 from typing import Any
 
+from dataio.core.log import log
 from engines.runtime.distributed import World
 from engines.train.trainer import Trainer
 
 
 def say(world: World, text: str) -> None:
-    """Print `text` on rank 0."""
+    """Log `text` on rank 0."""
     if world.is_main:
-        print(text, flush=True)
+        log.info(text)
 
 
 def start_lines(trainer: Trainer, resumed_from: int | None) -> list[str]:

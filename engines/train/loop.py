@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from dataio.core.atomic import write_text, write_with
 from dataio.core.errors import UserError
+from dataio.core.log import log
 from engines.audit.gate import audit_line
 from engines.checkpoint import files as checkpoints
 from engines.checkpoint.async_saver import Saver
@@ -61,7 +62,7 @@ def _train(config: Config, world: World, folder: Path) -> Outcome:
     on_rank0(world, lambda: ensure_shards(config))
     train_set, val_set = on_all_ranks(world, lambda: open_sets(config))
     audited = partial(audit_line, config.data.shards, required=config.data.require_audit)
-    on_rank0(world, lambda: print(audited(), flush=True))
+    on_rank0(world, lambda: log.info(audited()))
     store = checkpoints.CheckpointFolder(folder / "checkpoints", config.checkpoint.keep)
     state = on_all_ranks(world, lambda: find_state(config, world, store))
     if state is not None:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 
 from dataio.core.atomic import write_text
+from dataio.core.log import log
 from engines.config.detector import TrainConfig
 from engines.runtime.command import SharedError
 
@@ -110,7 +110,7 @@ class NonFinite:
             )
         if warn:
             count = f"{bad_step.skipped} of at most {self.cap} so far"
-            print(f"warning: {what}; skipped ({count}). {shown}", file=sys.stderr)
+            log.warning(f"{what}; skipped ({count}). {shown}")
 
 
 def is_bad(norm: torch.Tensor, losses: torch.Tensor, scaler: torch.amp.GradScaler) -> torch.Tensor:

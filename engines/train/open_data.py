@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from dataio.core.log import log
 from dataio.loading.quarantine import Quarantine
 from dataio.shards.local_cache import CacheOptions
 from dataio.shards.shard_set import ShardSet
@@ -15,10 +16,7 @@ def ensure_shards(config: Config) -> None:
         return
     from dataio.sharding.quickstart import make_synthetic_shards
 
-    print(
-        f"drawing {synthetic.images} synthetic images of {synthetic.size} px into {config.data.shards}",
-        flush=True,
-    )
+    log.info(f"drawing {synthetic.images} synthetic images of {synthetic.size} px into {config.data.shards}")
     make_synthetic_shards(
         config.data.shards, images=synthetic.images, size=synthetic.size, seed=synthetic.seed
     )

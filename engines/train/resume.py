@@ -1,11 +1,11 @@
 """What a checkpoint holds, which one a run continues from, and whether it is still the same run."""
 
-import sys
 from typing import Any
 
 import torch
 
 from dataio.core.errors import UserError
+from dataio.core.log import log
 from dataio.loading.loader import resamples
 from dataio.shards.manifest import label_mismatch
 from dataio.shards.shard_set import ShardSet
@@ -46,7 +46,7 @@ def find_state(config: Config, world: World, store: checkpoints.CheckpointFolder
 
     def warn(text: str) -> None:
         if world.is_main:
-            print(f"warning: {text}", file=sys.stderr)
+            log.warning(text)
 
     return store.load_newest(warn)
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from dataio.core.errors import UserError
-from engines.runtime.launcher import count_processes
+from engines.runtime.launcher import count_processes, under_launcher
 from launch.train import main
 from tests.runs import lines, outcome
 from tests.support import environment, flags, wait_until
@@ -61,7 +61,7 @@ def test_what_the_ranks_refuse_is_the_last_line_and_code_2(command, repo_root, t
     ],
 )
 def test_wrong_numbers_of_processes_are_refused(words, message, monkeypatch):
-    for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID"):
+    for name in ("RANK", "SLURM_STEP_NUM_TASKS"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(UserError, match=message):
         main(words)
@@ -71,6 +71,24 @@ def test_a_rank_does_not_start_processes(monkeypatch):
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(UserError, match="a launcher has started this process already"):
         main(["--gpus", "2"])
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, False),
+        ({"RANK": "0", "WORLD_SIZE": "1"}, True),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, False),  # a batch script
+        ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}, False),  # srun --pty bash
+        ({"SLURM_PROCID": "2", "SLURM_STEP_NUM_TASKS": "4"}, True),
+    ],
+)
+def test_a_launcher_is_recognized(variables, expected, monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert under_launcher() is expected
 
 
 def test_gpus_are_counted():
