@@ -34,9 +34,9 @@ def make_parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
-    own, flags = split_known_flags(words)
+    command_words, flags = split_known_flags(words)
     parser = make_parser()
-    options = parser.parse_args(own)
+    options = parser.parse_args(command_words)
 
     from engines.experiments.grid import format_grid, read_grid, run_grid
 

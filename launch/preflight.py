@@ -48,8 +48,10 @@ def make_parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
-    own, rest = (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
-    options = make_parser().parse_args(own)
+    command_words, rest = (
+        (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
+    )
+    options = make_parser().parse_args(command_words)
 
     from engines.cluster.preflight import (
         Chosen,

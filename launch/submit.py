@@ -50,8 +50,8 @@ def make_parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
-    own, flags = split_known_flags(words)
-    options = make_parser().parse_args(own)
+    command_words, flags = split_known_flags(words)
+    options = make_parser().parse_args(command_words)
 
     from engines.cluster.submit import Request, command_of, explain, read_site, submit
 

@@ -42,11 +42,11 @@ class ArrayTask:
         return items[self.number :: self.of]
 
 
-def check_settings(folder: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
+def check_settings(folder: Path, stored: dict[str, Any], settings: dict[str, Any]) -> None:
     """Raise a UserError that names the first setting in which a rerun differs."""
-    for name in wanted:
-        if stored.get(name) != wanted[name]:
+    for name in settings:
+        if stored.get(name) != settings[name]:
             raise UserError(
-                f"{folder}: was begun with {name} {stored.get(name)!r}, not {wanted[name]!r}; "
+                f"{folder}: was begun with {name} {stored.get(name)!r}, not {settings[name]!r}; "
                 "use the same, or another output folder, or remove this one"
             )

@@ -219,11 +219,11 @@ def encode(source: bytes, policy: CodecPolicy, image: Image.Image | None = None)
 def _shape(image: Image.Image, policy: CodecPolicy) -> Image.Image:
     if policy.resize == "shortest" and min(image.size) != policy.size:
         scale = policy.size / min(image.size)
-        wanted = tuple(max(policy.size, round(side * scale)) for side in image.size)
-        if wanted[0] * wanted[1] > _MOST_PIXELS:
+        resized = tuple(max(policy.size, round(side * scale)) for side in image.size)
+        if resized[0] * resized[1] > _MOST_PIXELS:
             raise Undecodable(f"{image.width} x {image.height} pixels are too long and thin to be resized")
         # Pillow's bicubic widens its support when shrinking, which is the antialiasing.
-        image = image.resize((wanted[0], wanted[1]), Image.Resampling.BICUBIC)
+        image = image.resize((resized[0], resized[1]), Image.Resampling.BICUBIC)
     width, height = (min(side, policy.size) for side in image.size)
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))
@@ -236,8 +236,8 @@ def _luminance_tables() -> dict[tuple[int, ...], tuple[int, tuple[int, ...]]]:
     for quality in range(1, 101):
         buffer = io.BytesIO(_jpeg(Image.new("RGB", (8, 8)), quality, 0))
         with Image.open(buffer) as image:
-            found = image.quantization  # type: ignore[attr-defined]
-            tables[tuple(found[0])] = (quality, tuple(found[1]))
+            quantization = image.quantization  # type: ignore[attr-defined]
+            tables[tuple(quantization[0])] = (quality, tuple(quantization[1]))
     return tables
 
 
@@ -263,16 +263,16 @@ def jpeg_quality(source: bytes) -> JpegQuality | None:
         with Image.open(io.BytesIO(source)) as image:
             if image.format != "JPEG":
                 return None
-            found = image.quantization  # type: ignore[attr-defined]
-            table, chroma = tuple(found[0]), [tuple(found[n]) for n in found if n]
+            quantization = image.quantization  # type: ignore[attr-defined]
+            table, chroma = tuple(quantization[0]), [tuple(quantization[n]) for n in quantization if n]
             sampling = JpegImagePlugin.get_sampling(image)
     except (OSError, ValueError, SyntaxError, KeyError):
         return None
     tables = _luminance_tables()
     nearest = table
     if table not in tables:
-        wanted = np.array(table)
-        nearest = min(tables, key=lambda known: float(np.abs(np.array(known) - wanted).mean()))
+        luminance = np.array(table)
+        nearest = min(tables, key=lambda known: float(np.abs(np.array(known) - luminance).mean()))
     quality, its_chroma = tables[nearest]
     exact = nearest == table and all(other in (its_chroma, table) for other in chroma)
     return JpegQuality(quality, exact, sampling if sampling in (0, 1, 2) else 2)
@@ -283,5 +283,5 @@ def jpeg_history(source: bytes) -> str | None:
 
     Tables that no IJG quality has count as the nearest, see `JpegQuality`.
     """
-    found = jpeg_quality(source)
-    return f"{found.quality}:{found.subsampling}" if found else None
+    quality = jpeg_quality(source)
+    return f"{quality.quality}:{quality.subsampling}" if quality else None

@@ -133,7 +133,7 @@ def open_layout(
     layout = find_layout(name)
     if layout is None:
         raise UserError(f"expected one of {', '.join(layout_names())}", field="layout", value=name)
-    own = {option.name for option in layout.options}
+    accepted = {option.name for option in layout.options}
     known = {option.name for option in layout_options()}
     given = {}
     for option, value in options.items():
@@ -141,7 +141,7 @@ def open_layout(
             raise TypeError(f"open_layout has no option {option!r}")
         if value is None or value is False or (isinstance(value, list | tuple) and not value):
             continue
-        if option not in own:
+        if option not in accepted:
             raise UserError(f"the {name} layout has no use for it; remove it", field=option)
         given[option] = value
     if val_fraction is not None and not 0 <= val_fraction < 1:

@@ -188,7 +188,7 @@ def write_synthetic(folder: str | Path, *, images: int, size: int = 64, seed: in
     return True
 
 
-def _is_there(folder: Path, wanted: dict[str, int]) -> bool:
+def _is_there(folder: Path, parameters: dict[str, int]) -> bool:
     """Whether `folder` is the set of these parameters; False where it is absent or empty.
 
     Raises:
@@ -197,9 +197,11 @@ def _is_there(folder: Path, wanted: dict[str, int]) -> bool:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     try:
-        found = json.loads((folder / _MARK).read_text())
+        stored = json.loads((folder / _MARK).read_text())
         differing = [
-            f"{name} {found[name]}, not {wanted[name]}" for name in wanted if found[name] != wanted[name]
+            f"{name} {stored[name]}, not {parameters[name]}"
+            for name in parameters
+            if stored[name] != parameters[name]
         ]
     except (OSError, ValueError, KeyError, TypeError):
         differing = ["something else"]

@@ -55,10 +55,10 @@ class BalancedOrder:
         chosen = slice(start - first * size, stop - first * size)
         ids = np.empty(stop - start, np.int64)
         for number, per_block in enumerate(self._per_block):
-            own = drawn == number
+            of_class = drawn == number
             # Its draws count up along the positions, so that its cycles do not overlap.
-            turns = np.cumsum(own, axis=1) - 1 + per_block * blocks.astype(np.int64)
-            here, draws = own.ravel()[chosen], turns.ravel()[chosen]
+            turns = np.cumsum(of_class, axis=1) - 1 + per_block * blocks.astype(np.int64)
+            here, draws = of_class.ravel()[chosen], turns.ravel()[chosen]
             if here.any():
                 draws = draws[here]
                 ids[here] = self._draws(number, int(draws[0]), int(draws[-1]) + 1)

@@ -145,18 +145,18 @@ def free_memory(device: torch.device, root: str = "/") -> int | None:
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    found = []
+    bounds = []
     for line in _text(Path(root) / "proc/meminfo").splitlines():
         if line.startswith("MemAvailable:"):
-            found.append(int(line.split()[1]) * 1024)
+            bounds.append(int(line.split()[1]) * 1024)
     for limit, used in (
         ("memory.max", "memory.current"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
     ):
         numbers = [_text(Path(root) / "sys/fs/cgroup" / name).strip() for name in (limit, used)]
         if all(map(str.isdecimal, numbers)):
-            found.append(max(0, int(numbers[0]) - int(numbers[1])))
-    return min(found, default=None)
+            bounds.append(max(0, int(numbers[0]) - int(numbers[1])))
+    return min(bounds, default=None)
 
 
 def _text(path: Path) -> str:
@@ -209,21 +209,21 @@ class InMemoryLoader:
         return self
 
     def __next__(self) -> Batch:
-        for wanted in self._work:
-            work = self._undamaged(wanted)
+        for planned in self._work:
+            work = self._undamaged(planned)
             if len(work.ids):
                 return self._batch(work)
         raise StopIteration
 
-    def _undamaged(self, wanted: BatchSpec) -> BatchSpec:
+    def _undamaged(self, planned: BatchSpec) -> BatchSpec:
         quarantine = self._quarantine
-        if quarantine is None or quarantine.ids.isdisjoint(wanted.ids.tolist()):
-            return wanted
-        if wanted.with_ids is not None:
-            ids = [next(quarantine.candidates(number)) for number in wanted.ids.tolist()]
-            return wanted.with_ids(np.array(ids, np.int64))
-        kept = ~np.isin(wanted.ids, list(quarantine.ids))
-        return BatchSpec(wanted.ids[kept], wanted.boxes[kept], wanted.flips[kept])
+        if quarantine is None or quarantine.ids.isdisjoint(planned.ids.tolist()):
+            return planned
+        if planned.with_ids is not None:
+            ids = [next(quarantine.candidates(number)) for number in planned.ids.tolist()]
+            return planned.with_ids(np.array(ids, np.int64))
+        kept = ~np.isin(planned.ids, list(quarantine.ids))
+        return BatchSpec(planned.ids[kept], planned.boxes[kept], planned.flips[kept])
 
     def _batch(self, work: BatchSpec) -> Batch:
         count, size = len(work.ids), self._size

@@ -113,41 +113,41 @@ class Loader:
     def _feed(self) -> Iterator[tuple[Any, ...]]:
         while True:
             with record_range("augment"):
-                wanted = next(self._work, None)
-            if wanted is None:
+                planned = next(self._work, None)
+            if planned is None:
                 return
             with record_range("read"):
-                work, encoded = self._readable(wanted)
+                work, encoded = self._readable(planned)
             if encoded:
-                self._in_flight.append((wanted, work))
+                self._in_flight.append((planned, work))
                 yield self._inputs(work, encoded)
 
-    def _readable(self, wanted: BatchSpec) -> tuple[BatchSpec, list[NDArray[np.uint8]]]:
+    def _readable(self, planned: BatchSpec) -> tuple[BatchSpec, list[NDArray[np.uint8]]]:
         """The work without damaged samples, and its images' bytes."""
         quarantine = self._quarantine
         if quarantine is None:
-            return wanted, self._read(wanted.ids)
-        if quarantine.ids.isdisjoint(wanted.ids.tolist()):
+            return planned, self._read(planned.ids)
+        if quarantine.ids.isdisjoint(planned.ids.tolist()):
             with suppress(DamagedSample):  # read again below, one by one
-                return wanted, self._read(wanted.ids)
-        obtained = [self._obtain(int(i), wanted.with_ids is not None) for i in wanted.ids]
+                return planned, self._read(planned.ids)
+        obtained = [self._obtain(int(i), planned.with_ids is not None) for i in planned.ids]
         ids = np.array([sample_id for sample_id, data in obtained if data is not None], np.int64)
         encoded = [data for _, data in obtained if data is not None]
-        if np.array_equal(ids, wanted.ids):
-            return wanted, encoded
-        if wanted.with_ids is not None:
-            return wanted.with_ids(ids), encoded
-        kept = np.isin(wanted.ids, ids)
-        return BatchSpec(ids, wanted.boxes[kept], wanted.flips[kept]), encoded
+        if np.array_equal(ids, planned.ids):
+            return planned, encoded
+        if planned.with_ids is not None:
+            return planned.with_ids(ids), encoded
+        kept = np.isin(planned.ids, ids)
+        return BatchSpec(ids, planned.boxes[kept], planned.flips[kept]), encoded
 
     def _read(self, ids: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
         """The images' bytes, whose headers DALI can read."""
-        found = self.shards.read_many(ids)
-        for place, data in enumerate(found):
+        encoded = self.shards.read_many(ids)
+        for place, data in enumerate(encoded):
             fault = header_fault(data.data)
             if fault:
                 raise self.shards.damaged(int(ids[place]), f"{_UNDECODABLE} ({fault})")
-        return found
+        return encoded
 
     def _obtain(self, sample_id: int, replaceable: bool) -> tuple[int, NDArray[np.uint8] | None]:
         """A sample's bytes, or those of the one that takes its place."""
@@ -202,7 +202,7 @@ class Loader:
                         raise damaged from error
                     self._quarantine.add(sample_id, damaged)
                 # A failed pipeline cannot go on: a new one starts with the batches in flight.
-                unfinished = [wanted for wanted, _ in self._in_flight]
+                unfinished = [planned for planned, _ in self._in_flight]
                 self._in_flight.clear()
                 self._work = chain(unfinished, self._work)
                 self._pipeline = self._build(self._feed(), batch=self._batch)
@@ -213,19 +213,19 @@ class Loader:
         DALI does not name them. Each gets a pipeline of its own, not another decoder: which samples
         are skipped must not depend on which others were in flight.
         """
-        found: list[int] = []
+        failing: list[int] = []
         for _, work in self._in_flight:
             for place, sample_id in enumerate(work.ids.tolist()):
-                one = slice(place, place + 1)
-                params = None if work.params is None else work.params[one]
+                row = slice(place, place + 1)
+                params = None if work.params is None else work.params[row]
                 try:
-                    part = BatchSpec(work.ids[one], work.boxes[one], work.flips[one], params)
+                    part = BatchSpec(work.ids[row], work.boxes[row], work.flips[row], params)
                     inputs = self._inputs(part, [self.shards.read(sample_id)])
                     self._run(self._build(iter([inputs]), batch=1))
                 except DamagedSample:
                     continue  # damaged since it was fed: found when it is fed again
                 except (RuntimeError, OSError):
-                    found.append(sample_id)
-        if len(found) == sum(len(work.ids) for _, work in self._in_flight) > 1:
+                    failing.append(sample_id)
+        if len(failing) == sum(len(work.ids) for _, work in self._in_flight) > 1:
             return []  # all of them: the machine fails (memory, a driver), not an image
-        return list(dict.fromkeys(found))
+        return list(dict.fromkeys(failing))

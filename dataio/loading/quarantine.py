@@ -50,16 +50,16 @@ class Quarantine:
             return set()
         except (OSError, ValueError) as error:
             raise UserError(f"{self.path}: cannot be read ({error}); fix or remove it") from None
-        found = set()
+        ids = set()
         for line in lines:
             try:
                 entry = json.loads(line)
                 number = int(entry["sample_id"])
                 if entry["split"] == self._shards.split and 0 <= number < len(self._shards):
-                    found.add(number)
+                    ids.add(number)
             except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
                 continue  # half a line of a killed process: its sample will be found again
-        return found
+        return ids
 
     def add(self, sample_id: int, error: DamagedSample) -> None:
         """Skip a sample from now on, and print a warning.

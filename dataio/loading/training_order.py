@@ -96,8 +96,8 @@ class TrainingOrder:
         if len(ahead) == 0:
             order_then = EpochOrder(self.shards.shard_sizes, self.seed, epoch + 1, self.config.window_shards)
             ahead = order_then.window(order_then.window_at(start))
-        own = [order.window(number) for number in range(window, last + 1)]
-        cache.plan(np.concatenate([*own, ahead]).tolist())
+        current = [order.window(number) for number in range(window, last + 1)]
+        cache.plan(np.concatenate([*current, ahead]).tolist())
 
     def work(self, step: int, start: int, stop: int) -> BatchSpec:
         """The part start..stop-1 of a step's global batch, with its crops."""

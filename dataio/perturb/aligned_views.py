@@ -79,10 +79,10 @@ class JpegFakes:
     def __call__(self, source: bytes, key: str, real: bool) -> bytes:
         if not real:
             return _as_jpeg(source, self.quality, self.subsampling)
-        found = jpeg_quality(source)
-        if found is None:
+        stored = jpeg_quality(source)
+        if stored is None:
             raise LeftOut(f"{LEFT_OUT}a photograph that is not a JPEG")
-        if not found.exact or found.quality != self.quality:
+        if not stored.exact or stored.quality != self.quality:
             # One reason for all of them: they are counted.
             raise LeftOut(f"{LEFT_OUT}a photograph of another JPEG quality than {self.quality}")
         return source
@@ -131,12 +131,12 @@ class SizeMatched:
         if is_jpeg and orientation == 1:
             left, top = ((side - self.side) // 2 // _GRID * _GRID for side in image.size)
             buffer = io.BytesIO()
-            found = jpeg_quality(source)
+            stored = jpeg_quality(source)
             image.crop((left, top, left + self.side, top + self.side)).save(
                 buffer,
                 "JPEG",
                 qtables=image.quantization,  # type: ignore[attr-defined]
-                subsampling=found.subsampling if found else 0,
+                subsampling=stored.subsampling if stored else 0,
             )
             return buffer.getvalue()
         image = to_rgb(ImageOps.exif_transpose(image))
@@ -157,7 +157,7 @@ def history_of(sources: Iterable[bytes]) -> dict[str, int]:
     Raises:
         UserError: none of them is a JPEG.
     """
-    counts = Counter(found for source in sources if (found := jpeg_history(source)))
+    counts = Counter(history for source in sources if (history := jpeg_history(source)))
     if not counts:
         raise UserError(
             "view history: none of the chosen images is a JPEG, so there is no history to match; leave it out of views"

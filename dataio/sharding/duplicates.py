@@ -83,7 +83,7 @@ def near_pairs(rows: NDArray[np.void]) -> tuple[Pairs, int]:
     """
     rows = rows[~rows["small"]]
     crowded = np.zeros(len(rows), bool)
-    found: list[NDArray[np.int64]] = [np.zeros((0, 3), np.int64)]
+    parts: list[NDArray[np.int64]] = [np.zeros((0, 3), np.int64)]
     for band in range(_BANDS):
         bucket = (rows["look"] >> np.uint64(16 * band)) & np.uint64(0xFFFF)
         order = np.argsort(bucket, kind="stable")
@@ -92,8 +92,8 @@ def near_pairs(rows: NDArray[np.void]) -> tuple[Pairs, int]:
             if len(members) > _CROWD:
                 crowded[members] = True
             elif len(members) > 1:
-                found.append(_close(rows[members]))
-    pairs = np.unique(np.concatenate(found), axis=0)
+                parts.append(_close(rows[members]))
+    pairs = np.unique(np.concatenate(parts), axis=0)
     return _sorted(pairs[:, 0], pairs[:, 1], pairs[:, 2]), int(crowded.sum())
 
 
@@ -101,11 +101,11 @@ def _close(rows: NDArray[np.void]) -> NDArray[np.int64]:
     """(key, key, distance) int64 [P, 3] of the near pairs within one bucket."""
     look, pixels, keys = rows["look"], rows["pixels"], rows["key"].astype(np.int64)
     distance = np.bitwise_count(look[:, None] ^ look[None, :])
-    one, other = np.nonzero(np.triu(distance <= NEAR_DISTANCE, 1))
-    differ = (pixels[one] != pixels[other]).any(1)
-    one, other = one[differ], other[differ]
-    low, high = np.minimum(keys[one], keys[other]), np.maximum(keys[one], keys[other])
-    return np.stack([low, high, distance[one, other].astype(np.int64)], axis=1)
+    first, second = np.nonzero(np.triu(distance <= NEAR_DISTANCE, 1))
+    differ = (pixels[first] != pixels[second]).any(1)
+    first, second = first[differ], second[differ]
+    low, high = np.minimum(keys[first], keys[second]), np.maximum(keys[first], keys[second])
+    return np.stack([low, high, distance[first, second].astype(np.int64)], axis=1)
 
 
 def _sorted(first: NDArray[np.int64], second: NDArray[np.int64], distance: NDArray[np.int64]) -> Pairs:
@@ -133,10 +133,10 @@ def report_duplicates(
     splits = np.array([SPLITS.index(task.split) for task in plan.tasks])
 
     def across(pairs: Pairs) -> NDArray[np.bool_]:
-        one, other = (
+        first, second = (
             splits[np.searchsorted(starts, keys, "right") - 1] for keys in (pairs.first, pairs.second)
         )
-        return np.asarray(one != other)
+        return np.asarray(first != second)
 
     counts: dict[str, int] = {}
     lines: list[list[Any]] = []
@@ -173,17 +173,17 @@ def _sources(
     work: Path, plan: ShardPlan, starts: list[int], keys: NDArray[np.int64]
 ) -> dict[int, tuple[str, str, str]]:
     """{key: (split, key as in the tars, path)} of some images, shard by shard."""
-    wanted: dict[int, list[int]] = {}
+    keys_by_task: dict[int, list[int]] = {}
     for key in sorted(set(keys.tolist())):
-        wanted.setdefault(bisect_right(starts, key) - 1, []).append(key)
-    return dict(_named(work, plan, wanted))
+        keys_by_task.setdefault(bisect_right(starts, key) - 1, []).append(key)
+    return dict(_named(work, plan, keys_by_task))
 
 
 def _named(
-    work: Path, plan: ShardPlan, wanted: dict[int, list[int]]
+    work: Path, plan: ShardPlan, keys_by_task: dict[int, list[int]]
 ) -> Iterator[tuple[int, tuple[str, str, str]]]:
-    for number, own in wanted.items():
-        task, left = plan.tasks[number], set(own)
+    for number, keys in keys_by_task.items():
+        task, left = plan.tasks[number], set(keys)
         for key, (path, *_) in enumerate(read_task(work, task), task.first_key):
             if key in left:
                 yield key, (task.split, f"{key:09d}", path)

@@ -151,8 +151,8 @@ def run_array_task(job: ShardJob, array_task: ArrayTask) -> str:
         plan = _plan(job, lock)
         _check_space(job, plan, lock)
         try:
-            with locked(job.work / f"task-{array_task.label}.lock") as own:
-                os.utime(own.fileno())  # the newest lock tells `finish_job` the number of tasks
+            with locked(job.work / f"task-{array_task.label}.lock") as task_lock:
+                os.utime(task_lock.fileno())  # the newest lock tells `finish_job` the number of tasks
                 tasks = array_task.among(plan.tasks)
                 _write(job, plan, tasks, array_task.label)
         except BlockingIOError:

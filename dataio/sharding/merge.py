@@ -168,10 +168,11 @@ def summary(manifest: dict[str, Any]) -> str:
     of_them = f" ({known} of them broken in GenImage's release)" if known else ""
     lines.append(f"{len(rejected)} rejected{of_them}, {len(warned)} kept with a warning")
     lines += [f"  rejected {entry['path']}: {entry['reason']}" for entry in rejected[:5]]
-    found = manifest.get("duplicates", {})  # not in older folders
-    if found.get("exact") or found.get("near"):
+    duplicates = manifest.get("duplicates", {})  # not in older folders
+    if duplicates.get("exact") or duplicates.get("near"):
         lines.append(
-            f"{found['exact']} duplicates, {found['exact_across_splits']} of them across splits; {found['near']} "
-            f"near-duplicates, {found['near_across_splits']} of them across splits: see {DUPLICATES}"
+            f"{duplicates['exact']} duplicates, {duplicates['exact_across_splits']} of them across splits; "
+            f"{duplicates['near']} near-duplicates, {duplicates['near_across_splits']} of them across splits: "
+            f"see {DUPLICATES}"
         )
     return "\n".join(lines)

@@ -92,11 +92,11 @@ def _history(layout: Layout, work: Path, tasks: list[ShardSpec], seed: int) -> d
     counts: Counter[str] = Counter()
     for path in sample:
         try:
-            found = jpeg_history(layout.read(path))
+            history = jpeg_history(layout.read(path))
         except OSError:
             continue
-        if found:
-            counts[found] += 1
+        if history:
+            counts[history] += 1
     return dict(sorted(counts.items())) or None
 
 

@@ -58,8 +58,8 @@ def verify_shards(folder: str | Path, *, workers: int = 1) -> tuple[int, list[st
         for key, count in zip(unique, counts, strict=True)
         if count > 1
     ]
-    for found in _run(jobs, workers):
-        faults += found
+    for shard_faults in _run(jobs, workers):
+        faults += shard_faults
     return len(all_keys), faults
 
 

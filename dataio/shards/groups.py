@@ -14,7 +14,7 @@ def read_groups(file: str | Path) -> dict[str, str]:
     Raises:
         UserError: unreadable, without the columns, or a path in two groups.
     """
-    found: dict[str, str] = {}
+    groups: dict[str, str] = {}
     try:
         with open(file, newline="", encoding="utf-8") as stream:
             reader = csv.DictReader(stream)
@@ -23,15 +23,15 @@ def read_groups(file: str | Path) -> dict[str, str]:
                 raise UserError(f"expected columns path and group, found {have}", field="groups", value=file)
             for line, row in enumerate(reader, start=2):
                 path, group = row["path"] or "", row["group"] or ""
-                if found.setdefault(path, group) != group:
+                if groups.setdefault(path, group) != group:
                     raise UserError(
-                        f"line {line}: {path} is in {found[path]!r} and in {group!r}; name it once",
+                        f"line {line}: {path} is in {groups[path]!r} and in {group!r}; name it once",
                         field="groups",
                         value=file,
                     )
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"cannot be read ({one_line(error)})", field="groups", value=file) from None
-    return found
+    return groups
 
 
 def groups_of(shards: ShardSet, ids: Sequence[int], groups: Mapping[str, str], file: str) -> list[str]:
@@ -40,7 +40,7 @@ def groups_of(shards: ShardSet, ids: Sequence[int], groups: Mapping[str, str], f
     Raises:
         UserError: a sample that the file does not name.
     """
-    found = []
+    sample_groups = []
     for number in ids:
         source = str(shards.about(int(number))["source"])
         if source not in groups:
@@ -50,5 +50,5 @@ def groups_of(shards: ShardSet, ids: Sequence[int], groups: Mapping[str, str], f
                 field="groups",
                 value=file,
             )
-        found.append(groups[source])
-    return found
+        sample_groups.append(groups[source])
+    return sample_groups

@@ -139,8 +139,8 @@ class ShardCache:
     # ---- the copying thread ------------------------------------------------------------
 
     def _missing(self) -> list[int]:
-        wanted = [*self._planned, *reversed(self._extra)]
-        return [s for s in wanted if s not in self._held and s not in self._given_up]
+        queue = [*self._planned, *reversed(self._extra)]
+        return [s for s in queue if s not in self._held and s not in self._given_up]
 
     def _work(self) -> None:
         while True:
@@ -176,10 +176,10 @@ class ShardCache:
             return False
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            found = os.fstat(descriptor)
-            if not path.exists() or not os.path.samestat(os.stat(path), found):
+            status = os.fstat(descriptor)
+            if not path.exists() or not os.path.samestat(os.stat(path), status):
                 raise BlockingIOError  # evicted in between
-            mark = (found.st_dev, found.st_ino)
+            mark = (status.st_dev, status.st_ino)
             if mark not in self._checked:
                 if self._digest(descriptor) != self._shards[shard]["sha256"]:
                     self._remove(path, "its SHA-256 is not the manifest's; it is copied again")
@@ -225,7 +225,7 @@ class ShardCache:
                         raise OSError("its SHA-256 is not the manifest's")
                     file.flush()
                     os.fsync(file.fileno())
-                    found = os.fstat(file.fileno())
+                    status = os.fstat(file.fileno())
                 os.replace(temporary, path)
             except BaseException:
                 temporary.unlink(missing_ok=True)
@@ -234,10 +234,10 @@ class ShardCache:
                 if path.exists():
                     temporary.unlink(missing_ok=True)
         sync_folder(self.folder)
-        self._checked.add((found.st_dev, found.st_ino))
+        self._checked.add((status.st_dev, status.st_ino))
         return True
 
-    def _make_room(self, descriptor: int, size: int, own: Path) -> None:
+    def _make_room(self, descriptor: int, size: int, target: Path) -> None:
         """Take `size` bytes of the disk for a file, evicting what was not used for the longest time.
 
         Raises:
@@ -246,13 +246,13 @@ class ShardCache:
         with self._alone():
             files = []
             for path in self.folder.iterdir():
-                if path == own or path.suffix not in (".tar", ".tmp"):
+                if path == target or path.suffix not in (".tar", ".tmp"):
                     continue
                 if path.suffix == ".tmp" and _evict(path):  # its process was killed
                     continue
                 with suppress(FileNotFoundError):
-                    found = path.stat()
-                    files.append((found.st_mtime_ns, found.st_size, path))
+                    status = path.stat()
+                    files.append((status.st_mtime_ns, status.st_size, path))
             taken = sum(length for _, length, _ in files)
             oldest = sorted(entry for entry in files if entry[2].suffix == ".tar")
             if self._cap and size > self._cap:

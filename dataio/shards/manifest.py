@@ -88,9 +88,11 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: not found; {hint}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read ({error}); write the shards again") from None
-    found = manifest.get("format") if isinstance(manifest, dict) else None
-    if found != MANIFEST_FORMAT:
-        raise UserError(f"{path}: format is {found!r}, expected {MANIFEST_FORMAT!r}; is it a shard folder?")
+    file_format = manifest.get("format") if isinstance(manifest, dict) else None
+    if file_format != MANIFEST_FORMAT:
+        raise UserError(
+            f"{path}: format is {file_format!r}, expected {MANIFEST_FORMAT!r}; is it a shard folder?"
+        )
     if type(manifest.get("version")) is not int or manifest["version"] not in VERSIONS:
         raise UserError(
             f"{path}: version {manifest.get('version')!r}, this telltale reads versions 1 and 2; update it"
@@ -106,9 +108,9 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
 
 def label_mismatch(theirs: Mapping[str, Sequence[str]], ours: LabelSpaces) -> str:
     """What differs between a checkpoint's label spaces and ours, printing both; "" if nothing."""
-    for name, own in (("generators", ours.generators), ("objects", ours.objects)):
-        if tuple(theirs[name]) != own:
-            return f"label space of {name} is {_brief(theirs[name])}, that of the shards is {_brief(own)}"
+    for name, names in (("generators", ours.generators), ("objects", ours.objects)):
+        if tuple(theirs[name]) != names:
+            return f"label space of {name} is {_brief(theirs[name])}, that of the shards is {_brief(names)}"
     return ""
 
 

@@ -108,41 +108,41 @@ class PagedIndex:
             yield part
 
     def _masked(self, mask: NDArray[np.bool_]) -> NDArray[np.void]:
-        found, start = [np.empty(0, self.dtype)], 0
+        parts, start = [np.empty(0, self.dtype)], 0
         for part in self.chunks():
-            found.append(part[mask[start : start + len(part)]])
+            parts.append(part[mask[start : start + len(part)]])
             start += len(part)
-        return np.concatenate(found)
+        return np.concatenate(parts)
 
     def _gather(self, ids: NDArray[np.int64]) -> NDArray[np.void]:
         pages = ids >> _SHIFT
         with self._lock:
             slots = self._slot_of[pages]
             if slots.min() < 0:
-                wanted = np.unique(pages)
-                if len(wanted) > len(self._page_in):
-                    return self._gather_many(ids, pages, wanted)
-                self._load(wanted)
+                needed = np.unique(pages)
+                if len(needed) > len(self._page_in):
+                    return self._gather_many(ids, pages, needed)
+                self._load(needed)
                 slots = self._slot_of[pages]
             return self._pages[slots, ids & (PAGE - 1)]
 
     def _gather_many(
-        self, ids: NDArray[np.int64], pages: NDArray[np.int64], wanted: NDArray[np.int64]
+        self, ids: NDArray[np.int64], pages: NDArray[np.int64], needed: NDArray[np.int64]
     ) -> NDArray[np.void]:
         """Rows of more pages than are kept."""
-        found = np.empty(ids.shape, self.dtype)
-        for start in range(0, len(wanted), len(self._page_in)):
-            some = wanted[start : start + len(self._page_in)]
+        rows = np.empty(ids.shape, self.dtype)
+        for start in range(0, len(needed), len(self._page_in)):
+            some = needed[start : start + len(self._page_in)]
             self._load(some)
-            own = (pages >= some[0]) & (pages <= some[-1])
-            found[own] = self._pages[self._slot_of[pages[own]], ids[own] & (PAGE - 1)]
-        return found
+            mask = (pages >= some[0]) & (pages <= some[-1])
+            rows[mask] = self._pages[self._slot_of[pages[mask]], ids[mask] & (PAGE - 1)]
+        return rows
 
-    def _load(self, wanted: NDArray[np.int64]) -> None:
+    def _load(self, needed: NDArray[np.int64]) -> None:
         """Load all these pages into slots; the oldest others are evicted."""
-        needed = set(wanted.tolist())
-        for page in wanted[self._slot_of[wanted] < 0].tolist():
-            while (old := int(self._page_in[self._hand])) in needed:
+        kept = set(needed.tolist())
+        for page in needed[self._slot_of[needed] < 0].tolist():
+            while (old := int(self._page_in[self._hand])) in kept:
                 self._hand = (self._hand + 1) % len(self._page_in)
             slot, self._hand = self._hand, (self._hand + 1) % len(self._page_in)
             if old >= 0:

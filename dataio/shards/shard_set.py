@@ -18,7 +18,7 @@ from dataio.shards.paged_index import PagedIndex
 from dataio.shards.shard_table import ShardTable, shard_counts
 from dataio.shards.tar_reader import TAR_BLOCK, DamagedSample, TarReader, Unreadable, check_shard_file
 
-_CHECKED_ON_OPEN = 1 << 22  # rows: a larger index is validated page by page as it is read
+CHECKED_ON_OPEN = 1 << 22  # rows: a larger index is validated page by page as it is read
 
 
 class ShardSet:
@@ -145,7 +145,7 @@ class ShardSet:
             objects=len(self.labels.objects),
         )
         opened = PagedIndex(path, SAMPLE, len(rows), rows.offset, fault)
-        if len(rows) <= _CHECKED_ON_OPEN:
+        if len(rows) <= CHECKED_ON_OPEN:
             for _ in opened.chunks():
                 pass
         return opened

@@ -73,14 +73,14 @@ class ShardTable(Sequence[dict[str, Any]]):
         # Only exactly this header is accepted; nothing is parsed.
         if begin < 0 or raw[:begin] != table_header(self._entry["shards"]):
             raise UserError(f"{self.path}: not a table of {self._entry['shards']} shards; {hint}")
-        found = np.frombuffer(raw, ENTRY, offset=begin)
+        table = np.frombuffer(raw, ENTRY, offset=begin)
         for name in ("samples", "bytes", "idx_bytes"):
-            largest = int(found[name].max()) if len(found) else 0
-            if largest >= 2**63 // max(1, len(found)):
+            largest = int(table[name].max()) if len(table) else 0
+            if largest >= 2**63 // max(1, len(table)):
                 raise UserError(f"{self.path}: {name} is {largest}, expected a non-negative count; {hint}")
-        if int(found["samples"].sum()) != self._samples:
+        if int(table["samples"].sum()) != self._samples:
             raise UserError(f"{self.path}: its samples are not the sum that the manifest says; {hint}")
-        return found
+        return table
 
     def __len__(self) -> int:
         return int(self._entry["shards"])

@@ -71,12 +71,12 @@ def retry_transient(read: Callable[[], Read], again: Callable[[], None]) -> Read
 def check_shard_file(path: Path, size: int) -> None:
     """Raise a UserError where a file of the manifest is missing or has another size, in bytes."""
     try:
-        found = os.stat(path).st_size
+        actual = os.stat(path).st_size
     except FileNotFoundError:
         raise UserError(f"{path}: missing, but the manifest lists it; copy it again or re-shard") from None
-    if found != size:
+    if actual != size:
         raise UserError(
-            f"{path}: {found} bytes, the manifest says {size}: truncated or changed; copy it again or re-shard"
+            f"{path}: {actual} bytes, the manifest says {size}: truncated or changed; copy it again or re-shard"
         )
 
 
@@ -256,10 +256,10 @@ class TarReader:
             check_shard_file(path.with_suffix(".idx"), self.shards[shard]["idx_bytes"])
             self._unchecked[shard] = 0
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        found = os.fstat(descriptor).st_size
-        if found != size:
+        actual = os.fstat(descriptor).st_size
+        if actual != size:
             os.close(descriptor)
-            raise Unreadable(f"the tar is {found} bytes, the manifest says {size}")
+            raise Unreadable(f"the tar is {actual} bytes, the manifest says {size}")
         self._open[shard] = descriptor
         if len(self._open) > _OPEN_TARS:
             os.close(self._open.popitem(last=False)[1])

@@ -77,17 +77,17 @@ def _glob(pattern: str) -> Iterator[Input]:
     # Not glob.glob, whose ** follows links in a circle.
     anchor = Path(pattern).anchor
     try:
-        found = sorted(
+        paths = sorted(
             map(str, Path(anchor or ".").glob(os.path.relpath(pattern, anchor) if anchor else pattern))
         )
     except (ValueError, NotImplementedError, OSError) as error:
         yield Input(pattern, None, f"not a usable pattern ({error})")
         return
     given = set(Path(pattern).parts)
-    found = [path for path in found if not _hidden(set(Path(path).parts) - given)]
-    if not found:
+    paths = [path for path in paths if not _hidden(set(Path(path).parts) - given)]
+    if not paths:
         yield Input(pattern, None, "no file matches")
-    for path in found:
+    for path in paths:
         # Of a ** the folders come too, whose files come by themselves.
         if "**" not in pattern or not os.path.isdir(path):
             yield from _follow(path)

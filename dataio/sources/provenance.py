@@ -41,10 +41,10 @@ def _iptc(source: bytes) -> str:
     if isinstance(packet, str):
         packet = packet.encode("utf-8", "replace")
     # Searched, not parsed: an XML parser can be made to use up the memory.
-    found = _SOURCE_TYPE.search(packet)
-    if found is None:
+    match = _SOURCE_TYPE.search(packet)
+    if match is None:
         return ""
-    name = found[1].decode("ascii", "replace").rstrip("/").rpartition("/")[2]
+    name = match[1].decode("ascii", "replace").rstrip("/").rpartition("/")[2]
     return f"IPTC: {_one_line(name)}"
 
 

@@ -29,12 +29,12 @@ def read_file(path: str | Path) -> bytes:
             which might never end.
     """
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except ValueError as error:  # a zero byte in the name
         raise OSError(str(error)) from None
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise OSError("neither a file nor a folder")
-    check_file_size(found.st_size)
+    check_file_size(status.st_size)
     with open(path, "rb") as file:
         return file.read(MAX_FILE_BYTES)
 
@@ -102,10 +102,10 @@ class Source:
     def _walk(self, folder: str) -> Iterator[str]:
         try:
             with os.scandir(self.path / folder) as entries:
-                found = sorted((e.name, e.is_dir()) for e in entries if not e.name.startswith("."))
+                children = sorted((e.name, e.is_dir()) for e in entries if not e.name.startswith("."))
         except OSError as error:
             raise UserError(f"{self.path / folder}: cannot be read ({error.strerror})") from None
-        for name, is_folder in found:
+        for name, is_folder in children:
             path = f"{folder}/{name}" if folder else name
             if is_folder:
                 yield from self._walk(path)

@@ -70,9 +70,9 @@ class JoinedFile(io.RawIOBase):
         number = bisect_right(self.starts, self._place) - 1
         if number >= len(self._files):
             return 0
-        wanted = min(len(buffer), self.starts[number + 1] - self._place)
+        length = min(len(buffer), self.starts[number + 1] - self._place)
         self._files[number].seek(self._place - self.starts[number])
-        data = bytearray(self._files[number].read(wanted))
+        data = bytearray(self._files[number].read(length))
         for place, patch in self.patches:
             for index, byte in enumerate(patch, place - self._place):
                 if 0 <= index < len(data):
@@ -103,13 +103,13 @@ def open_zip(path: Path, field: str) -> zipfile.ZipFile:
         size = file.seek(0, io.SEEK_END)
         file.seek(max(0, size - _END_SEARCH))
         tail = file.read()
-    found = tail.rfind(_END)
-    if found < 0:
+    end_record = tail.rfind(_END)
+    if end_record < 0:
         return zipfile.ZipFile(path)  # which says what is wrong
-    last, directory = struct.unpack_from("<HH", tail, found + 4)
+    last, directory = struct.unpack_from("<HH", tail, end_record + 4)
     if last == 0 or last == 0xFFFF:
         return zipfile.ZipFile(path)
-    return _open_split(path, field, last, directory, size - len(tail) + found)
+    return _open_split(path, field, last, directory, size - len(tail) + end_record)
 
 
 def _open_cuts(path: Path, field: str) -> zipfile.ZipFile:

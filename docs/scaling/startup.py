@@ -138,7 +138,7 @@ def write_sparse(folder: Path, scale: Scale) -> None:
     around = -(-PAGE // per_shard)  # pages reach into the neighbours
     windows = np.unique(np.concatenate([windows + step for step in range(-around, around + 1)]))
     windows = windows[(windows >= 0) & (windows < scale.shards)]
-    few = scale.samples <= shard_set._CHECKED_ON_OPEN  # every row of those is validated
+    few = scale.samples <= shard_set.CHECKED_ON_OPEN  # every row of those is validated
     _write_index(train / "index.npy", scale, np.arange(scale.shards) if few else windows)
     tabled = scale.shards >= shard_table.TABLE_FROM
     own = order.ids(*scale.own)

@@ -123,30 +123,30 @@ def compare_with_random(
     if not count:
         return {"images": 0, "steps": steps, "deletion": None, "insertion": None, "reason": "no images"}
     rivals = random_maps(count, cells, (height, width), seed)
-    own = areas(probability, images, heat, steps=steps, seed=seed)
+    map_areas = areas(probability, images, heat, steps=steps, seed=seed)
     random = areas(probability, images, rivals, steps=steps, seed=seed)
-    found: dict[str, Any] = {"images": count, "steps": steps}
+    comparison: dict[str, Any] = {"images": count, "steps": steps}
     for name in ("deletion", "insertion"):
-        ours, theirs = getattr(own, f"{name}_auc"), getattr(random, f"{name}_auc")
-        found[name] = {"map": float(ours.mean()), "random": float(theirs.mean())}
-        found[name] |= _paired(ours - theirs, seed, resamples)
+        ours, theirs = getattr(map_areas, f"{name}_auc"), getattr(random, f"{name}_auc")
+        comparison[name] = {"map": float(ours.mean()), "random": float(theirs.mean())}
+        comparison[name] |= _paired(ours - theirs, seed, resamples)
     if count < 2:
-        found["reason"] = "an interval takes at least two images"
-    return found
+        comparison["reason"] = "an interval takes at least two images"
+    return comparison
 
 
 def _paired(difference: NDArray[np.float64], seed: int, resamples: int) -> dict[str, Any]:
     """Mean, interval and p-value of paired differences, float64 [N]."""
-    found: dict[str, Any] = {"difference": float(difference.mean()), "interval": None, "p_value": None}
+    statistics: dict[str, Any] = {"difference": float(difference.mean()), "interval": None, "p_value": None}
     if len(difference) < 2:
-        return found
+        return statistics
     drawn = bootstrap(
         (difference,), np.mean, n_resamples=resamples, method="percentile", rng=np.random.default_rng(seed)
     )
-    found["interval"] = [float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)]
+    statistics["interval"] = [float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)]
     # Without any difference the test has nothing to rank.
-    found["p_value"] = float(wilcoxon(difference).pvalue) if difference.any() else 1.0
-    return found
+    statistics["p_value"] = float(wilcoxon(difference).pvalue) if difference.any() else 1.0
+    return statistics
 
 
 def _ranks(heat: NDArray[np.float32], seed: int) -> NDArray[np.int64]:

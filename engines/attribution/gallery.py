@@ -257,10 +257,10 @@ def _maps(
 ) -> tuple[Sequence[NDArray[np.float32] | None], str, str]:
     """Maps of the verdicts [N], their layer, and the reason where there are none."""
     try:
-        found = grad_cams(model, pixels, [verdict_score(choice.fake) for choice in chosen])
+        maps = grad_cams(model, pixels, [verdict_score(choice.fake) for choice in chosen])
     except UserError as error:
         return [None] * len(chosen), "", str(error).partition(";")[0]
-    return list(found.heat), found.layer, ""
+    return list(maps.heat), maps.layer, ""
 
 
 def _item(

@@ -136,12 +136,12 @@ def last_convolution(model: DualHead) -> nn.Module:
     Raises:
         UserError: the backbone has none behind its first layer (a transformer).
     """
-    found = [module for module in model.backbone.modules() if isinstance(module, nn.Conv2d)]
-    if len(found) < 2:
+    convolutions = [module for module in model.backbone.modules() if isinstance(module, nn.Conv2d)]
+    if len(convolutions) < 2:
         raise UserError(
             "Grad-CAM needs a convolutional backbone, this detector's has none; leave out the maps"
         )
-    return found[-1]
+    return convolutions[-1]
 
 
 def overlay(picture: NDArray[np.uint8], heat: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -177,9 +177,9 @@ class _RawGradCAM(GradCAM):
     raw: NDArray[np.float32]
 
     def get_cam_image(self, *args: Any, **options: Any) -> NDArray[np.float32]:
-        found = super().get_cam_image(*args, **options)
-        self.raw = np.maximum(found, 0).astype(np.float32)
-        return found
+        cam = super().get_cam_image(*args, **options)
+        self.raw = np.maximum(cam, 0).astype(np.float32)
+        return cam
 
 
 def _raw_maps(
@@ -202,16 +202,16 @@ def _raw_maps(
 def _scaled(raw: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
     """Enlarged to `size` and divided by the maximum; zeros stay zeros."""
     heat = F.interpolate(torch.from_numpy(raw)[:, None], size=size, mode="bilinear", align_corners=False)
-    found = heat[:, 0].double().numpy()
-    most = found.max(axis=(1, 2), keepdims=True)
-    return (found / np.where(most > 0, most, 1)).astype(np.float32)
+    maps = heat[:, 0].double().numpy()
+    most = maps.max(axis=(1, 2), keepdims=True)
+    return (maps / np.where(most > 0, most, 1)).astype(np.float32)
 
 
 @contextmanager
 def _untouched(model: DualHead) -> Iterator[None]:
     """Evaluation mode, gradients for nothing but the image; afterwards all is as before."""
     modes = [(module, module.training) for module in model.modules()]
-    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
         model.eval()
         model.requires_grad_(False)
@@ -220,7 +220,7 @@ def _untouched(model: DualHead) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
-        for parameter, requires in wanted:
+        for parameter, requires in flags:
             parameter.requires_grad_(requires)
 
 
@@ -231,8 +231,8 @@ def _choose_layer(model: DualHead, image: torch.Tensor, stage: str) -> tuple[str
     stages = [name for name in sizes if _STAGE.fullmatch(name)]
     if stage:
         if stage not in stages:
-            there = f"it has {', '.join(stages)}" if stages else "it has none"
-            raise UserError(f"Grad-CAM at stage {stage!r}: the backbone has no such stage; {there}")
+            alternatives = f"it has {', '.join(stages)}" if stages else "it has none"
+            raise UserError(f"Grad-CAM at stage {stage!r}: the backbone has no such stage; {alternatives}")
         if sizes[stage] == (1, 1):
             pixels = image.shape[-1]
             raise UserError(

@@ -264,17 +264,17 @@ def _describe_pairs(kind: str, pairs: Pairs, refs: list[SampleRef]) -> dict[str,
     across, both = 0, 0
     listed: list[tuple[bool, bool, int, list[Any]]] = []
     for first, second, distance in zip(pairs.first, pairs.second, pairs.distance, strict=True):
-        one, other = refs[first], refs[second]
-        crosses = one.split != other.split
-        labels = (one.generator == "nature") != (other.generator == "nature")
+        pair = refs[first], refs[second]
+        crosses = pair[0].split != pair[1].split
+        labels = (pair[0].generator == "nature") != (pair[1].generator == "nature")
         across, both = across + crosses, both + labels
-        names = [[ref.split, ref.generator, ref.name] for ref in (one, other)]
+        names = [[ref.split, ref.generator, ref.name] for ref in pair]
         listed.append((not labels, not crosses, len(listed), [int(distance), *names]))
     return {
         kind: len(listed),
         f"{kind}_across_splits": across,
         f"{kind}_real_and_fake": both,
-        f"{kind}_pairs": [pair for *_, pair in sorted(listed, key=lambda entry: entry[:3])[:_LISTED]],
+        f"{kind}_pairs": [entry for *_, entry in sorted(listed, key=lambda row: row[:3])[:_LISTED]],
     }
 
 

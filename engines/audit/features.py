@@ -168,9 +168,9 @@ def _color(crop: NDArray[np.uint8]) -> dict[str, float]:
         values[f"mean_{name}"] = float(means[number])
         values[f"deviation_{name}"] = float(deviations[number])
         values[f"skew_{name}"] = float(skews[number])
-    for one, other in ((0, 1), (0, 2), (1, 2)):
-        values[f"correlation_{'rgb'[one]}{'rgb'[other]}"] = float(
-            np.mean(centered[:, one] * centered[:, other])
+    for channel, other in ((0, 1), (0, 2), (1, 2)):
+        values[f"correlation_{'rgb'[channel]}{'rgb'[other]}"] = float(
+            np.mean(centered[:, channel] * centered[:, other])
         )
     return values
 

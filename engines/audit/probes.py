@@ -92,7 +92,7 @@ def probe(data: Data, kind: str, *, seed: int, resamples: int = PROBE_RESAMPLES)
         plain JSON values: auroc, low, high (None with a reason where there are too few images),
         real, fake (images), groups, and each model's own auroc.
     """
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "auroc": None,
         "low": None,
         "high": None,
@@ -101,17 +101,17 @@ def probe(data: Data, kind: str, *, seed: int, resamples: int = PROBE_RESAMPLES)
         "groups": len(np.unique(data.group)),
     }
     differing = _differing(data.features)
-    if not differing.any() and min(found["real"], found["fake"]) >= LEAST_ALIKE:
+    if not differing.any() and min(result["real"], result["fake"]) >= LEAST_ALIKE:
         # Nothing to learn from: exactly chance, and not for lack of images.
-        return {**found, "auroc": 0.5, "low": 0.5, "high": 0.5, "constant": True}
+        return {**result, "auroc": 0.5, "low": 0.5, "high": 0.5, "constant": True}
     reason = too_few(data.fake, data.group)
     if reason:
-        return {**found, "reason": reason}
+        return {**result, "reason": reason}
     scores = _out_of_fold(data.take(np.arange(len(data.fake)), list(np.flatnonzero(differing))), kind, seed)
     mean = np.mean(list(scores.values()), axis=0)
     low, high = auroc_over_groups(data.fake, mean, data.group, resamples=resamples, seed=seed)
-    found |= {"auroc": _auroc(data.fake, mean), "low": round(low, 4), "high": round(high, 4)}
-    return {**found, "models": {name: _auroc(data.fake, values) for name, values in scores.items()}}
+    result |= {"auroc": _auroc(data.fake, mean), "low": round(low, 4), "high": round(high, 4)}
+    return {**result, "models": {name: _auroc(data.fake, values) for name, values in scores.items()}}
 
 
 def _differing(features: _Float) -> NDArray[np.bool_]:
@@ -148,15 +148,15 @@ def probe_families(data: Data, jpeg: NDArray[np.bool_], kind: str, *, seed: int)
 
     Families that only JPEG files have are probed on JPEG files; otherwise they repeat the format.
     """
-    found, start = {}, 0
+    results, start = {}, 0
     for family, names in FEATURE_FAMILIES[kind].items():
         columns = list(range(start, start + len(names)))
         start += len(names)
         rows = np.flatnonzero(jpeg) if family in JPEG_ONLY else np.arange(len(jpeg))
-        found[family] = probe(data.take(rows, columns), kind, seed=seed)
-        if family in JPEG_ONLY and found[family].get("reason"):
-            found[family]["reason"] += " among the JPEG files"
-    return found
+        results[family] = probe(data.take(rows, columns), kind, seed=seed)
+        if family in JPEG_ONLY and results[family].get("reason"):
+            results[family]["reason"] += " among the JPEG files"
+    return results
 
 
 def single_features(data: Data, kind: str) -> list[dict[str, Any]]:
@@ -165,14 +165,14 @@ def single_features(data: Data, kind: str) -> list[dict[str, Any]]:
     An image without a feature counts as below all that have it.
     """
     names = [name for family in FEATURE_FAMILIES[kind].values() for name in family]
-    found: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
     for column, name in enumerate(names):
         values = data.features[:, column]
         if len(np.unique(np.nan_to_num(values, nan=-np.inf))) < 2:
             continue
         auroc = _auroc(data.fake, np.nan_to_num(values, nan=-1e12))
         medians = [_median(name, values[rows]) for rows in (~data.fake, data.fake)]
-        found.append(
+        results.append(
             {
                 "feature": name,
                 "auroc": max(auroc, round(1 - auroc, 4)),
@@ -180,7 +180,7 @@ def single_features(data: Data, kind: str) -> list[dict[str, Any]]:
                 "fake": medians[1],
             }
         )
-    return sorted(found, key=lambda entry: -entry["auroc"])[:LISTED]
+    return sorted(results, key=lambda entry: -entry["auroc"])[:LISTED]
 
 
 def _median(name: str, values: _Float) -> float | str | None:
@@ -188,14 +188,16 @@ def _median(name: str, values: _Float) -> float | str | None:
     return readable_value(name, float(np.median(known))) if len(known) else None
 
 
-def leaks(found: Mapping[str, Any], kind: str) -> bool:
-    return found["low"] is not None and found["low"] > BARS[kind]
+def leaks(result: Mapping[str, Any], kind: str) -> bool:
+    return result["low"] is not None and result["low"] > BARS[kind]
 
 
-def cannot_say(found: Mapping[str, Any], kind: str) -> str:
+def cannot_say(result: Mapping[str, Any], kind: str) -> str:
     """Why a probe without a leak cannot exclude one, or ""."""
-    if found["low"] is None:
-        return str(found["reason"])
-    if not leaks(found, kind) and found["high"] - found["low"] > WIDEST:
-        return f"AUROC {found['auroc']:.2f} [{found['low']:.2f}, {found['high']:.2f}] is too wide an interval"
+    if result["low"] is None:
+        return str(result["reason"])
+    if not leaks(result, kind) and result["high"] - result["low"] > WIDEST:
+        return (
+            f"AUROC {result['auroc']:.2f} [{result['low']:.2f}, {result['high']:.2f}] is too wide an interval"
+        )
     return ""

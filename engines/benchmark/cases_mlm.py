@@ -72,12 +72,12 @@ def write_conversations(folder: Path, images: Sequence[Path]) -> Path:
     records = []
     for number in range(_CONVERSATIONS):
         words = round(_WORDS[0] * (_WORDS[1] / _WORDS[0]) ** draw.random())
-        said = [
+        turns = [
             {"from": "human", "value": f"{IMAGE}\nIs this image real or fake?"},
             {"from": "gpt", "value": " ".join(draw.choices(TINY_WORDS, k=words))},
         ]
         image = str(images[number % len(images)])
-        records.append({"id": str(number), "image": image, "conversations": said})
+        records.append({"id": str(number), "image": image, "conversations": turns})
     path = folder / "conversations.json"
     write_text(path, json.dumps(records))
     return path
@@ -166,15 +166,15 @@ def _windows(trainer: Any, pace: _Pace, settings: BenchmarkSettings) -> Iterator
             pace.reached.put(error)
 
     def reached() -> Any:
-        found = pace.reached.get()
-        if isinstance(found, BaseException):
-            raise found
-        return found
+        outcome = pace.reached.get()
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
 
     def once() -> Run:
         pace.go.put(True)
-        found: Run = reached()
-        return found
+        run: Run = reached()
+        return run
 
     thread = threading.Thread(target=train)
     thread.start()

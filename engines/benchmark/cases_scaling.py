@@ -43,18 +43,18 @@ def _rank(connection: Connection, settings: BenchmarkSettings, environment: dict
     shutdown_distributed(world)
 
 
-def _processes(settings: BenchmarkSettings, wanted: int) -> int:
+def _processes(settings: BenchmarkSettings, requested: int) -> int:
     """`wanted` processes, 0 for as many as there is room for: GPUs, or the two of a small CPU."""
     room = torch.cuda.device_count() if settings.device == "cuda" else 2
-    if wanted == 0 and room < 2:
+    if requested == 0 and room < 2:
         raise Unavailable("there is one GPU")
-    return wanted or room
+    return requested or room
 
 
-def _case(wanted: int) -> Any:
+def _case(requested: int) -> Any:
     @contextmanager
     def case(settings: BenchmarkSettings) -> Iterator[Callable[[], Run]]:
-        count = _processes(settings, wanted)
+        count = _processes(settings, requested)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = str(probe.getsockname()[1])

@@ -165,8 +165,8 @@ def time_to_error(lines: Sequence[Mapping[str, Any]], error: float) -> float | N
     seconds = 0.0
     for line in lines:
         seconds += line.get("perf", {}).get("seconds", 0.0)
-        found = line.get("real_fake_error")
-        if line["kind"] == "val" and found is not None and found < error:
+        measured = line.get("real_fake_error")
+        if line["kind"] == "val" and measured is not None and measured < error:
             return seconds
     return None
 

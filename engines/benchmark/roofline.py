@@ -116,14 +116,14 @@ class _Traffic(TorchDispatchMode):
         self.bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = func(*args, **(kwargs or {}))
+        output = func(*args, **(kwargs or {}))
         if not func.is_view and func.overloadpacket.__name__ not in _FREE:
-            read, written = _bytes(args), _bytes(found)
+            read, written = _bytes(args), _bytes(output)
             self.bytes += read + written
             if "batch_norm" in func.overloadpacket.__name__:
                 # Statistics (forward), and the sums of gradients (backward), are a pass of their own.
                 self.bytes += read
-        return found
+        return output
 
 
 _FREE = frozenset(["detach", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"])
@@ -152,6 +152,6 @@ def step_traffic(model: DualHead, batch: int, size: int, precision: str) -> int:
         parameter.grad = None
     image = torch.empty(batch, 3, size, size, device="meta", dtype=_DTYPES[precision])
     with _Traffic() as traffic:
-        generator, object = shadow.train()(image)
-        (generator.sum() + object.sum()).backward()
+        generator_logits, object_logits = shadow.train()(image)
+        (generator_logits.sum() + object_logits.sum()).backward()
     return traffic.bytes

@@ -61,9 +61,9 @@ def read_site(root: Path) -> dict[str, str]:
     )
     if done.returncode != 0:
         raise UserError(f"{file}: bash cannot read it ({' '.join(done.stderr.split())[:200]}); correct it")
-    found = dict(entry.partition("=")[::2] for entry in done.stdout.split("\0") if entry)
+    variables = dict(entry.partition("=")[::2] for entry in done.stdout.split("\0") if entry)
     ours = re.compile("TELLTALE_|SBATCH_|NCCL_|GLOO_|WANDB_|HF_")
-    return {key: value for key, value in found.items() if key not in os.environ and ours.match(key)}
+    return {key: value for key, value in variables.items() if key not in os.environ and ours.match(key)}
 
 
 def script_of(experiment: str) -> str:

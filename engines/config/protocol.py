@@ -223,11 +223,11 @@ def parse_command(words: Sequence[str]) -> Command:
     Raises:
         UserError: no file, unknown keys or values, keys that do not fit the protocol.
     """
-    own, flags = split_training_flags(words)
+    command_words, flags = split_training_flags(words)
     parser = make_protocol_parser()
-    if not own or own[0].startswith("-"):
+    if not command_words or command_words[0].startswith("-"):
         raise UserError("expected a YAML file first, such as configs/protocols/robustness.yaml (see --help)")
-    path = find_config(own[0])
+    path = find_config(command_words[0])
     if not path.is_file():
         raise UserError(f"{path}: no such file; see the configs/protocols folder")
     try:
@@ -235,7 +235,7 @@ def parse_command(words: Sequence[str]) -> Command:
         parser.parse_args(["--config-file", str(path), "--output", "."])
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    parsed = parser.parse_args(["--config-file", str(path), *own[1:]])
+    parsed = parser.parse_args(["--config-file", str(path), *command_words[1:]])
     chosen = {entry.name: parsed[entry.name] for entry in fields(ProtocolConfig)}
     if flags and chosen["protocol"] not in TRAINED:
         raise UserError(f"--{next(iter(flags))}: the {chosen['protocol']} protocol trains nothing; remove it")
@@ -255,14 +255,16 @@ def split_training_flags(words: Sequence[str]) -> tuple[list[str], dict[str, Any
     Raises:
         UserError: a dotted flag without a value.
     """
-    own: list[str] = []
+    command_words: list[str] = []
     flags: dict[str, Any] = {}
     rest = iter(words)
     for word in rest:
         name, equals, value = word.partition("=")
         if not (name.startswith("--") and "." in name):
             # --val-labels is what shard.py calls it.
-            own.append(f"--{name[2:].replace('-', '_')}{equals}{value}" if _is_renamed(name) else word)
+            command_words.append(
+                f"--{name[2:].replace('-', '_')}{equals}{value}" if _is_renamed(name) else word
+            )
             continue
         if not equals:
             given = next(rest, None)
@@ -270,7 +272,7 @@ def split_training_flags(words: Sequence[str]) -> tuple[list[str], dict[str, Any
                 raise UserError(f"{name}: expected a value after it")
             value = given
         flags[name.removeprefix("--")] = value
-    return own, flags
+    return command_words, flags
 
 
 def _is_renamed(name: str) -> bool:

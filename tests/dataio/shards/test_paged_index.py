@@ -107,7 +107,7 @@ def test_a_wrong_row_of_a_large_index_is_named_when_it_is_read(copy, monkeypatch
     np.save(path, array)
     with pytest.raises(UserError, match="generator is 99, expected 0 to"):
         ShardSet(copy, "train")
-    monkeypatch.setattr(index, "_CHECKED_ON_OPEN", len(array) - 1)
+    monkeypatch.setattr(index, "CHECKED_ON_OPEN", len(array) - 1)
     shards = ShardSet(copy, "train")
     shards.read_many(np.arange(20))
     with pytest.raises(UserError, match="generator is 99, expected 0 to"):
