@@ -28,10 +28,11 @@ from engines.benchmark.case import BenchmarkSettings, Group, Run, Unavailable
 from engines.config.mlm import ConversationsConfig, FinetuneConfig, MlmOptimConfig, MlmTrainConfig, TuneConfig
 from engines.mlm.dataset import Collator, ConversationDataset, tokenize_conversations
 from engines.mlm.deepspeed_config import read_deepspeed
-from engines.mlm.finetune import start_deepspeed, training_arguments
+from engines.mlm.finetune import start_deepspeed
 from engines.mlm.memory_estimate import check_memory
 from engines.mlm.model import TORCH_DTYPES, apply_tuning, resolve_mlm_precision
 from engines.mlm.trainer import FinetuneTrainer
+from engines.mlm.trainer_arguments import training_arguments
 from engines.runtime.distributed import World
 from engines.runtime.run_log import LogConfig
 from models.tinyllava.checkpoint import load_tinyllava

@@ -7,12 +7,13 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from transformers import TrainingArguments
+from transformers import LlavaProcessor, TrainingArguments
 
 from dataio.core.atomic import write_text
 from dataio.core.errors import UserError, as_user_error
@@ -20,7 +21,7 @@ from dataio.core.log import log
 from engines.config.mlm import FinetuneConfig
 from engines.config.values import to_dict, to_yaml
 from engines.mlm import deepspeed_config as zero
-from engines.mlm.dataset import Collator
+from engines.mlm.dataset import Collator, ConversationDataset
 from engines.mlm.memory_estimate import check_memory, flops_per_token
 from engines.mlm.model import load_model_to_tune, resolve_mlm_precision
 from engines.mlm.output import answer_benchmarks, write_model
@@ -34,6 +35,7 @@ from engines.mlm.resume import (
     steps_of,
 )
 from engines.mlm.trainer import FinetuneTrainer, RunCallback
+from engines.mlm.trainer_arguments import training_arguments
 from engines.runtime.command import EXIT_RUN_AGAIN
 from engines.runtime.distributed import (
     StopRequest,
@@ -120,14 +122,39 @@ def _base_model(config: FinetuneConfig, folder: Path) -> None:
         config.model.weights = str(base)
 
 
-def _finetune(config: FinetuneConfig, world: World, folder: Path) -> Outcome:
+@dataclass
+class _Setup:
+    """All that a run needs besides the model.
+
+    Attributes:
+        settings: DeepSpeed's. accumulation: micro-batches of a process per step.
+        stored: the configuration as it was given, for the log and for resuming.
+        checkpoint: to resume from, or None.
+        source: folder of the weights to start from.
+    """
+
+    settings: dict[str, Any]
+    precision: str
+    accumulation: int
+    stored: dict[str, Any]
+    checkpoint: Path | None
+    source: ModelFolder
+    processor: LlavaProcessor
+    train_set: ConversationDataset
+    val_set: ConversationDataset | None
+
+    @property
+    def stage(self) -> int:
+        return zero.stage_of(self.settings)
+
+
+def _prepare(config: FinetuneConfig, world: World, folder: Path) -> _Setup:
+    """Check everything that can be checked before the weights are loaded."""
     settings = on_all_ranks(world, lambda: zero.read_deepspeed(config.deepspeed))
-    stage = zero.stage_of(settings)
     precision = on_all_ranks(world, lambda: resolve_mlm_precision(config.model.precision, world.device))
     accumulation = on_all_ranks(world, lambda: _accumulation(config, world.size))
     stored = to_dict(config)
-    checkpoints = folder / "checkpoints"
-    checkpoint = on_all_ranks(world, lambda: find_checkpoint(config, checkpoints))
+    checkpoint = on_all_ranks(world, lambda: find_checkpoint(config, folder / "checkpoints"))
     on_rank0(world, lambda: ensure_conversations(config))
     on_rank0(world, lambda: _base_model(config, folder))
     config.model.weights = str(folder / "base") if config.model.weights == TINY else config.model.weights
@@ -136,58 +163,75 @@ def _finetune(config: FinetuneConfig, world: World, folder: Path) -> Outcome:
     train_set, val_set = open_datasets(config, world, folder, processor, source.config)
     longest = int(train_set.lengths.max())
     on_all_ranks(world, lambda: check_memory(config, source.config, settings, world, precision, longest))
-    arguments = training_arguments(
-        config, checkpoints, settings, accumulation, precision, world, len(train_set)
+    return _Setup(
+        settings, precision, accumulation, stored, checkpoint, source, processor, train_set, val_set
     )
+
+
+@dataclass
+class _Trained:
+    """What remains of training once the model has left the memory.
+
+    Attributes:
+        step: of the last checkpoint. best: checkpoint of the lowest validation loss, or None.
+        losses: of the logged steps.
+    """
+
+    stopped: bool
+    reason: str
+    step: int
+    best: Path | None
+    losses: list[float]
+
+
+def _finetune(config: FinetuneConfig, world: World, folder: Path) -> Outcome:
+    setup = _prepare(config, world, folder)
+    trained = _train(config, world, folder, setup)
+    gc.collect()  # the model is in reference cycles; merging and answering need its memory
+    if trained.stopped:
+        text = f"stopped at step {trained.step} ({trained.reason}); the same command continues"
+        return Outcome(EXIT_RUN_AGAIN, text, trained.reason)
+    chosen = trained.best or folder / "checkpoints" / f"checkpoint-{trained.step}"
+    on_rank0(world, lambda: write_model(config, chosen, folder, setup.processor, setup.precision))
+    if world.is_main:
+        _say_end(trained.losses, chosen, folder)
+    return Outcome(0, f"finished {trained.step} steps")
+
+
+def _train(config: FinetuneConfig, world: World, folder: Path, setup: _Setup) -> _Trained:
+    def arguments() -> TrainingArguments:
+        count, checkpoints = len(setup.train_set), folder / "checkpoints"
+        return training_arguments(
+            config, checkpoints, setup.settings, setup.accumulation, setup.precision, world, count
+        )
+
     # The arguments must exist before the model: ZeRO-3 reads them to partition it.
-    model = on_all_ranks(world, lambda: load_model_to_tune(config, precision, world.device))
+    trainer_arguments = arguments()
+    model = on_all_ranks(world, lambda: load_model_to_tune(config, setup.precision, world.device))
     mark = {
         "world": world.size,
-        "stage": stage,
-        "precision": precision,
-        "data": conversations_digest([conversation.sample for conversation in train_set.conversations]),
-        "config": stored,
+        "stage": setup.stage,
+        "precision": setup.precision,
+        "data": conversations_digest([conversation.sample for conversation in setup.train_set.conversations]),
+        "config": setup.stored,
     }
-    offset, wandb_id = 0, ""
+    offset, wandb_id, checkpoint = 0, "", setup.checkpoint
     if checkpoint is not None:
         saved = on_all_ranks(world, lambda: read_mark(checkpoint))
         on_all_ranks(world, lambda: check_same_finetuning(config, saved, mark))
         offset, wandb_id = saved["metrics_offset"], saved["wandb_id"]
         if needs_universal(saved, world.size):
             on_rank0(world, lambda: make_universal(checkpoint))
-            settings["checkpoint"] = {"load_universal": True}
-            arguments = training_arguments(
-                config, checkpoints, settings, accumulation, precision, world, len(train_set)
-            )
+            setup.settings["checkpoint"] = {"load_universal": True}
+            trainer_arguments = arguments()
     if world.is_main:
         write_text(folder / "config.yaml", to_yaml(config))
-    log = RunLog(folder, config.log, stored, offset=offset, wandb_id=wandb_id, enabled=world.is_main)
-    callback = RunCallback(
-        world=world,
-        folder=folder,
-        log=log,
-        stop=StopRequest(world, folder),
-        config=config,
-        mark=mark,
-        flops=flops_per_token(source.config, config.tune),
-        peak=peak_flops(torch.cuda.get_device_name(world.device), precision)
-        if world.device.type == "cuda"
-        else None,
+    run_log = RunLog(
+        folder, config.log, setup.stored, offset=offset, wandb_id=wandb_id, enabled=world.is_main
     )
-    trainer = FinetuneTrainer(
-        config,
-        model=model,
-        args=arguments,
-        train_dataset=train_set,
-        eval_dataset=val_set,
-        data_collator=Collator(source.config.pad_token_id, source.config.vision_config.image_size),
-        processing_class=processor,
-        callbacks=[callback],
-    )
-    callback.trainer = trainer
-    trainer.remove_callback(transformers.PrinterCallback)
-    kind = f"ZeRO-{stage}{' offloaded' if zero.offloads(settings) else ''}"
-    _say_start(config, world, trainer, len(train_set), len(val_set or ()), kind, precision, source)
+    callback = _make_callback(config, world, folder, setup, run_log, mark)
+    trainer = _make_trainer(config, setup, model, trainer_arguments, callback)
+    _say_start(config, world, trainer, setup)
     code = 1
     try:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -196,22 +240,56 @@ def _finetune(config: FinetuneConfig, world: World, folder: Path) -> Outcome:
             raise RuntimeError(f"trained by {engine}, expected DeepSpeedEngine")
         code = EXIT_RUN_AGAIN if callback.stopped else 0
     finally:
-        log.close(code)
-    best = trainer.state.best_model_checkpoint
-    last = steps_of(checkpoints)[-1]
-    del callback.trainer, trainer, model
-    gc.collect()
+        run_log.close(code)
     if callback.stopped:
         callback.stop.clear_file()
-        reason = callback.stop.reason
-        return Outcome(
-            EXIT_RUN_AGAIN, f"stopped at step {last} ({reason}); the same command continues", reason
-        )
-    chosen = Path(best) if best else checkpoints / f"checkpoint-{last}"
-    on_rank0(world, lambda: write_model(config, chosen, folder, processor, precision))
-    if world.is_main:
-        _say_end(callback.losses, chosen, folder)
-    return Outcome(0, f"finished {last} steps")
+    best = trainer.state.best_model_checkpoint
+    return _Trained(
+        callback.stopped,
+        callback.stop.reason,
+        steps_of(folder / "checkpoints")[-1],
+        Path(best) if best else None,
+        callback.losses,
+    )
+
+
+def _make_callback(
+    config: FinetuneConfig, world: World, folder: Path, setup: _Setup, run_log: RunLog, mark: dict[str, Any]
+) -> RunCallback:
+    on_gpu = world.device.type == "cuda"
+    return RunCallback(
+        world=world,
+        folder=folder,
+        log=run_log,
+        stop=StopRequest(world, folder),
+        config=config,
+        mark=mark,
+        flops=flops_per_token(setup.source.config, config.tune),
+        peak=peak_flops(torch.cuda.get_device_name(world.device), setup.precision) if on_gpu else None,
+    )
+
+
+def _make_trainer(
+    config: FinetuneConfig,
+    setup: _Setup,
+    model: torch.nn.Module,
+    arguments: TrainingArguments,
+    callback: RunCallback,
+) -> FinetuneTrainer:
+    shape = setup.source.config
+    trainer = FinetuneTrainer(
+        config,
+        model=model,
+        args=arguments,
+        train_dataset=setup.train_set,
+        eval_dataset=setup.val_set,
+        data_collator=Collator(shape.pad_token_id, shape.vision_config.image_size),
+        processing_class=setup.processor,
+        callbacks=[callback],
+    )
+    callback.trainer = trainer
+    trainer.remove_callback(transformers.PrinterCallback)
+    return trainer
 
 
 def _accumulation(config: FinetuneConfig, size: int) -> int:
@@ -229,99 +307,22 @@ def _open(config: FinetuneConfig) -> ModelFolder:
         return open_model_folder(config.model.weights)
 
 
-def training_arguments(
-    config: FinetuneConfig,
-    checkpoints: Path,
-    settings: dict[str, Any],
-    accumulation: int,
-    precision: str,
-    world: World,
-    count: int,
-) -> TrainingArguments:
-    """The run's configuration as the Trainer's arguments.
-
-    Args:
-        settings: DeepSpeed's. accumulation: micro-batches of a process per step.
-        count: number of training conversations.
-    """
-    train, optim = config.train, config.optim
-    on_gpu = world.device.type == "cuda"
-    schedule = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}[optim.schedule]
-    # In steps, not epochs: the last step would otherwise validate and save twice.
-    validate = train.validate_every or count // train.global_batch
-    return TrainingArguments(
-        output_dir=str(checkpoints),
-        # Without it, accelerate sees no processes on a CPU and uses plain DDP.
-        use_cpu=not on_gpu,
-        deepspeed=settings,
-        seed=config.run.seed,
-        per_device_train_batch_size=train.micro_batch,
-        per_device_eval_batch_size=train.micro_batch,
-        gradient_accumulation_steps=accumulation,
-        num_train_epochs=train.epochs,
-        max_steps=train.steps or -1,
-        learning_rate=optim.lr,
-        adam_beta1=optim.betas[0],
-        adam_beta2=optim.betas[1],
-        weight_decay=optim.weight_decay,
-        max_grad_norm=optim.clip,
-        lr_scheduler_type=schedule,
-        warmup_steps=optim.warmup,
-        bf16=precision == "bf16",
-        fp16=precision == "fp16",
-        activation_checkpointing=train.gradient_checkpointing,
-        activation_checkpointing_kwargs={"use_reentrant": False} if train.gradient_checkpointing else None,
-        logging_steps=config.log.every,
-        logging_first_step=True,
-        logging_nan_inf_filter=False,
-        eval_strategy="steps" if _validates(config) else "no",
-        eval_steps=validate,
-        save_strategy="steps",
-        save_steps=validate,
-        # The Trainer deletes the oldest checkpoint before `on_save` marks the new one as complete:
-        # with a limit of 1 there would be a moment without a complete checkpoint.
-        save_total_limit=max(2, config.checkpoint.keep),
-        metric_for_best_model="loss",
-        greater_is_better=False,
-        load_best_model_at_end=False,
-        prediction_loss_only=True,
-        label_names=["labels"],
-        remove_unused_columns=False,
-        dataloader_num_workers=config.data.workers,
-        dataloader_pin_memory=on_gpu,
-        report_to="none",
-        disable_tqdm=True,
-    )
-
-
-def _validates(config: FinetuneConfig) -> bool:
-    return bool(config.data.val) or config.data.val_fraction > 0
-
-
-def _say_start(
-    config: FinetuneConfig,
-    world: World,
-    trainer: FinetuneTrainer,
-    count: int,
-    held: int,
-    zero_kind: str,
-    precision: str,
-    source: ModelFolder,
-) -> None:
+def _say_start(config: FinetuneConfig, world: World, trainer: FinetuneTrainer, setup: _Setup) -> None:
     if not world.is_main:
         return
     # Under ZeRO-3 a parameter is empty between uses; its size is in `ds_numel`.
     sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in trainer.model.parameters()]
     learned, total = sum(size for size, learns in sizes if learns), sum(size for size, _ in sizes)
-    batch = config.train.global_batch
+    batch, count = config.train.global_batch, len(setup.train_set)
     steps = config.train.steps or math.ceil(count // batch * config.train.epochs)
-    kind = "published names" if source.published else "Hugging Face names"
+    names = "published names" if setup.source.published else "Hugging Face names"
     log.info(
-        f"{config.run.dir}: DeepSpeed {zero_kind}, "
-        f"{world.size} x {world.device.type}, {precision}\n"
-        f"{source.folder} ({kind}): {learned:,} of {total:,} parameters learn (language {config.tune.language}, "
-        f"connector {'full' if config.tune.connector else 'frozen'}, vision {config.tune.vision})\n"
-        f"{count} conversations, {held} for validation; {steps} steps of {batch}"
+        f"{config.run.dir}: DeepSpeed ZeRO-{setup.stage}{' offloaded' if zero.offloads(setup.settings) else ''}, "
+        f"{world.size} x {world.device.type}, {setup.precision}\n"
+        f"{setup.source.folder} ({names}): {learned:,} of {total:,} parameters learn (language "
+        f"{config.tune.language}, connector {'full' if config.tune.connector else 'frozen'}, vision "
+        f"{config.tune.vision})\n"
+        f"{count} conversations, {len(setup.val_set or ())} for validation; {steps} steps of {batch}"
         + (f", the last {count % batch} of each epoch dropped" if count % batch else "")
     )
 
