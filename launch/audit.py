@@ -38,7 +38,7 @@ def make_parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
 
-    from dataio.core.cores import available_cores
+    from dataio.core.cores import worker_count
     from engines.audit.audit import AuditSettings, check_audit_path, run_audit
     from engines.audit.verdict import format_audit
 
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sample=args.sample,
         seed=args.seed,
         splits=args.split,
-        workers=available_cores() if args.workers is None else args.workers,
+        workers=worker_count(args.workers),
     )
     if args.shards is not None:
         misplaced = [key for key in ("layout", "source", *layout_keys()) if args[key]]

@@ -61,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         choose_run,
         format_nodes,
         look,
+        processes_per_node,
     )
 
     place = Place(
@@ -85,18 +86,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen, nodes = check_nodes(place, look_here)
     if place.is_head:
         print(format_nodes(nodes, chosen), file=sys.stderr, flush=True)
-        processes = options.processes or _given_processes() or max(1, nodes[0].gpus)
+        processes = options.processes or processes_per_node(nodes[0])
         print(f"{chosen.run}\n{processes}\n{chosen.default_config or NONE}")
     return 0
-
-
-def _given_processes() -> int | None:
-    given = os.environ.get("TELLTALE_PROCESSES_PER_NODE")
-    if given is None:
-        return None
-    if not given.isdigit() or int(given) < 1:
-        raise UserError(f"TELLTALE_PROCESSES_PER_NODE is {given!r}, expected a number of at least 1")
-    return int(given)
 
 
 if __name__ == "__main__":

@@ -20,9 +20,8 @@ from typing import Any
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from dataio.core.cores import available_cores
-from dataio.core.errors import UserError
-from dataio.core.tasks import ArrayTask
+from dataio.core.cores import worker_count
+from dataio.core.tasks import parse_task
 from dataio.images.codec import PRESETS, preset_policy
 from engines.config.layout_flags import add_layout_flags, default_codec_preset, layout_of, layout_settings
 from engines.config.parser import Parser
@@ -59,9 +58,7 @@ def _write(args: Any) -> int:
     from dataio.sharding.job import ShardJob, finish_job, run_array_task, run_job
     from dataio.sharding.merge import summary
 
-    if args.task is not None and args.finish:
-        raise UserError("--task and --finish: give one; --finish comes when all tasks are done")
-    array_task = ArrayTask.parse(args.task) if args.task is not None else None
+    array_task = parse_task(args.task, finish=args.finish)
     policy = preset_policy(args.codec.preset or default_codec_preset(args.layout), args.codec.size)
     if args.layout == "synthetic":
         write_synthetic(args.source, **args.synthetic.as_dict())
@@ -72,7 +69,7 @@ def _write(args: Any) -> int:
         layout,
         Path(args.output),
         policy,
-        workers=_processes(args.workers),
+        workers=worker_count(args.workers),
         samples_per_shard=args.samples_per_shard,
         seed=args.seed,
         extra_settings=layout_settings(args),
@@ -86,10 +83,6 @@ def _write(args: Any) -> int:
     return 0
 
 
-def _processes(workers: int | None) -> int:
-    return available_cores() if workers is None else workers
-
-
 def _verify(words: list[str]) -> int:
     parser = Parser("shard verify", "Check every hash, index, key and image of a shard folder.")
     parser.add_argument("folder", help="folder written by telltale shard")
@@ -97,7 +90,7 @@ def _verify(words: list[str]) -> int:
     args = parser.parse_args(words)
     from dataio.sharding.verify import require_intact
 
-    checked = require_intact(args.folder, workers=_processes(args.workers))
+    checked = require_intact(args.folder, workers=worker_count(args.workers))
     print(f"{args.folder}: {checked} images, every hash, index, key and image in order")
     return 0
 

@@ -5,9 +5,9 @@ Public names:
     `errors.one_line`, `errors.reason_of`, `errors.writing`: other errors in one line.
     `atomic.write_text`, `atomic.write_with`: a file is written completely or not at all.
     `locks.locked`: file locks for processes of one machine or several.
-    `tasks.ArrayTask`, `tasks.check_settings`: work shared by the tasks of a job array.
+    `tasks.ArrayTask`, `tasks.parse_task`, `tasks.check_settings`: work shared by the tasks of a job array.
     `counter_rng.hash64`, `counter_rng.uniform`: random numbers as functions of integers.
     `progress.ProgressBar`: a bar on a terminal, lines in a log.
-    `cores.available_cores`, `cores.cores_per_process`: the cores that may be used.
+    `cores.available_cores`, `cores.worker_count`, `cores.cores_per_process`: the cores that may be used.
     `parent_process.die_with_parent`: child processes that end with their parent.
 """

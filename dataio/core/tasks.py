@@ -42,6 +42,20 @@ class ArrayTask:
         return items[self.number :: self.of]
 
 
+def parse_task(task: str | None, *, finish: bool) -> ArrayTask | None:
+    """The task that a command names as "i/n"; None if the command does all of the work, or ends it.
+
+    Args:
+        finish: whether the command only merges what the tasks did.
+
+    Raises:
+        UserError: not such a text, or both.
+    """
+    if task is not None and finish:
+        raise UserError("--task and --finish: give one; --finish comes when all tasks are done")
+    return ArrayTask.parse(task) if task is not None else None
+
+
 def check_settings(folder: Path, stored: dict[str, Any], settings: dict[str, Any]) -> None:
     """Raise a UserError that names the first setting in which a rerun differs."""
     for name in settings:

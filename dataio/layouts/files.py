@@ -56,7 +56,7 @@ class Misfits:
             fit = "1 file fits" if self._count == 1 else f"{self._count} files fit"
             raise UserError(
                 f"{fit} no pattern of the {self.layout} layout, expected {self.expected}; first: "
-                f"{'; '.join(self._first)}. Remove them, or set them aside with skip_unknown",
+                f"{'; '.join(self._first)}. Remove them, or set them aside with skip_unknown (--skip-unknown)",
                 field="source",
                 value=self.source,
             )

@@ -193,7 +193,11 @@ class ManifestLayout:
 
     @property
     def _aside(self) -> str:
-        return "set them aside with skip_unknown" if self.field == "source" else "remove their lines"
+        return (
+            "set them aside with skip_unknown (--skip-unknown)"
+            if self.field == "source"
+            else "remove their lines"
+        )
 
     def _check_groups(self, groups: NDArray[np.uint64]) -> None:
         # Search the lines only where a group has two splits.

@@ -81,8 +81,8 @@ def _size(shards: ShardSet) -> tuple[int, int]:
     if (low_w, low_h) != (high_w, high_h):
         raise UserError(
             f"data.resident: the {shards.split} images of {shards.folder} are {low_w} to {high_w} px wide and "
-            f"{low_h} to {high_h} px high, expected one size; shard them with --codec.preset default, or set "
-            "data.resident false"
+            f"{low_h} to {high_h} px high, expected one size; shard them with the codec preset default "
+            "(--codec.preset default), or set data.resident false"
         )
     return low_h, low_w
 

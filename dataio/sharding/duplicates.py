@@ -164,7 +164,8 @@ def report_duplicates(
         count = counts["exact_across_splits"]
         raise UserError(
             f"{output}: {count} image{'s are' if count > 1 else ' is'} in two splits, pixel for pixel: {worst}; "
-            f"the list is {output / DUPLICATES}. Remove them from the source, or allow_duplicates"
+            f"the list is {output / DUPLICATES}. Remove them from the source, or accept them with "
+            "allow_duplicates (--allow-duplicates)"
         )
     return counts
 

@@ -359,6 +359,20 @@ def _bandwidth(store: dist.TCPStore, place: Place, node: Node) -> float | None:
     return REDUCED_BYTES / seconds / 1e9
 
 
+def processes_per_node(node: Node) -> int:
+    """TELLTALE_PROCESSES_PER_NODE, or else one for each GPU of a node, and one where there is none.
+
+    Raises:
+        UserError: the variable is not a number of at least 1.
+    """
+    given = os.environ.get("TELLTALE_PROCESSES_PER_NODE")
+    if given is None:
+        return max(1, node.gpus)
+    if not given.isdigit() or int(given) < 1:
+        raise UserError(f"TELLTALE_PROCESSES_PER_NODE is {given!r}, expected a number of at least 1")
+    return int(given)
+
+
 def format_nodes(nodes: Sequence[Node], chosen: Chosen) -> str:
     """The nodes as a table, for the job's log."""
     lines = [chosen.why] if chosen.why else []

@@ -46,7 +46,7 @@ def calibrate_checkpoint(
     if split == "test" and not allow_test:
         raise UserError(
             "choices are made on the validation split, or the test's figures mean nothing; use val, or "
-            "insist with --allow-test",
+            "insist with allow_test (--allow-test)",
             field="split",
             value="test",
         )

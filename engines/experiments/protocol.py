@@ -23,7 +23,7 @@ from dataio.core.atomic import write_text
 from dataio.core.errors import UserError, one_line, reason_of
 from dataio.core.locks import locked
 from dataio.core.log import log
-from dataio.core.tasks import ArrayTask, check_settings
+from dataio.core.tasks import ArrayTask, check_settings, parse_task
 from engines.config.protocol import FREE, Command
 from engines.experiments.protocol_cells import SHARDS, Cell, Protocol, open_protocol
 from engines.experiments.protocol_result import RESULT, RESULT_TABLE, format_result, merge_cells
@@ -87,9 +87,7 @@ def run_protocol(command: Command) -> str:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("a protocol runs in one process; share the cells with --task i/n instead of torchrun")
-    if command.task is not None and command.finish:
-        raise UserError("--task and --finish: give one; --finish comes when all tasks are done")
-    share = ArrayTask.parse(command.task) if command.task is not None else None
+    share = parse_task(command.task, finish=command.finish)
     protocol, folder = open_protocol(command.config), _Folder(command.output)
     settings = {key: value for key, value in protocol.settings.items() if key not in FREE}
     if command.finish and not (folder.path / SETTINGS).exists():
