@@ -35,7 +35,7 @@ class InMemorySplit:
     Attributes:
         pixels: uint8 [N, height + 2 pad, width + 2 pad, 3] on the device, RGB, in a border of the
             mean color. Those of damaged samples are undefined; the quarantine names them.
-        generator, object: int64 [N] on the device.
+        generator, object_label: int64 [N] on the device.
         pad: pixels of the border. seconds: what decoding took.
     """
 
@@ -69,7 +69,7 @@ class InMemorySplit:
         for loaded in loader:
             inner[loaded.sample_id.to(device)] = loaded.image.permute(0, 2, 3, 1)
         labels = np.stack([shards.rows["generator"], shards.rows["object"]]).astype(np.int64)
-        self.generator, self.object = torch.from_numpy(labels).to(device)
+        self.generator, self.object_label = torch.from_numpy(labels).to(device)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         self.seconds = time.perf_counter() - begin
@@ -248,7 +248,7 @@ class InMemoryLoader:
         return Batch(
             image.permute(0, 3, 1, 2),
             self._split.generator[ids],
-            self._split.object[ids],
+            self._split.object_label[ids],
             torch.from_numpy(work.ids),
         )
 

@@ -36,12 +36,12 @@ class Batch:
     """One batch on the device.
 
     image float32 [N, 3, size, size], channels-last in memory, normalized; generator and
-    object int64 [N], object -1 where unknown; sample_id int64 [N] on the CPU.
+    object_label int64 [N], object_label -1 where unknown; sample_id int64 [N] on the CPU.
     """
 
     image: torch.Tensor
     generator: torch.Tensor
-    object: torch.Tensor
+    object_label: torch.Tensor
     sample_id: torch.Tensor
 
 

@@ -40,7 +40,7 @@ class RunFigures:
         """The first training images, as the network sees them, with their labels."""
         captions = [
             self._generator(generator) + (f"\n{self.labels.objects[label]}" if label >= 0 else "")
-            for generator, label in zip(batch.generator.tolist(), batch.object.tolist(), strict=True)
+            for generator, label in zip(batch.generator.tolist(), batch.object_label.tolist(), strict=True)
         ]
         self._save(
             "inputs",

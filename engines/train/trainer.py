@@ -222,7 +222,7 @@ class Trainer:
             generator_logits,
             object_logits,
             batch.generator,
-            batch.object,
+            batch.object_label,
             label_smoothing=config.loss.label_smoothing,
             generator_weights=self._class_weights,
             own_share=own_share,
@@ -236,7 +236,7 @@ class Trainer:
             self.scaler.scale(loss * self.world.size).backward()
         with torch.no_grad():
             # Of the unmixed labels: errors stay comparable with validation's.
-            sums.add(generator_logits, object_logits, batch.generator, batch.object)
+            sums.add(generator_logits, object_logits, batch.generator, batch.object_label)
 
     def _gradient_sync(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Let DDP reduce the gradient with the last micro-batch only, once per step."""

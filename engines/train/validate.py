@@ -92,7 +92,7 @@ def validate(
     for batch in loader:
         each_batch()
         generator_logits, object_logits = model(batch.image)
-        sums.add(generator_logits, object_logits, batch.generator, batch.object)
+        sums.add(generator_logits, object_logits, batch.generator, batch.object_label)
         pairs = batch.generator * classes + generator_logits.argmax(1)
         confusion += torch.bincount(pairs, minlength=classes * classes)
         if config.log.images:

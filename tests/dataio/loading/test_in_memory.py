@@ -53,7 +53,7 @@ def batches(shards, config, *, train=True, world=1, first=0, last=6, seed=7, qua
         for batch in loader:
             assert batch.image.is_contiguous(memory_format=torch.channels_last)
             assert batch.image.dtype == torch.float32 and batch.generator.dtype == torch.int64
-            found.append((batch.image.clone(), batch.generator, batch.object, batch.sample_id))
+            found.append((batch.image.clone(), batch.generator, batch.object_label, batch.sample_id))
     return found
 
 

@@ -56,7 +56,7 @@ def test_evaluation_without_resampling_gives_pillows_pixels_and_the_indexs_label
             expected = normalised(shards, sample_id, config)[4:28, 4:28]
             np.testing.assert_allclose(batch.image[row].permute(1, 2, 0), expected, atol=1e-5)
             assert batch.generator[row] == shards.rows["generator"][sample_id]
-            assert batch.object[row] == shards.rows["object"][sample_id]
+            assert batch.object_label[row] == shards.rows["object"][sample_id]
 
 
 def test_training_crops_are_the_boxes_of_the_order_flipped_and_padded(tiny_shards):
