@@ -135,6 +135,7 @@ def test_names_are_hugging_faces_in_every_stage(alone, second, third):
             assert [name for name in names if "model.model." in name] == []
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_as_if_undisturbed(second, torchrun, conversations, tmp_path):
     folder = tmp_path / "run"
     command = torchrun(2, "launch/finetune_mlm.py", *finetuning_flags(conversations, folder))
@@ -159,7 +160,8 @@ def test_a_killed_run_goes_on_as_if_undisturbed(second, torchrun, conversations,
     assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
 
 
-@pytest.mark.parametrize("stage", [pytest.param(2, marks=pytest.mark.slow), 3])
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
 def test_two_processes_go_on_as_one(second, third, finetune, tmp_path, stage):
     reference = {2: second, 3: third}[stage][0]
     folder = interrupted(reference, tmp_path)
@@ -194,6 +196,7 @@ def check_adapter(folder):
     assert not any("encoder.layers.0." in name or "lm_head" in name for name in changed)
 
 
+@pytest.mark.slow
 def test_adapters_under_zero_3_save_merge_and_reload(finetune):
     folder, output = finetune(2, 3, *LORA, *PARTIAL, "--train.gradient_checkpointing", "true")
     check_adapter(folder)
@@ -347,6 +350,7 @@ def test_deepspeeds_launcher_runs_the_quickstart(repo_root, tmp_path, processes)
     assert (tmp_path / "run" / "vqa" / "true_false" / "metrics.json").is_file()
 
 
+@pytest.mark.slow
 def test_the_references_99_samples_and_both_its_benchmarks_end_to_end(finetune, shared_data, tmp_path):
     vqa = shared_data / "vqa"
     benchmarks = []

@@ -38,7 +38,7 @@ NAMED = ["path", "verdict", "p_fake", "generator", "p_generator", "object", "err
 TOLERANCE = 1e-5
 
 
-@pytest.fixture(scope="module", params=["default", "keep"])
+@pytest.fixture(scope="module", params=["default", pytest.param("keep", marks=pytest.mark.slow)])
 def work(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Originals in source/, their shards in data/, and a run of random weights of that codec."""
     folder = tmp_path_factory.mktemp(request.param)

@@ -60,7 +60,12 @@ def test_a_run_leaves_what_the_interface_promises(undisturbed):
 
 
 @pytest.mark.parametrize(
-    "victim", [pytest.param("everything", marks=pytest.mark.slow), "launcher", "one rank"]
+    "victim",
+    [
+        pytest.param("everything", marks=pytest.mark.slow),
+        "launcher",
+        pytest.param("one rank", marks=pytest.mark.slow),
+    ],
 )
 def test_killed_in_mid_epoch_and_run_again_gives_the_same_bits(
     undisturbed, victim, tiny_shards, torchrun, tmp_path

@@ -105,13 +105,13 @@ def test_a_complete_set_is_reused_and_another_is_refused(folder, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
     (other / "mine.txt").write_text("dear")
-    with pytest.raises(UserError, match="no synthetic set"):
+    with pytest.raises(UserError, match="something else"):
         write_synthetic(other, images=24, size=32, seed=0)
     (other / "synthetic.json").write_text("{")
-    with pytest.raises(UserError, match="no synthetic set"):
+    with pytest.raises(UserError, match="something else"):
         write_synthetic(other, images=24, size=32, seed=0)
     assert (other / "mine.txt").read_text() == "dear"
-    with pytest.raises(UserError, match="no synthetic set"):
+    with pytest.raises(UserError, match="something else"):
         write_synthetic(other / "mine.txt", images=24, size=32, seed=0)
 
 

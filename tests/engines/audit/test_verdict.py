@@ -138,6 +138,7 @@ def test_unreadable_images_are_counted_and_named(tmp_path):
         audit_layout(layout, AuditSettings(**QUIET))
 
 
+@pytest.mark.slow
 def test_the_figures_depend_on_the_seed_and_not_on_the_number_of_workers(tmp_path):
     layout = make_set(tmp_path / "set", blurred, 100)
     alone, many = (

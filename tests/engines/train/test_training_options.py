@@ -88,6 +88,11 @@ OPTIONS: dict[str, dict[str, object]] = {
 
 # Each takes about ten seconds on two cores; these differ little from others that stay.
 LONG = {
+    "linear",
+    "early_stop",
+    "adamw",
+    "class_weights",
+    "cutmix",
     "stochastic_depth",
     "square_root",
     "dropout_in_hidden_heads",
