@@ -24,20 +24,20 @@ def make_parser() -> Parser:
     add("--checkpoint", required=True, help="RUN, RUN/best.pt or an export")
     add("--data", help="folder written by launch/shard.py")
     add("--predictions", help="instead: predictions.parquet of this checkpoint on the split")
-    add("--split", default="val", help="what to calibrate on (default: val)")
+    add("--split", default="val", help="what to calibrate on")
     add = parser.add_argument_group("Decision").add_argument
     add(
         "--false-alarm-rate",
         type=float,
         default=0.01,
-        help="share of the split's real images that may be called AI-generated (default: 0.01)",
+        help="share of the split's real images that may be called AI-generated",
     )
     add(
         "--unsure",
         type=float,
         default=0.05,
-        help="share of its generated images that may be called real; what lies between is unsure "
-        "(default: 0.05; 1 for no such band)",
+        help="share of its generated images that may be called real; what lies between is unsure; "
+        "1 for no such band",
     )
     add = parser.add_argument_group("Prediction").add_argument
     add("--batch", type=int, default=None, help="images per forward pass")

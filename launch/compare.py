@@ -23,8 +23,8 @@ def make_parser() -> Parser:
     parser.add_argument("a", metavar="EVAL_A", help="folder with predictions.parquet, or the file")
     parser.add_argument("b", metavar="EVAL_B", help="the same of the other detector")
     parser.add_argument("--output", default=None, help="FILE.json for the comparison")
-    parser.add_argument("--resamples", type=int, default=2000, help="of the bootstrap (default: 2000)")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
+    parser.add_argument("--resamples", type=int, default=2000, help="of the bootstrap")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Explain single images: the detector's verdict, where it looked, and a language model's words.
+r"""Explain single images: the detector's verdict, where it looked, and a language model's words.
 
     telltale explain --checkpoint runs/quickstart/best.pt --model runs/tinyllava/model \
         --output page.html image.jpg other.png

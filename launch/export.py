@@ -1,19 +1,19 @@
-r"""Export a checkpoint as safetensors and a JSON description.
+r"""Export a checkpoint as safetensors, ONNX, or the published TinyLLaVA.
 
     telltale export --checkpoint runs/quickstart/best.pt --output exported
 
-Writes exported/model.safetensors and exported/config.json (architecture, label spaces,
+--format detector writes exported/model.safetensors and exported/config.json (architecture, label spaces,
 preprocessing, codec policy), and exported/model.calibration.json where launch/calibrate.py has
 calibrated the checkpoint. launch/evaluate.py takes the folder as a checkpoint, and
 gives the same predictions bit for bit.
 
     telltale export --format onnx --checkpoint runs/quickstart/best.pt --output onnx
 
-writes onnx/model.onnx for ONNX Runtime, compared with PyTorch before it is kept.
+--format onnx writes onnx/model.onnx for ONNX Runtime, compared with PyTorch before it is kept.
 
     telltale export --format tinyllava --checkpoint runs/tinyllava/model --output published
 
-writes a finetuned TinyLLaVA with the names of the published checkpoint.
+--format tinyllava writes a finetuned TinyLLaVA with the names of the published checkpoint.
 """
 
 import sys

@@ -5,7 +5,7 @@ r"""Run a protocol: robustness, aligned views, the cross-generator matrix, or le
     telltale protocol configs/protocols/cross_generator.yaml --output runs/cross --shards data/genimage
 
 Killed at any moment and run again, it continues: each finished cell has its own result. On a
-cluster, the same command with --task i/n does each n-th cell; then --finish merges:
+cluster, the same command with --task i/n does each n-th cell; then --finish merges.
 
     sbatch --array=0-7 ... telltale protocol ... --task $SLURM_ARRAY_TASK_ID/8
     telltale protocol ... --finish

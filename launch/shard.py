@@ -6,7 +6,7 @@ r"""Turn a data set into WebDataset shards with a manifest, or verify such a fol
 
 Killed at any moment and run again, it continues and ends with the same bytes. On a cluster,
 the same command with --task i/n (i from 0, as SLURM's --array=0-7 counts) on a shared file
-system writes each n-th shard; when all tasks are done, the same with --finish merges:
+system writes each n-th shard; when all tasks are done, the same with --finish merges.
 
     sbatch --array=0-7 ... telltale shard ... --task $SLURM_ARRAY_TASK_ID/8
     telltale shard ... --finish

@@ -12,6 +12,7 @@ from dataio.core.errors import UserError
 from dataio.sources.source import IMAGE_SUFFIXES, Source, read_file
 
 SUFFIXES = (*IMAGE_SUFFIXES, ".gif")
+_URL = re.compile(r"(https?|ftp|s3|gs)://", re.IGNORECASE)
 _ZIP = re.compile(r"\.zip(\.0*1)?$", re.IGNORECASE)
 
 
@@ -44,6 +45,8 @@ def find_inputs(paths: Iterable[str], stdin: BinaryIO, *, null: bool = False) ->
         if path == "-":
             for line in _lines(stdin, b"\0" if null else b"\n"):
                 yield from _follow(os.fsdecode(line if null else line.removesuffix(b"\r")))
+        elif _URL.match(path) and not os.path.lexists(path):
+            yield Input(path, None, "is a URL, expected a file or folder; download it first")
         elif not os.path.lexists(path) and any(mark in path for mark in "*?["):
             yield from _glob(path)
         else:

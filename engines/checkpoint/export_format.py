@@ -48,6 +48,8 @@ def read_export(folder: str | Path) -> dict[str, Any]:
     """
     folder = Path(folder)
     hint = f"expected a folder written by launch/export.py, or a checkpoint file such as {folder / 'best.pt'}"
+    if not (folder / EXPORT_SETTINGS).is_file():
+        raise UserError(f"{folder}: not an export (it has no {EXPORT_SETTINGS}); {hint}")
     try:
         described = parse_versioned_json(folder / EXPORT_SETTINGS, FORMAT, (VERSION,))
         state = {key: described[key] for key in ("codec", "layout", "step", "config")}

@@ -74,12 +74,12 @@ def load(path: str | Path) -> dict[str, Any]:
     if path.is_dir():
         raise UserError(f"{path}: is a folder, expected a checkpoint file such as {path / 'best.pt'}")
     if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint file")
+        raise UserError(f"{path}: no such checkpoint file; expected a file such as RUN/best.pt, or its RUN")
     if path.suffix == ".safetensors":
         return _load_safetensors(path)
     damage = find_damage(path)
     if damage:
-        raise UserError(f"{path}: {damage}; use another checkpoint")
+        raise UserError(f"{path}: {damage}, or not a checkpoint; expected a file such as RUN/best.pt")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:

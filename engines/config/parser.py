@@ -44,7 +44,12 @@ class Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the parser's (often many-lined) message as one UserError line."""
         text = one_line(ex if ex is not None and str(ex) else message)
+        text = re.sub(r"Expected an? <class '(\w+)'>", r"expected \1", text)
         flags = [flag for action in self._actions for flag in action.option_strings]
+        if match := re.search(r"arguments are required: (.+)", text):
+            # jsonargparse names the value; the user types the flag.
+            named = [f"--{name}" if f"--{name}" in flags else name for name in _dashed(match[1])]
+            text = f"{text[: match.start(1)]}{', '.join(named)}"
         close = _suggest(text, flags)
         raise UserError(f"{text}{f'; did you mean {close}?' if close else ''} (see --help)") from None
 
@@ -78,6 +83,11 @@ def _suggest(message: str, flags: Sequence[str]) -> str:
     if match := re.search(r"invalid choice: '(.*?)' \(choose from (.+)\)", message):
         return _nearest(match[1], re.findall(r"'(.+?)'", match[2]))
     return ""
+
+
+def _dashed(names: str) -> list[str]:
+    """The names of a list as flags spell them: false_alarm_rate is false-alarm-rate."""
+    return names.replace("_", "-").split(", ")
 
 
 def _nearest(word: str, known: Sequence[str]) -> str:
@@ -143,6 +153,8 @@ def parse_as(kind: type[C], argv: Sequence[str], default_file: str | Path) -> C:
     """
     flags, file = _split_config_flag(list(argv))
     path = find_config(file if file is not None else default_file)
+    if path.is_dir():
+        raise UserError(f"--config {path}: is a folder, expected a YAML file; see the configs/ folder")
     if not path.is_file():
         raise UserError(f"--config {path}: no such file; see the configs/ folder")
     check_config_file(path, kind)

@@ -59,6 +59,10 @@ CASES = [
     (["shard", "--layout", "genimag"], "did you mean genimage?"),
     (["shard", "--codec.preset", "kepe"], "did you mean keep?"),
     (["evaluate", "--chekpoint", "x"], "--checkpoint"),
+    (["predict", "photos"], "required: --checkpoint"),
+    (["calibrate", "--data", "x"], "required: --checkpoint"),
+    (["train", "--optim.lr", "abc"], '"optim.lr": expected float. Got value: abc'),
+    (["train", "--config", "configs"], "is a folder, expected a YAML file"),
 ]
 
 

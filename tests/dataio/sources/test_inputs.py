@@ -129,6 +129,11 @@ def test_what_is_no_file_is_an_error_when_read(tmp_path):
     assert empty.read is None and empty.error.startswith("holds no image (.jpg")
 
 
+def test_a_url_is_one_error_that_says_what_to_do():
+    (one,) = _find("https://example.org/photo.jpg?size=2")
+    assert one.read is None and one.error == "is a URL, expected a file or folder; download it first"
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_folders_without_permission_are_errors(tmp_path):
     (tmp_path / "a").mkdir(mode=0o000)
