@@ -5,7 +5,7 @@ r"""Ask how far a detector gets without looking at the picture, before you train
 
 Small classifiers are asked to tell fakes from photographs by the file's container, then by
 trivial pixel statistics. The verdict is pass, warn or fail. That of shards goes beside their
-manifest, where launch/train.py reads it.
+manifest, where telltale train reads it.
 """
 
 import sys
@@ -26,7 +26,7 @@ def make_parser() -> Parser:
     parser = Parser("audit", __doc__)
     add_layout_flags(parser, required=False, skipped="leave out files that fit no pattern")
     add = parser.add_argument_group("Audit").add_argument
-    add("--shards", default=None, help="folder written by launch/shard.py")
+    add("--shards", default=None, help="folder written by telltale shard")
     add("--output", default=None, help="JSON file; of shards by default audit.json beside their manifest")
     add("--split", nargs="*", default=list(SPLITS), help="train, val, test; all by default")
     add("--sample", type=int, default=4000, help="images to look at, spread over the generators; 0: all")

@@ -4,7 +4,7 @@ r"""Calibrate a checkpoint on the validation split and freeze its decision.
 
 Writes best.calibration.json beside best.pt: temperature and shift of the logit of P(fake), the
 threshold from which an image is called AI-generated, and the band below it that is called
-unsure. launch/evaluate.py, predict.py, explain.py and export.py use it from then on.
+unsure. telltale evaluate, predict, explain and export use it from then on.
 """
 
 import sys
@@ -22,7 +22,7 @@ def make_parser() -> Parser:
     parser = Parser("calibrate", __doc__)
     add = parser.add_argument_group("Input").add_argument
     add("--checkpoint", required=True, help="RUN, RUN/best.pt or an export")
-    add("--data", help="folder written by launch/shard.py")
+    add("--data", help="folder written by telltale shard")
     add("--predictions", help="instead: predictions.parquet of this checkpoint on the split")
     add("--split", default="val", help="what to calibrate on")
     add = parser.add_argument_group("Decision").add_argument

@@ -2,7 +2,7 @@ r"""Compare two evaluations of the same images.
 
     telltale compare runs/a/evaluation runs/b/evaluation --output comparison.json
 
-Takes folders written by launch/evaluate.py, or their predictions.parquet. Prints paired
+Takes folders written by telltale evaluate, or their predictions.parquet. Prints paired
 differences (in points, with 95 % intervals) and McNemar's test, overall and for each
 generator, and the sentences that may honestly be written.
 """

@@ -23,7 +23,7 @@ def make_parser() -> Parser:
     parser = Parser("evaluate", __doc__)
     add = parser.add_argument_group("Input and output").add_argument
     add("--checkpoint", required=True, help="RUN/best.pt or a file of RUN/checkpoints/")
-    add("--data", required=True, help="folder written by launch/shard.py")
+    add("--data", required=True, help="folder written by telltale shard")
     add("--split", required=True, help="train, val or test")
     add("--output", required=True, help="folder for predictions.parquet and metrics.json")
     add = parser.add_argument_group("Prediction").add_argument
@@ -32,7 +32,7 @@ def make_parser() -> Parser:
     add("--verify", action="store_true", help="check the SHA-256 of every shard first")
     add = parser.add_argument_group("Report").add_argument
     add("--report", action="store_true", help="write report.html and report.md too")
-    add("--protocols", nargs="*", default=[], help="folders of launch/protocol.py, shown in the report")
+    add("--protocols", nargs="*", default=[], help="folders of telltale protocol, shown in the report")
     add(
         "--pictures",
         type=int,

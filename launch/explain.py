@@ -27,7 +27,7 @@ def make_parser() -> Parser:
     add = parser.add_argument_group("Input and output").add_argument
     add("images", nargs="+", help="image files")
     add("--checkpoint", help="detector: RUN/best.pt or an export")
-    add("--model", help="language model: RUN/model of launch/finetune_mlm.py")
+    add("--model", help="language model: RUN/model of telltale finetune")
     add("--output", help="FILE.html, FILE.json or FILE.txt; text on the screen by default")
     add = parser.add_argument_group("Explanation").add_argument
     add("--tell-verdict", action="store_true", help="give the detector's verdict to the language model")

@@ -3,8 +3,8 @@ r"""Export a checkpoint as safetensors, ONNX, or the published TinyLLaVA.
     telltale export --checkpoint runs/quickstart/best.pt --output exported
 
 --format detector writes exported/model.safetensors and exported/config.json (architecture, label spaces,
-preprocessing, codec policy), and exported/model.calibration.json where launch/calibrate.py has
-calibrated the checkpoint. launch/evaluate.py takes the folder as a checkpoint, and
+preprocessing, codec policy), and exported/model.calibration.json where telltale calibrate has
+calibrated the checkpoint. telltale evaluate takes the folder as a checkpoint, and
 gives the same predictions bit for bit.
 
     telltale export --format onnx --checkpoint runs/quickstart/best.pt --output onnx

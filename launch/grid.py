@@ -4,7 +4,7 @@ r"""Train and evaluate every combination of a sweep file on this machine, and pr
         --data.shards data/cifake --train.epochs 2
 
 The file is in Weights & Biases' sweep format (method: grid), so `wandb sweep` takes it too;
-this command needs no account. Flags it does not know go to launch/train.py in every run.
+this command needs no account. Flags it does not know go to telltale train in every run.
 Killed and started again, it skips what is finished.
 """
 

@@ -24,7 +24,7 @@ from engines.runtime.command import run_command
 def make_parser() -> Parser:
     parser = Parser("make-vqa", __doc__)
     add = parser.add_argument_group("Input and output").add_argument
-    add("--shards", help="folder written by launch/shard.py")
+    add("--shards", help="folder written by telltale shard")
     add("--manifest", help="CSV of path, generator, object[, split, group]")
     add("--root", help="folder the CSV's paths start in; the CSV's own by default")
     add("--output", required=True, help="folder of the JSON files")

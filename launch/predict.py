@@ -6,7 +6,7 @@ r"""Predict images: real, AI-generated or unsure, the likeliest generator, and t
 One row for each image, to FILE.csv or FILE.jsonl, else as a table on the screen: path, verdict,
 p_fake, generator, p_generator, object, error, calibrated, credentials. A file that cannot be read
 has its reason in `error` and stops nothing; the exit code is 2 only if none could be read.
-Probability and verdict follow the calibration that launch/calibrate.py put beside the
+Probability and verdict follow the calibration that telltale calibrate put beside the
 checkpoint; without one they are raw, and AI-generated means P(fake) >= 0.5.
 """
 
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     detector = Detector(options.checkpoint, options.batch)
     if detector.calibration is None:
         print(
-            "not calibrated: verdicts are P(fake) >= 0.5; see launch/calibrate.py",
+            "not calibrated: verdicts are P(fake) >= 0.5; see telltale calibrate",
             file=sys.stderr,
             flush=True,
         )

@@ -26,8 +26,8 @@ def make_parser() -> Parser:
     add("--data", required=True, help="folder of the shards that were predicted")
     add("--split", required=True, help="train, val or test")
     add = parser.add_argument_group("Contents of the report").add_argument
-    add("--protocols", nargs="*", default=[], help="folders of launch/protocol.py")
-    add("--explainer", default=None, help="run folder of launch/finetune_mlm.py, for its benchmarks")
+    add("--protocols", nargs="*", default=[], help="folders of telltale protocol")
+    add("--explainer", default=None, help="run folder of telltale finetune, for its benchmarks")
     add("--pictures", type=int, default=2, help="per generator and outcome in the gallery; 0: none")
     return parser
 

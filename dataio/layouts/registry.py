@@ -76,7 +76,7 @@ def register_layout(
         counting: how programs that number classes by counting go wrong on this layout, for the
             audit: "classes" number a folder's photographs by their sorted classes, "files" by the
             order of file names; "" where no such program is known.
-        codec_preset: preset that launch/shard.py takes where the user does not say.
+        codec_preset: preset that telltale shard takes where the user does not say.
     """
 
     def register(factory: _Class) -> _Class:

@@ -30,7 +30,7 @@ class DataConfig:
     """Where the images are and how they become tensors."""
 
     shards: str = "data/quickstart"
-    """Folder written by launch/shard.py."""
+    """Folder written by telltale shard."""
     subsets: list[str] = field(default_factory=list)
     """Train and validate on these parts only (GenImage's generator folders); empty means all."""
     generators: list[str] = field(default_factory=list)
@@ -82,7 +82,7 @@ class DataConfig:
     damaged_cap: float = 0.0001
     """With damaged skip: stop when more than this share of a split was skipped."""
     require_audit: bool = False
-    """Refuse to train where the shards' audit (launch/audit.py) is a fail, missing or of other shards."""
+    """Refuse to train where the shards' audit (telltale audit) is a fail, missing or of other shards."""
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     """Makes the shards on first use (the quickstart)."""
 

@@ -76,7 +76,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder) / "manifest.json"
     if not Path(folder).is_dir():
-        raise UserError(f"{folder}: no such folder of shards; write one with `python launch/shard.py`")
+        raise UserError(f"{folder}: no such folder of shards; write one with `telltale shard`")
     try:
         manifest = json.loads(path.read_text())
     except FileNotFoundError:

@@ -247,4 +247,4 @@ class ShardSet:
         return DamagedSample(f"{place}: {reason}; {self._hint()}", reason, source)
 
     def _hint(self) -> str:
-        return f"find what changed with `python launch/shard.py verify {self.folder}`"
+        return f"find what changed with `telltale shard verify {self.folder}`"

@@ -117,7 +117,7 @@ def audit_layout(layout: Layout, settings: AuditSettings) -> dict[str, Any]:
 
 
 def audit_shards(folder: str | Path, settings: AuditSettings) -> dict[str, Any]:
-    """Audit a folder that `launch/shard.py` wrote; see `audit_layout`.
+    """Audit a folder that `telltale shard` wrote; see `audit_layout`.
 
     Raises:
         UserError: see `ShardSet`; no image of these splits, or none that can be read.
@@ -312,7 +312,7 @@ def run_audit(
     """Audit a data set or a folder of shards and write the result.
 
     Args:
-        source: a layout, or a folder that `launch/shard.py` wrote.
+        source: a layout, or a folder that `telltale shard` wrote.
         output: JSON file; None for audit.json in the folder of shards.
 
     Returns:

@@ -20,7 +20,7 @@ def read_audit(path: str | Path) -> dict[str, Any]:
     try:
         return read_versioned_json(path, FORMAT, (VERSION,), "audit again", what="an audit")
     except FileNotFoundError:
-        raise UserError(f"{path}: no such audit; make one with `python launch/audit.py`") from None
+        raise UserError(f"{path}: no such audit; make one with `telltale audit`") from None
 
 
 def audit_line(shards: str | Path, *, required: bool) -> str:
@@ -33,7 +33,7 @@ def audit_line(shards: str | Path, *, required: bool) -> str:
         UserError: it is required, and missing, stale, of other splits, or a fail.
     """
     folder = Path(shards)
-    again = f"python launch/audit.py --shards {shards}"
+    again = f"telltale audit --shards {shards}"
     if not (folder / AUDIT).is_file():
         trouble, verdict = f"none of {shards}", ""
     else:

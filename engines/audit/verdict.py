@@ -258,7 +258,7 @@ def _order_lines(order: Mapping[str, Any]) -> Iterator[str]:
                 f"neighbors are of one generator, {entry['expected']:.1%} expected"
             )
     if not order["splits"]:
-        yield "order: not checked, since launch/shard.py permutes the images"
+        yield "order: not checked, since telltale shard permutes the images"
     if (counting := order["counting"]) is not None:
         yield (
             f"label order: classes are read from names; counting them in each folder would have given "

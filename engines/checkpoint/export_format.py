@@ -47,7 +47,7 @@ def read_export(folder: str | Path) -> dict[str, Any]:
         UserError: not a complete export, or one of another version.
     """
     folder = Path(folder)
-    hint = f"expected a folder written by launch/export.py, or a checkpoint file such as {folder / 'best.pt'}"
+    hint = f"expected a folder written by telltale export, or a checkpoint file such as {folder / 'best.pt'}"
     if not (folder / EXPORT_SETTINGS).is_file():
         raise UserError(f"{folder}: not an export (it has no {EXPORT_SETTINGS}); {hint}")
     try:

@@ -87,7 +87,7 @@ def load(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: not a telltale checkpoint ({reason})") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(
-            f"{path}: not a telltale checkpoint (no format mark); give a file written by launch/train.py"
+            f"{path}: not a telltale checkpoint (no format mark); give a file written by telltale train"
         )
     if state.get("version") != VERSION:
         raise UserError(
@@ -107,7 +107,7 @@ def _load_safetensors(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = one_line(error)[:200]
         raise UserError(
-            f"{path}: not a telltale checkpoint ({reason}); give a file written by launch/train.py"
+            f"{path}: not a telltale checkpoint ({reason}); give a file written by telltale train"
         ) from None
 
 

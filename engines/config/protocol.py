@@ -29,7 +29,7 @@ class ProtocolConfig:
     checkpoint: str = ""
     """robustness, aligned: best.pt, a file of RUN/checkpoints, final.safetensors or an export."""
     layout: str = ""
-    """robustness, aligned: how the originals are laid out, as for launch/shard.py."""
+    """robustness, aligned: how the originals are laid out, as for telltale shard."""
     source: str = ""
     """robustness, aligned: folder, zip or CSV of the originals."""
     val_labels: str = ""
@@ -69,7 +69,7 @@ class ProtocolConfig:
     size: int = 0
     """aligned: side of view size, pixels; 0 takes the shortest side of any generated image."""
     config: str = ""
-    """cross_generator, leave_one_out: the trainings' YAML file, as for launch/train.py."""
+    """cross_generator, leave_one_out: the trainings' YAML file, as for telltale train."""
     flags: dict[str, Flag] = field(default_factory=dict)
     """cross_generator, leave_one_out: what the trainings change of it."""
     generators: list[str] = field(default_factory=list)

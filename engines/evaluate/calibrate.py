@@ -90,7 +90,7 @@ def _read(checkpoint: str, predictions: str, split: str) -> tuple[pa.Table, str]
     info = checkpoint_info(table)
     if "weights_sha256" not in info or "split" not in info:
         raise wrong(
-            "does not say which weights and split it is of; write it again with launch/evaluate.py, or "
+            "does not say which weights and split it is of; write it again with telltale evaluate, or "
             "calibrate on shards"
         )
     if info["weights_sha256"] != weights:
@@ -104,7 +104,7 @@ def _read(checkpoint: str, predictions: str, split: str) -> tuple[pa.Table, str]
         )
     if info.get("mirror"):
         raise wrong(
-            "was predicted with --mirror, which launch/predict.py does not do; evaluate again without it"
+            "was predicted with --mirror, which telltale predict does not do; evaluate again without it"
         )
     return table, weights
 

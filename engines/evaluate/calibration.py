@@ -201,7 +201,7 @@ def load_calibration(checkpoint: str | Path, weights: Mapping[str, "torch.Tensor
     from engines.checkpoint.files import weights_sha256
 
     path = calibration_path(checkpoint)
-    again = f"run `python launch/calibrate.py --checkpoint {checkpoint}` again, or delete the file"
+    again = f"run `telltale calibrate --checkpoint {checkpoint}` again, or delete the file"
     try:
         values = read_versioned_json(path, FORMAT, (VERSION,), again, what="a calibration")
     except FileNotFoundError:

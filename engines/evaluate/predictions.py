@@ -191,7 +191,7 @@ def read_predictions(path: str | Path) -> pa.Table:
         # `read_table` would read columns out of folder names such as "a=b".
         table = pq.ParquetFile(path).read()
     except FileNotFoundError:
-        raise UserError(f"{path}: not found; write one with `python launch/evaluate.py`") from None
+        raise UserError(f"{path}: not found; write one with `telltale evaluate`") from None
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path}: not a readable Parquet file ({one_line(error)}); write it again") from None
     _check_table(str(path), table)

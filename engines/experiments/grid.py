@@ -1,7 +1,7 @@
 """A grid of training runs on this machine, from a sweep file in Weights & Biases' format.
 
 The same file works with `wandb sweep`, which needs an account. Here every combination is trained
-by launch/train.py, one after the other, and evaluated; one table lists all. A killed grid resumes:
+by telltale train, one after the other, and evaluated; one table lists all. A killed grid resumes:
 finished runs are skipped.
 """
 

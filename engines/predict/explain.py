@@ -20,7 +20,7 @@ _QUESTION = "Is this image real or artificially generated? Please explain your a
 _HINT = "A detector says that this image is {verdict}, with a probability of {p:.0%}. {question}"
 _HINT_UNSURE = "A detector is unsure: this image is fake with a probability of {p:.0%}. {question}"
 _UNCALIBRATED = (
-    "the detector's probabilities are not calibrated (see launch/calibrate.py), so 90 % may not "
+    "the detector's probabilities are not calibrated (see telltale calibrate), so 90 % may not "
     "mean right nine times in ten"
 )
 # The detector's verdicts in the language model's terms; it has none for "unsure".

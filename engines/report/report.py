@@ -69,7 +69,7 @@ def read_protocol(folder: str | Path) -> dict[str, Any]:
         Path(folder) / _PROTOCOL,
         "telltale-protocol",
         "a protocol's result",
-        "give a folder of launch/protocol.py",
+        "give a folder of telltale protocol",
     )
 
 
@@ -89,7 +89,7 @@ def read_benchmarks(run: str | Path) -> list[dict[str, Any]]:
     ]
     if not benchmarks:
         raise UserError(
-            f"no answered benchmark in {folder}; give a run folder of launch/finetune_mlm.py whose "
+            f"no answered benchmark in {folder}; give a run folder of telltale finetune whose "
             "configuration names evaluate.benchmarks",
             field="explainer",
             value=run,

@@ -1,5 +1,6 @@
 """The processes of a run: joining them, raising errors on all, stopping all after the same step."""
 
+import contextlib
 import datetime
 import os
 import signal
@@ -143,8 +144,9 @@ class StopRequest:
         now = time.monotonic()
         if self._world.is_main and not self._reason and now - self._checked_at > 0.5:
             self._checked_at = now
-            if self._file.exists():
-                self._reason = f"{self._file} exists"
+            with contextlib.suppress(OSError):
+                # `telltale train` leaves the name of the signal that it received.
+                self._reason = self._file.read_text().strip() or f"{self._file} exists"
 
     def agreed(self) -> bool:
         """Whether any rank was asked to stop; a collective, so every rank must call it."""

@@ -66,10 +66,7 @@ def launch_processes(script: Path, argv: Sequence[str], processes: int, run: Pat
     signal goes to torchrun, which gives them 30 seconds.
 
     Returns:
-        0 finished, 2 user error, 75 stopped and saved, 1 anything else.
-
-    Raises:
-        UserError: what a rank ended with.
+        0 finished, 2 user error (a rank has printed it), 75 stopped and saved, 1 anything else.
     """
     for name in (EXIT, _STOP):
         (run / name).unlink(missing_ok=True)
@@ -93,7 +90,7 @@ def launch_processes(script: Path, argv: Sequence[str], processes: int, run: Pat
         else:
             # All ranks see the file, without torchrun's traceback and its limit of 30 seconds.
             run.mkdir(parents=True, exist_ok=True)
-            (run / _STOP).touch()
+            (run / _STOP).write_text(signal.Signals(number).name)
         asked.append(number)
 
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -107,6 +104,4 @@ def launch_processes(script: Path, argv: Sequence[str], processes: int, run: Pat
     if outcome is None:
         # Refused before the folder was the run's own (rank 0 has printed why), or killed.
         return EXIT_USER_ERROR if code == 0 else 1
-    if outcome["code"] == EXIT_USER_ERROR:
-        raise UserError(str(outcome.get("message", "see the log")))
     return int(outcome["code"])

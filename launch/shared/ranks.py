@@ -57,10 +57,10 @@ def run_or_launch(command: RunCommand, argv: Sequence[str], gpus: str | None) ->
         gpus: the default of --gpus; None is this process alone.
 
     Returns:
-        0 finished, 75 stopped and saved.
+        0 finished, 2 user error of a started rank, 75 stopped and saved.
 
     Raises:
-        UserError: also for what a rank ended with.
+        UserError: in this process; one of a started rank is printed there, and 2 returned.
     """
     if (code := previous_exit_code(argv, command.default_config)) is not None:
         return code

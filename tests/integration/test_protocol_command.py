@@ -264,7 +264,7 @@ BAD = [
     (ROBUST, ["--checkpoint", "nowhere.pt"], "nowhere.pt: no such checkpoint"),
     (ROBUST, ["--source", "nowhere"], None),
     (ROBUST, ["--split", "tset"], "no images in the tset split"),
-    (ROBUST, ["--task", "2/2"], "--task 2/2: expected i/n"),
+    (ROBUST, ["--task", "2/2"], "task 2/2: expected i/n"),
     (ROBUST, ["--task", "0/2", "--finish"], "give one"),
     (ROBUST, ["--finish"], "has no results; run the tasks first"),
 ]
@@ -290,7 +290,7 @@ def test_labels_and_folders_that_do_not_fit_are_one_line(words, work, tmp_path):
         run(words(ROBUST, tmp_path / "out", "--shards", str(work / "shards"), source=False))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
-    with pytest.raises(UserError, match="holds something else"):
+    with pytest.raises(UserError, match="holds other files"):
         run(words(ROBUST, tmp_path / "full"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "protocol.yaml"]
 

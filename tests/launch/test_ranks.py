@@ -24,11 +24,13 @@ def command(tiny_shards, tmp_path):
 def test_two_processes_are_stopped_by_a_signal_and_continue(command, repo_root):
     words, folder = command
     process = subprocess.Popen(
-        words, cwd=repo_root, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        words, cwd=repo_root, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     wait_until(lambda: any(line["step"] >= 1 for line in lines(folder)), 280, "step 1")
     process.send_signal(signal.SIGTERM)
-    assert b"Traceback" not in process.communicate(timeout=100)[1] and process.returncode == 75
+    out, err = process.communicate(timeout=100)
+    assert b"Traceback" not in err and process.returncode == 75
+    assert b"(SIGTERM); run the same command to continue" in out
     assert outcome(folder)["code"] == 75
     done = subprocess.run(
         words, cwd=repo_root, env=environment(), capture_output=True, text=True, timeout=250
@@ -46,6 +48,7 @@ def test_what_the_ranks_refuse_is_the_last_line_and_code_2(command, repo_root, t
     )
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: ") and "Traceback" not in done.stderr
+    assert done.stderr.count("error: ") == 1
     assert outcome(folder)["code"] == 2
 
 

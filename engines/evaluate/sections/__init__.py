@@ -2,7 +2,7 @@
 
 Every file of this package but `base` and `registry` defines `SECTION`, a `base.MetricSection`:
 what it computes for all images, for each generator and for each object, which of its figures
-get intervals, and where `launch/compare.py`, the report and the terminal show them. A new
+get intervals, and where `telltale compare`, the report and the terminal show them. A new
 metric is a new file; `registry.all_sections` finds it.
 
 Public names: `base.MetricSection`, `base.Metric`, `base.Resampled`, `base.Show` declare a

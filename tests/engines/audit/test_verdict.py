@@ -190,7 +190,7 @@ def test_shards_are_audited_beside_their_manifest_and_a_changed_one_is_stale(tin
     folder = tmp_path / "shards"
     folder.mkdir()
     (folder / "manifest.json").write_bytes((tiny_shards / "manifest.json").read_bytes())
-    again = f"python launch/audit.py --shards {folder}"
+    again = f"telltale audit --shards {folder}"
     assert audit_line(folder, required=False) == f"audit: none of {folder}; run `{again}`"
     write_audit(folder / AUDIT, found)
     assert read_audit(folder / AUDIT) == found

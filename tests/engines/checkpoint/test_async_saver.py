@@ -105,7 +105,7 @@ def test_a_full_disk_is_warned_of_and_the_next_save_tries_again(saver, fault, ca
     one.checkpoint(state(2))
     one.checkpoint(state(3))  # waits for the failure, and saves
     one.finish()
-    warned = [line for line in capfd.readouterr().err.splitlines() if line.startswith("WARNING")]
+    warned = [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning")]
     assert len(warned) == 1
     assert "step_00000002.pt: could not be written (No space left on device)" in warned[0]
     assert "a kill falls back to step 1" in warned[0]

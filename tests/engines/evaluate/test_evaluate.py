@@ -52,7 +52,7 @@ def test_unwritable_output_is_one_line(tmp_path: Path, make) -> None:
     with pytest.raises(UserError) as caught:
         check_writable(str(output))
     message = str(caught.value)
-    assert message.startswith(f"--output {output}: cannot be written (") and "\n" not in message
+    assert message.startswith(f"output {output}: cannot be written (") and "\n" not in message
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -92,7 +92,7 @@ def test_a_full_disk_while_training_costs_checkpoints_but_no_result(undisturbed,
     )
     done = run.go(2, faults)
     assert done.returncode != 0
-    warned = [line for line in done.stderr.splitlines() if line.startswith("WARNING")]
+    warned = [line for line in done.stderr.splitlines() if line.startswith("warning")]
     assert "step_00000003.pt: could not be written (No space left on device)" in warned[0]
     assert "metrics.jsonl: could not be written" in warned[1] and "best.pt" in warned[2]
     assert run.checkpoints() == [6]
