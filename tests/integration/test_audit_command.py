@@ -28,7 +28,7 @@ def test_training_says_the_verdict_and_refuses_where_it_must(audit, run, shards,
     train = [sys.executable, str(repo_root / "launch" / "train.py"), *words, "--data.require_audit", "true"]
     refused = run(train)
     assert refused.returncode == 2
-    message = f"data.require_audit: none of {shards}; run `python launch/audit.py --shards {shards}`"
+    message = f"data.require_audit: none of {shards}; run `telltale audit --shards {shards}`"
     assert refused.stderr.splitlines()[-1] == f"error: {message}"
     assert json.loads((tmp_path / "run" / "exit.json").read_text()) == {"code": 2, "message": message}
 

@@ -96,7 +96,7 @@ def test_a_damaged_sample_stops_training_and_all_of_it_is_named(copy, what):
         source,
     ):
         assert str(part) in told
-    assert "shard.py verify" in told and "\n" not in told
+    assert "telltale shard verify" in told and "\n" not in told
 
 
 def test_what_is_left_out_is_the_same_for_any_number_of_processes_and_after_a_resume(copy, tmp_path):

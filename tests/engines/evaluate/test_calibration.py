@@ -200,7 +200,7 @@ def test_a_calibration_of_other_weights_is_refused(checkpoint):
     save_calibration(checkpoint, _calibrate(checkpoint))
     write_detector(checkpoint, seed=8)
     with pytest.raises(
-        UserError, match=r"best.calibration.json: belongs to other weights .*calibrate.py"
+        UserError, match=r"best.calibration.json: belongs to other weights .*telltale calibrate"
     ) as caught:
         _load(checkpoint)
     assert "\n" not in str(caught.value)

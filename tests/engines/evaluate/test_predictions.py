@@ -213,7 +213,7 @@ def _replace_column(path, name: str, values) -> None:
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda p: p.unlink(), ["not found", "launch/evaluate.py"]),
+        (lambda p: p.unlink(), ["not found", "telltale evaluate"]),
         (lambda p: p.write_bytes(p.read_bytes()[:-9]), ["not a readable Parquet file"]),
         (lambda p: p.write_bytes(b""), ["not a readable Parquet file"]),
         (lambda p: pq.write_table(pa.table({"a": [1]}), p), ["telltale.generators"]),
