@@ -5,6 +5,7 @@ Each node inspects itself and reports to the first one through a key-value store
 decides. Then a small all-reduce is timed, which also shows that the nodes can communicate.
 """
 
+import contextlib
 import datetime
 import hashlib
 import json
@@ -204,13 +205,16 @@ def check_nodes(place: Place, look_here: Callable[[], tuple[Chosen, Node]]) -> t
             f"{place.name}: cannot reach {place.head}:{place.port} ({one_line(error)[:160]}); check "
             "TELLTALE_INTERFACE and the network between the nodes"
         ) from None
+    store.add("connected", 1)
     try:
         chosen, node = look_here()
     except UserError as error:
         if place.is_head:
             store.set("decision", "bad")
+            _wait_for_connections(store, place)
             raise
-        store.set(f"node{place.number}", json.dumps(asdict(Node(place.name, problem=str(error)))))
+        with contextlib.suppress(dist.DistError, RuntimeError):  # the first node has ended
+            store.set(f"node{place.number}", json.dumps(asdict(Node(place.name, problem=str(error)))))
         raise SystemExit(EXIT_USER_ERROR) from None
     if not place.is_head:
         return chosen, [_answer(store, place, chosen, node)]
@@ -221,6 +225,13 @@ def check_nodes(place: Place, look_here: Callable[[], tuple[Chosen, Node]]) -> t
         raise UserError(problem)
     nodes[0].bandwidth = _bandwidth(store, place, nodes[0])
     return chosen, nodes
+
+
+def _wait_for_connections(store: dist.TCPStore, place: Place) -> None:
+    """Keep the store until the other nodes have found it, or they would retry for minutes."""
+    end = time.monotonic() + min(place.timeout, 30.0)
+    while store.add("connected", 0) < len(place.names) and time.monotonic() < end:
+        time.sleep(0.1)
 
 
 def _answer(store: dist.TCPStore, place: Place, chosen: Chosen, node: Node) -> Node:
