@@ -62,6 +62,7 @@ def test_a_damaged_sample_stops_all_ranks_and_is_named(damaged, torchrun, run, t
     assert "not a decodable image, though it was when written" in said and ".tar key " in said
 
 
+@pytest.mark.slow
 def test_skipping_is_exact_over_processes_and_a_kill(damaged, torchrun, run, tmp_path):
     for world in (1, 2):
         command = torchrun(

@@ -63,6 +63,7 @@ def _evaluate(root: Path, work: Path, *flags: str, processes: int = 1) -> subpro
     return subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, timeout=240)
 
 
+@pytest.mark.slow
 def test_every_image_once_by_any_number_of_processes(work: Path, repo_root: Path) -> None:
     entry = read_manifest(work / "data")["splits"]["train"]
     count = entry["samples"]
@@ -99,6 +100,7 @@ def test_held_out_generators_and_resamples_reach_the_metrics(work: Path, repo_ro
     assert "never seen: adm, glide" in done.stdout
 
 
+@pytest.mark.slow
 def test_an_export_predicts_what_its_checkpoint_does_bit_for_bit(work: Path, repo_root: Path) -> None:
     command = [sys.executable, str(repo_root / "launch" / "export.py"), "--checkpoint", "best.pt"]
     done = subprocess.run([*command, "--output", "exported"], cwd=work, capture_output=True, text=True)

@@ -103,6 +103,7 @@ def test_a_run_leaves_what_the_interface_promises(alone):
     assert any(not torch.equal(base[name], tensor) for name, tensor in model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_two_processes_under_zero_2_and_3_train_as_one_does(alone, second, third):
     expected = losses(alone[0])
     assert len(expected) == 8
@@ -119,6 +120,7 @@ def test_zero_1_trains_as_one_process_does(alone, finetune):
     assert_equal_losses(losses(finetune(2, 1)[0]), losses(alone[0]))
 
 
+@pytest.mark.slow
 def test_names_are_hugging_faces_in_every_stage(alone, second, third):
     for folder, _ in (alone, second, third):
         for place in ("checkpoints/checkpoint-3", "model"):

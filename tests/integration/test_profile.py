@@ -29,6 +29,7 @@ def inside(one, other):
     return other["ts"] <= one["ts"] <= other["ts"] + other["dur"]
 
 
+@pytest.mark.slow
 def test_each_rank_writes_its_ranges_and_the_run_is_the_same_bit_for_bit(run, torchrun, words, tmp_path):
     traced, plain = tmp_path / "traced", tmp_path / "plain"
     done = run(torchrun(2, "launch/train.py", *words(traced, "--train.profile", "1:3")))

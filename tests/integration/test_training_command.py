@@ -91,7 +91,7 @@ def test_killed_in_mid_epoch_and_run_again_gives_the_same_bits(
     assert_same(folder, reference)
 
 
-@pytest.mark.parametrize("how", ["file", "signal"])
+@pytest.mark.parametrize("how", ["file", pytest.param("signal", marks=pytest.mark.slow)])
 def test_asked_to_stop_it_saves_at_a_common_step_and_continues(
     undisturbed, how, tiny_shards, torchrun, tmp_path
 ):
@@ -183,6 +183,7 @@ def test_under_torchrun_a_users_error_is_in_exit_json(tiny_shards, torchrun, run
     assert done.stderr.count("error: 3 processes cannot share") == 1
 
 
+@pytest.mark.slow
 def test_a_run_that_stops_early_is_finished_and_keeps_the_averaged_weights(
     run, torchrun, tiny_shards, tmp_path
 ):
@@ -206,6 +207,7 @@ def test_a_run_that_stops_early_is_finished_and_keeps_the_averaged_weights(
     assert again.returncode == 0 and "already finished at step 21" in again.stdout
 
 
+@pytest.mark.slow
 def test_initial_weights_are_listed_in_the_runs_folder(run, torchrun, tiny_shards, tmp_path):
     torch.manual_seed(0)
     source = torchvision.models.resnet18().state_dict()

@@ -20,6 +20,7 @@ def command(tiny_shards, tmp_path):
     return [sys.executable, "-m", "telltale", "train", "--processes", "2", *words], folder
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_two_processes_are_stopped_by_a_signal_and_continue(command, repo_root):
     words, folder = command

@@ -14,6 +14,7 @@ def mini(shared_data):
     return open_layout("genimage", shared_data / "genimage-mini", val_labels=labels)
 
 
+@pytest.mark.slow
 def test_genimage_as_published_fails_by_format_and_dimensions(mini):
     found = audit_layout(mini, AuditSettings(sample=160, quiet=True))
     assert found["verdict"] == "fail"

@@ -104,6 +104,7 @@ def command(repo_root, tmp_path, *words):
     return subprocess.run(line, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=1100)
 
 
+@pytest.mark.slow
 def test_a_tiny_run_measures_every_case_and_is_compared(repo_root, tmp_path):
     done = command(repo_root, tmp_path, "read", "--tiny", "--output", "out/b.json")
     assert done.returncode == 0, done.stderr

@@ -88,6 +88,9 @@ OPTIONS: dict[str, dict[str, object]] = {
 
 # Each takes about ten seconds on two cores; these differ little from others that stay.
 LONG = {
+    "augmentation",
+    "balanced",
+    "plateau",
     "linear",
     "early_stop",
     "adamw",
