@@ -15,7 +15,6 @@ from engines.runtime.paths import find_config
 
 # A string first: with any other order "off" would become a boolean.
 Flag = str | bool | int | float | list[Any]
-VIEWED = ("robustness", "aligned")  # a checkpoint sees originals in several ways
 TRAINED = ("cross_generator", "leave_one_out")  # several checkpoints see one set of shards
 
 
