@@ -12,7 +12,8 @@ from PIL import Image
 
 from dataio.core.cores import cores_per_process
 from dataio.core.errors import UserError, one_line, reason_of
-from dataio.images.codec import Encoded, Undecodable
+from dataio.images.codec import Encoded
+from dataio.images.opening import Undecodable
 from engines.attribution.gradcam import (
     Score,
     generator_score,

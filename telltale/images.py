@@ -9,10 +9,10 @@ from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from dataio.core.errors import UserError, one_line
-from dataio.images.codec import to_rgb
+from dataio.images.opening import to_rgb, upright
 from dataio.sources.inputs import Input, find_inputs
 
 ImageLike: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
@@ -69,11 +69,12 @@ def _from_path(path: str) -> Iterator[Input]:
 def _from_pillow(image: Image.Image, label: str) -> Input:
     """The image as a PNG: a lossless copy, upright."""
     try:
-        image = ImageOps.exif_transpose(image)
+        image.load()
+        image = upright(image)
         buffer = io.BytesIO()
         image = image if image.mode in _PNG_MODES else to_rgb(image)
         image.save(buffer, "PNG", compress_level=1, exif=b"")
-    except (OSError, ValueError, SyntaxError) as error:  # a file that is first read here
+    except Exception as error:  # a file that is first read here, by parsers that raise anything
         return Input(label, None, f"not a readable image ({one_line(error)})")
     return Input(label, buffer.getvalue)
 

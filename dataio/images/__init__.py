@@ -3,6 +3,6 @@
 Public names:
     `codec.CodecPolicy`, `codec.preset_policy`: how every source becomes the bytes in a shard.
     `codec.encode`: apply a policy to one source.
-    `codec.open_image`, `codec.to_rgb`: decode an image completely.
+    `opening.open_image`, `opening.upright`, `opening.to_rgb`: from bytes to the picture as viewers show it.
     `headers.header_fault`: check an image's header before DALI reads it.
 """

@@ -10,25 +10,21 @@ The policy is stored in the manifest and in every checkpoint, so that prediction
 
 import hashlib
 import io
-import warnings
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps, JpegImagePlugin, UnidentifiedImageError
+from PIL import Image, JpegImagePlugin
 
 from dataio.core.errors import UserError
+from dataio.images.opening import MEGAPIXELS, Undecodable, image_orientation, open_image, to_rgb, upright
 
 PRESETS = ("default", "reference", "native-crop", "keep")
 LOSSLESS = frozenset(["PNG", "BMP", "TIFF", "GIF", "PPM"])
 _MOST_PIXELS = 2**25  # of a resized image; a line of one pixel would otherwise use up the memory
 _EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp", "TIFF": "tiff"}
-
-
-class Undecodable(Exception):
-    """An image that cannot be decoded completely; the message says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +42,7 @@ class CodecPolicy:
         match_history: code lossless sources once as the lossy ones were.
         history: {"quality:subsampling": count} of the lossy sources; None until planned,
             and where there are none.
+        max_megapixels: larger sources are rejected.
     """
 
     preset: str
@@ -55,6 +52,7 @@ class CodecPolicy:
     subsampling: int = 0
     match_history: bool = False
     history: dict[str, int] | None = None
+    max_megapixels: int = MEGAPIXELS
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -97,50 +95,6 @@ class Encoded:
     width: int
     height: int
     warning: str
-
-
-def open_image(source: bytes) -> Image.Image:
-    """Decode the first frame completely.
-
-    Raises:
-        Undecodable: zero bytes, unknown format, truncated, damaged, or a decompression
-            bomb by Pillow's limit.
-    """
-    if not source:
-        raise Undecodable("zero bytes")
-    if not source.strip(b"\0"):
-        raise Undecodable("nothing but zero bytes")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(source))
-            image.load()
-    except UnidentifiedImageError:
-        raise Undecodable("not an image Pillow knows") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise Undecodable(f"decompression bomb ({error})") from None
-    except (
-        OSError,
-        ValueError,
-        SyntaxError,
-        EOFError,
-        IndexError,
-        TypeError,
-        AttributeError,
-        MemoryError,
-    ) as error:
-        raise Undecodable(" ".join(str(error).split()) or type(error).__name__) from None
-    return image
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB from any mode: 16 bits lose their low byte, transparency is dropped."""
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
-        image = Image.fromarray(np.clip(values >> 8, 0, 255).astype(np.uint8))
-    elif image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _jpeg(image: Image.Image, quality: int, subsampling: int) -> bytes:
@@ -190,19 +144,20 @@ def encode(source: bytes, policy: CodecPolicy, image: Image.Image | None = None)
     Raises:
         Undecodable: see `open_image`; also what `policy` cannot keep or resize.
     """
-    image = open_image(source) if image is None else image
+    image = open_image(source, max_megapixels=policy.max_megapixels) if image is None else image
     kind = image.format or ""
     warning = _strict_complaint(source) if kind == "JPEG" and image.mode in ("RGB", "L") else ""
-    orientation = image.getexif().get(0x0112, 1)
+    orientation = image_orientation(image)
     if policy.resize == "keep":
         if orientation != 1:
             warning = warning or f"EXIF orientation {orientation} is not applied under codec preset keep"
         if kind not in _EXTENSIONS:
             raise Undecodable(f"format {kind} cannot be kept; use another codec preset")
         return Encoded(source, _EXTENSIONS[kind], image.width, image.height, warning)
-    if orientation != 1:
-        image = ImageOps.exif_transpose(image)
+    image = upright(image)
     if policy.resize == "squash":
+        if image.mode.startswith(("I", "F")):  # by the range of all values, not of resampled ones
+            image = to_rgb(image)
         # The reference resized before converting, so palette images are resized by nearest.
         image = image.resize((policy.size, policy.size), Image.Resampling.BICUBIC)
         image = to_rgb(image)

@@ -18,18 +18,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from dataio.core.errors import UserError
-from dataio.images.codec import (
-    LOSSLESS,
-    Undecodable,
-    draw_history,
-    jpeg_history,
-    jpeg_quality,
-    open_image,
-    to_rgb,
-)
+from dataio.images.codec import LOSSLESS, draw_history, jpeg_history, jpeg_quality
+from dataio.images.opening import Undecodable, image_orientation, open_image, to_rgb, upright
 from dataio.perturb.degradations import Operation, degrade, draw_chain, png
 
 VIEWS = ("raw", "jpeg_fakes", "jpeg_all", "history", "size")
@@ -127,8 +120,7 @@ class SizeMatched:
         if min(image.size) < self.side:
             raise LeftOut(f"{LEFT_OUT}smaller than {self.side} px")
         is_jpeg = image.format == "JPEG" and image.mode in ("RGB", "L")
-        orientation = image.getexif().get(0x0112, 1)
-        if is_jpeg and orientation == 1:
+        if is_jpeg and image_orientation(image) == 1:
             left, top = ((side - self.side) // 2 // _GRID * _GRID for side in image.size)
             buffer = io.BytesIO()
             stored = jpeg_quality(source)
@@ -139,14 +131,14 @@ class SizeMatched:
                 subsampling=stored.subsampling if stored else 0,
             )
             return buffer.getvalue()
-        image = to_rgb(ImageOps.exif_transpose(image))
+        image = to_rgb(upright(image))
         left, top = ((side - self.side) // 2 for side in image.size)
         return png(image.crop((left, top, left + self.side, top + self.side)))
 
 
 def _as_jpeg(source: bytes, quality: int, subsampling: int) -> bytes:
     buffer = io.BytesIO()
-    image = to_rgb(ImageOps.exif_transpose(open_image(source)))
+    image = to_rgb(upright(open_image(source)))
     image.save(buffer, "JPEG", quality=quality, subsampling=subsampling)
     return buffer.getvalue()
 
@@ -176,7 +168,7 @@ def smallest_side(sources: Iterable[bytes]) -> int:
         try:
             with Image.open(io.BytesIO(source)) as image:
                 sides.append(min(image.size))
-        except (OSError, ValueError, SyntaxError):
+        except Exception:  # whatever a parser raises: `open_image` will say so
             continue
     if not sides:
         raise UserError("view size: no generated image among the chosen ones; set size to a number of pixels")

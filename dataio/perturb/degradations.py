@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from dataio.core.counter_rng import hash64
 from dataio.core.errors import UserError
-from dataio.images.codec import open_image, to_rgb
+from dataio.images.opening import open_image, to_rgb, upright
 
 MAX_CHAIN = 5
 
@@ -199,14 +199,11 @@ def degrade(source: bytes, operations: Sequence[Operation], seed: int, key: str)
     operations, an image that is small enough) the bytes come back as they are.
 
     Raises:
-        dataio.images.codec.Undecodable: see `open_image`.
+        dataio.images.opening.Undecodable: see `open_image`.
     """
     if not operations:
         return source  # also what cannot be decoded: that is for the codec to say
-    opened = open_image(source)
-    if opened.getexif().get(0x0112, 1) != 1:
-        opened = ImageOps.exif_transpose(opened)
-    state = _State(to_rgb(opened), source)
+    state = _State(to_rgb(upright(open_image(source))), source)
     for place, operation in enumerate(operations):
         # Not by severity: a curve is of the same noise and the same place of the crop.
         draws = Draws(seed, key, f"{place}:{operation.family}")

@@ -5,7 +5,7 @@ from itertools import islice
 from pathlib import Path
 
 from dataio.core.errors import UserError
-from dataio.images.codec import Undecodable
+from dataio.images.opening import Undecodable
 from dataio.sharding.plan import ShardPlan, ShardSpec, read_task
 from dataio.sharding.writer import WORK, encode_source, member_json
 from dataio.shards.tar_reader import TAR_BLOCK

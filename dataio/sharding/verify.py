@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dataio.core.errors import UserError
-from dataio.images.codec import Undecodable, open_image
+from dataio.images.opening import Undecodable, open_image
 from dataio.shards.manifest import NOT_AN_ARRAY, SAMPLE, read_manifest, sha256_of
 
 

@@ -12,7 +12,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from dataio.core.atomic import write_text, write_with
-from dataio.images.codec import CodecPolicy, Encoded, Undecodable, encode, open_image, to_rgb
+from dataio.images.codec import CodecPolicy, Encoded, encode
+from dataio.images.opening import Undecodable, open_image, to_rgb
 from dataio.sharding.duplicates import FINGERPRINT, image_fingerprint
 from dataio.sharding.plan import ShardPlan, ShardSpec, read_task
 from dataio.shards.manifest import SAMPLE

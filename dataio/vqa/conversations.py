@@ -5,7 +5,6 @@ A sample is {"id", "image" (absent for text alone), "conversations": [{"from": "
 fixed silently.
 """
 
-import io
 import json
 import os
 import tarfile
@@ -19,6 +18,7 @@ from typing import Any
 from PIL import Image
 
 from dataio.core.errors import UserError, one_line, reason_of
+from dataio.images.opening import Undecodable, open_image, to_rgb, upright
 from dataio.shards.tar_reader import safe_members
 
 IMAGE_PLACEHOLDER = "<image>"
@@ -248,16 +248,15 @@ def read_image_bytes(image: str) -> bytes:
 
 
 def load_rgb(image: str) -> Image.Image:
-    """Decode an image of any size as RGB.
+    """Decode an image of any size as upright RGB, as the detector's files are decoded.
 
     Raises:
         UserError: missing or corrupt.
     """
     data = read_image_bytes(image)
     try:
-        with Image.open(io.BytesIO(data)) as opened:
-            return opened.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        return to_rgb(upright(open_image(data)))
+    except Undecodable as error:
         raise UserError(f"{image}: not a readable image ({one_line(error)[:200]})") from None
 
 

@@ -14,7 +14,7 @@ from PIL import Image, JpegImagePlugin
 from scipy.fft import dctn
 from scipy.stats import skew
 
-from dataio.images.codec import open_image, to_rgb
+from dataio.images.opening import open_image, to_rgb
 from dataio.sharding.duplicates import image_fingerprint
 
 _Float = NDArray[np.float64]
@@ -78,7 +78,7 @@ def measure_image(data: bytes) -> Measured:
     """Measure one encoded image.
 
     Raises:
-        dataio.images.codec.Undecodable: see `open_image`.
+        dataio.images.opening.Undecodable: see `open_image`.
     """
     image = open_image(data)
     rgb = to_rgb(image)

@@ -20,7 +20,7 @@ import numpy as np
 
 from dataio.core.counter_rng import hash_text
 from dataio.core.errors import UserError
-from dataio.images.codec import Undecodable
+from dataio.images.opening import Undecodable
 from dataio.layouts.base import SPLITS, Layout
 from dataio.shards.manifest import read_manifest
 from dataio.shards.shard_set import ShardSet

@@ -12,7 +12,8 @@ from PIL import Image
 
 from dataio.core.cores import cores_per_process
 from dataio.core.errors import UserError, reason_of
-from dataio.images.codec import CodecPolicy, Encoded, Undecodable, encode
+from dataio.images.codec import CodecPolicy, Encoded, encode
+from dataio.images.opening import Undecodable
 from dataio.loading.crops import center_boxes
 from dataio.loading.dali_pipeline import as_images, build_pipeline, pipeline_inputs, run_pipeline
 from dataio.loading.pixels import to_pixels

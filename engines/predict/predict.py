@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from dataio.core.atomic import write_with
 from dataio.core.errors import UserError, one_line, reason_of, writing
-from dataio.images.codec import Encoded, Undecodable
+from dataio.images.codec import Encoded
+from dataio.images.opening import Undecodable
 from dataio.sources.inputs import Input
 from dataio.sources.provenance import read_credentials
 from engines.attribution.gradcam import grad_cam, last_convolution, overlay

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import telltale
-from dataio.images.codec import Undecodable
+from dataio.images.opening import Undecodable
 from dataio.sources.inputs import find_inputs
 from engines.attribution.gradcam import generator_score, grad_cam, grad_cams
 from engines.predict.detector import Detector

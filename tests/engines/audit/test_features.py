@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataio.images.codec import Undecodable, open_image
+from dataio.images.opening import Undecodable, open_image
 from engines.audit.features import (
     CONTAINER_NAMES,
     PIXEL_NAMES,

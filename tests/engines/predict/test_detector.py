@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from dataio.core.errors import UserError
-from dataio.images.codec import Encoded, Undecodable, encode, preset_policy
+from dataio.images.codec import Encoded, encode, preset_policy
+from dataio.images.opening import Undecodable
 from dataio.sources.inputs import Input
 from engines.checkpoint import files as checkpoints
 from engines.predict.detector import Detector, predict_file
