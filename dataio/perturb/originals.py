@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from dataio.core.errors import UserError
 from dataio.layouts.base import Layout, Record
 from dataio.perturb.aligned_views import View
@@ -54,7 +56,11 @@ class KeptSource(Source):
         return self._rows
 
     def read(self, path: str) -> bytes:
-        return self._shards().read(self._index()[path]).tobytes()
+        return self.read_original(path)[0]
+
+    def read_original(self, path: str) -> tuple[bytes, bytes]:
+        shards, number = self._shards(), self._index()[path]
+        return shards.read(number).tobytes(), shards.identities(np.array([number]))[0].tobytes()
 
 
 class KeptLayout:
@@ -110,7 +116,12 @@ class ViewedSource(Source):
         return self._source.has(path)
 
     def read(self, path: str) -> bytes:
-        return self._view(self._source.read(path), path, path in self._photographs)
+        return self.read_original(path)[0]
+
+    def read_original(self, path: str) -> tuple[bytes, bytes]:
+        """The view's file, and the identity of the original, which all views share."""
+        original, identity = self._source.read_original(path)
+        return self._view(original, path, path in self._photographs), identity
 
 
 @dataclass(frozen=True)

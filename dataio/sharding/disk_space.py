@@ -29,7 +29,7 @@ def space_needed(output: Path, plan: ShardPlan, tasks: list[ShardSpec], source: 
             read_task(output / WORK, task), -(-_SAMPLED // len(some))
         ):
             try:
-                made, _ = encode_source(source, path, plan.policy)
+                made, *_ = encode_source(source, path, plan.policy)
             except Undecodable:
                 sizes.append(0)
                 continue

@@ -5,7 +5,7 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import features
@@ -16,9 +16,9 @@ from dataio.layouts.base import SPLITS, Layout
 from dataio.layouts.genimage import is_known_broken
 from dataio.sharding.duplicates import DUPLICATES, report_duplicates
 from dataio.sharding.plan import ShardPlan
-from dataio.sharding.writer import PRINTS, WORK, read_sidecar, save_array, sidecar_path
+from dataio.sharding.writer import IDENTITIES, PRINTS, WORK, read_sidecar, save_array, sidecar_path
 from dataio.shards import shard_table
-from dataio.shards.manifest import MANIFEST_FORMAT, SAMPLE, read_manifest, sha256_of
+from dataio.shards.manifest import IDENTITY, MANIFEST_FORMAT, SAMPLE, read_manifest, sha256_of
 
 REJECTED = "rejected.csv"
 _KNOWN = "known: it is broken in GenImage's release"
@@ -44,6 +44,7 @@ def finish_folder(
     for split in SPLITS:
         shards: list[dict[str, Any]] = []
         files: list[Path] = []
+        identities: list[Path] = []
         for task in (t for t in plan.tasks if t.split == split):
             done = read_sidecar(output, task)
             assert done is not None, f"{task.name} was checked to be written"
@@ -56,9 +57,14 @@ def finish_folder(
             files.append(sidecar_path(output, task, ".npy"))
             facts = {key: done[key] for key in ("samples", "bytes", "sha256", "idx_bytes", "idx_sha256")}
             shards.append({"file": f"{task.name}.tar", **facts})
+            identities.append(sidecar_path(output, task, IDENTITIES))
         samples = sum(shard["samples"] for shard in shards)
         described = _describe(output, split, files, samples, plan.generators)
-        splits[split] = {**described, **_list_shards(output, split, shards)}
+        splits[split] = {
+            **described,
+            **_join_identities(output, split, identities, samples),
+            **_list_shards(output, split, shards),
+        }
     if not any(entry["samples"] for entry in splits.values()):
         raise UserError(
             f"all {plan.sources} images were rejected; see {output}/{WORK}", field="source", value=layout.root
@@ -109,8 +115,7 @@ def _describe(
     def write(temporary: Path) -> None:
         nonlocal known
         with open(temporary, "wb") as file:
-            header = {"descr": np.lib.format.dtype_to_descr(SAMPLE), "fortran_order": False}
-            np.lib.format.write_array_header_1_0(file, {**header, "shape": (samples,)})
+            _write_header(file, SAMPLE, samples)
             for number, name in enumerate(files):
                 rows = np.load(name)
                 rows["shard"] = number
@@ -132,6 +137,27 @@ def _describe(
         "largest": {"width": high["width"], "height": high["height"], "bytes": high["size"]},
         "index": _file(output, path),
     }
+
+
+def _write_header(file: BinaryIO, dtype: np.dtype[np.void], rows: int) -> None:
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (rows,)}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def _join_identities(output: Path, split: str, files: Sequence[Path], samples: int) -> dict[str, Any]:
+    """Write a split's identities, one shard after the other, and describe the file for the manifest."""
+    if not all(name.is_file() for name in files):  # some shards were written by an earlier telltale
+        return {}
+    path = output / split / "identity.npy"
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "wb") as file:
+            _write_header(file, IDENTITY, samples)
+            for name in files:
+                file.write(np.load(name).tobytes())
+
+    write_with(path, write)
+    return {"identities": _file(output, path)}
 
 
 def _list_shards(output: Path, split: str, shards: list[dict[str, Any]]) -> dict[str, Any]:

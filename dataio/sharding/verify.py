@@ -12,7 +12,7 @@ import numpy as np
 
 from dataio.core.errors import UserError
 from dataio.images.opening import Undecodable, open_image
-from dataio.shards.manifest import NOT_AN_ARRAY, SAMPLE, read_manifest, sha256_of
+from dataio.shards.manifest import IDENTITY, NOT_AN_ARRAY, SAMPLE, read_manifest, sha256_of
 
 
 def verify_shards(folder: str | Path, *, workers: int = 1) -> tuple[int, list[str]]:
@@ -34,7 +34,9 @@ def verify_shards(folder: str | Path, *, workers: int = 1) -> tuple[int, list[st
     keys: list[np.ndarray] = []
     spaces = {name: manifest[name] for name in ("generators", "objects", "subsets")}
     for split, entry in manifest["splits"].items():
-        rows = _check_index(folder, entry, faults)
+        rows = _check_rows(folder, entry["index"], entry["samples"], SAMPLE, faults)
+        if "identities" in entry:
+            _check_rows(folder, entry["identities"], entry["samples"], IDENTITY, faults)
         if rows is None:
             continue
         keys.append(rows["key"])
@@ -100,21 +102,21 @@ def _check_file(folder: Path, name: str, size: int, digest: str) -> str:
     return "" if sha256_of(path) == digest else f"{name}: its SHA-256 is not the manifest's"
 
 
-def _check_index(folder: Path, entry: dict[str, Any], faults: list[str]) -> np.ndarray | None:
-    index = entry["index"]
-    fault = _check_file(folder, index["file"], index["bytes"], index["sha256"])
+def _check_rows(
+    folder: Path, file: dict[str, Any], samples: int, dtype: np.dtype[np.void], faults: list[str]
+) -> np.ndarray | None:
+    """A split's file with one row per sample; None, and a fault, where it is not that."""
+    fault = _check_file(folder, file["file"], file["bytes"], file["sha256"])
     if fault:
         faults.append(fault)
         return None
     try:
-        rows = np.load(folder / index["file"], mmap_mode="r" if entry["samples"] else None)
+        rows = np.load(folder / file["file"], mmap_mode="r" if samples else None)
     except NOT_AN_ARRAY as error:
-        faults.append(f"{index['file']}: not a sample index ({error})")
+        faults.append(f"{file['file']}: not a sample index ({error})")
         return None
-    if rows.dtype != SAMPLE or len(rows) != entry["samples"]:
-        faults.append(
-            f"{index['file']}: {len(rows)} rows of {rows.dtype}, the manifest says {entry['samples']}"
-        )
+    if rows.dtype != dtype or len(rows) != samples:
+        faults.append(f"{file['file']}: {len(rows)} rows of {rows.dtype}, the manifest says {samples}")
         return None
     return rows
 

@@ -16,12 +16,13 @@ from dataio.images.codec import CodecPolicy, Encoded, encode
 from dataio.images.opening import Undecodable, open_image, to_rgb
 from dataio.sharding.duplicates import FINGERPRINT, image_fingerprint
 from dataio.sharding.plan import ShardPlan, ShardSpec, read_task
-from dataio.shards.manifest import SAMPLE
+from dataio.shards.manifest import IDENTITY, SAMPLE
 from dataio.shards.tar_reader import TAR_BLOCK
 from dataio.sources.source import Source
 
 WORK = ".work"
 PRINTS = ".prints.npy"  # suffix of the fingerprints, which are compared at the end
+IDENTITIES = ".identities.npy"  # suffix of the sources' identities
 
 
 class _HashingFile:
@@ -99,6 +100,7 @@ def _write_shard(output: Path, plan: ShardPlan, task: ShardSpec, source: Source,
     subsets = {name: number for number, name in enumerate(plan.subsets)}
     rows: list[tuple[int, ...]] = []
     prints: list[tuple[Any, ...]] = []
+    identities: list[bytes] = []
     index: list[str] = []
     rejected: list[list[str]] = []
     warned: list[list[str]] = []
@@ -113,7 +115,7 @@ def _write_shard(output: Path, plan: ShardPlan, task: ShardSpec, source: Source,
                 lines = read_task(output / WORK, task)
                 for key, (path, generator, label, subset) in enumerate(lines, task.first_key):
                     try:
-                        made, looks = encode_source(source, path, plan.policy)
+                        made, looks, identity = encode_source(source, path, plan.policy)
                     except Undecodable as error:
                         rejected.append([path, str(error)])
                         continue
@@ -133,11 +135,17 @@ def _write_shard(output: Path, plan: ShardPlan, task: ShardSpec, source: Source,
                     where = (task.number, offset, len(made.data), made.width, made.height)
                     rows.append((*where, generators[generator], subsets[subset], known, key))
                     prints.append((key, *looks))
+                    identities.append(identity)
 
     write_with(tar_path, write, label)
     idx = f"v1.2 {len(index)}\n" + "".join(f"{line}\n" for line in index)
     write_text(tar_path.with_suffix(".idx"), idx, label)
-    for suffix, table in ((".npy", np.array(rows, SAMPLE)), (PRINTS, np.array(prints, FINGERPRINT))):
+    tables = {
+        ".npy": np.array(rows, SAMPLE),
+        PRINTS: np.array(prints, FINGERPRINT),
+        IDENTITIES: np.frombuffer(b"".join(identities), IDENTITY),
+    }
+    for suffix, table in tables.items():
         write_with(sidecar_path(output, task, suffix), partial(save_array, array=table), label)
     done = {
         "samples": len(rows),
@@ -158,15 +166,15 @@ def save_array(path: Path, array: np.ndarray) -> None:
 
 def encode_source(
     source: Source, path: str, policy: CodecPolicy
-) -> tuple[Encoded, tuple[tuple[int, int], int, bool]]:
-    """One source under the policy, and its `image_fingerprint`.
+) -> tuple[Encoded, tuple[tuple[int, int], int, bool], bytes]:
+    """One source under the policy, its `image_fingerprint`, and the identity of its file.
 
     Raises:
         Undecodable: it cannot be read or decoded.
     """
     try:
-        data = source.read(path)
+        data, identity = source.read_original(path)
     except (OSError, KeyError) as error:
         raise Undecodable(f"cannot be read ({error})") from None
     image = open_image(data)
-    return encode(data, policy, image), image_fingerprint(to_rgb(image))
+    return encode(data, policy, image), image_fingerprint(to_rgb(image)), identity

@@ -31,6 +31,10 @@ SAMPLE = np.dtype(
     ]
 )
 
+# One row per sample of a split beside its index, in the same order: `identity_of` the source's file.
+# Folders that were written before have none.
+IDENTITY = np.dtype([("identity", "u1", 16)])
+
 MANIFEST_FORMAT = "telltale-shards"
 VERSIONS = (1, 2)  # that can be read; a folder has 2 where a split has a table of its shards
 

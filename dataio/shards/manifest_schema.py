@@ -45,6 +45,9 @@ def _split_fault(split: Any, tables: bool) -> str:
     index, shards = split.get("index"), split.get("shards")
     if not isinstance(index, dict) or _file_fault(index, ""):
         return f".index{_file_fault(index, '') if isinstance(index, dict) else ' must be an object'}"
+    identities = split.get("identities")  # not in earlier folders
+    if identities is not None and (not isinstance(identities, dict) or _file_fault(identities, "")):
+        return f".identities{_file_fault(identities, '') if isinstance(identities, dict) else ' must be an object'}"
     # Earlier folders do not have the smallest.
     for name in ("largest", "smallest") if "smallest" in split else ("largest",):
         sides = split.get(name)

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from dataio.core.errors import UserError
 from dataio.shards.local_cache import CacheOptions, ShardCache
-from dataio.shards.manifest import NOT_AN_ARRAY, SAMPLE, LabelSpaces, read_manifest, sha256_of
+from dataio.shards.manifest import IDENTITY, NOT_AN_ARRAY, SAMPLE, LabelSpaces, read_manifest, sha256_of
 from dataio.shards.manifest_schema import index_fault
 from dataio.shards.paged_index import PagedIndex
 from dataio.shards.shard_table import ShardTable, shard_counts
 from dataio.shards.tar_reader import TAR_BLOCK, DamagedSample, TarReader, Unreadable, check_shard_file
+from dataio.sources.source import IDENTITY_BYTES, identity_of
 
 CHECKED_ON_OPEN = 1 << 22  # rows: a larger index is validated page by page as it is read
 
@@ -35,6 +36,8 @@ class ShardSet:
         rows: structured array [N] of dtype SAMPLE.
         shard_sizes: int64 [shards], selected samples in each shard.
         labels: the label spaces.
+        identified_by: what `identities` are of: "source" (the source's file), or "stored" (the
+            image in the shard) in folders written before sources' identities were kept.
 
     Raises:
         UserError: missing, truncated or changed files; an unknown split, subset or generator; a
@@ -61,16 +64,22 @@ class ShardSet:
         self._tabled = isinstance(self.shards, ShardTable)
         self._whole = not subsets and not generators
         self._check_files(entry, verify)
-        rows: PagedIndex | NDArray[np.void] = self._load_rows(entry)
-        if subsets:
-            rows = rows[np.isin(rows["subset"], self._subset_numbers(subsets))]
-        if generators:
-            rows = rows[np.isin(rows["generator"], self._generator_numbers(generators))]
+        rows = self._load_rows(entry["index"], SAMPLE, entry["samples"])
+        self._identities: PagedIndex | NDArray[np.void] | None = None
+        self.identified_by = "source" if "identities" in entry else "stored"
+        self._chosen: NDArray[np.int64] | None = None  # rows of the split, where not all are selected
+        if not self._whole:
+            chosen = np.ones(len(rows), bool)
+            if subsets:
+                chosen &= np.isin(rows["subset"], self._subset_numbers(subsets))
+            if generators:
+                chosen &= np.isin(rows["generator"], self._generator_numbers(generators))
+            rows, self._chosen = rows[chosen], np.flatnonzero(chosen)
         if len(rows) == 0:
-            chosen = f" in subsets {', '.join(subsets)}" if subsets else ""
-            chosen += f" of generators {', '.join(generators)}" if generators else ""
+            asked = f" in subsets {', '.join(subsets)}" if subsets else ""
+            asked += f" of generators {', '.join(generators)}" if generators else ""
             raise UserError(
-                f"{folder}: the {split} split has no samples{chosen}; choose another split or shard more"
+                f"{folder}: the {split} split has no samples{asked}; choose another split or shard more"
             )
         self.rows: PagedIndex | NDArray[np.void] = rows
         # The manifest has the counts of the whole split; a large index need not be read.
@@ -106,7 +115,8 @@ class ShardSet:
         return [0, *(known.index(name) for name in generators)]
 
     def _check_files(self, entry: dict[str, Any], verify: bool) -> None:
-        files = [(entry["index"]["file"], entry["index"]["bytes"], entry["index"]["sha256"])]
+        tables = [entry["index"], *([entry["identities"]] if "identities" in entry else [])]
+        files = [(table["file"], table["bytes"], table["sha256"]) for table in tables]
         for shard in self.shards if verify or not self._tabled else ():
             files.append((shard["file"], shard["bytes"], shard["sha256"]))
             files.append(
@@ -120,23 +130,28 @@ class ShardSet:
                     f"{path}: its SHA-256 is not the manifest's: changed; copy it again or re-shard"
                 )
 
-    def _load_rows(self, entry: dict[str, Any]) -> PagedIndex | NDArray[np.void]:
-        path = self.folder / entry["index"]["file"]
+    def _load_rows(
+        self, file: dict[str, Any], dtype: np.dtype[np.void], samples: int
+    ) -> PagedIndex | NDArray[np.void]:
+        """The split's index or identities."""
+        path = self.folder / file["file"]
         try:
             # Mapped for its header only.
-            rows = np.load(path, mmap_mode="r" if entry["samples"] else None)
+            rows = np.load(path, mmap_mode="r" if samples else None)
         except NOT_AN_ARRAY as error:
             raise UserError(
                 f"{path}: not a sample index ({' '.join(str(error).split())}); re-shard"
             ) from None
         if not isinstance(rows, np.ndarray):
             raise UserError(f"{path}: not a sample index; re-shard")
-        if rows.dtype != SAMPLE or rows.shape != (entry["samples"],):
+        if rows.dtype != dtype or rows.shape != (samples,):
             raise UserError(
-                f"{path}: {rows.shape} of {rows.dtype}, expected ({entry['samples']},) of the sample type; re-shard"
+                f"{path}: {rows.shape} of {rows.dtype}, expected ({samples},) of the sample type; re-shard"
             )
         if not isinstance(rows, np.memmap):
             return rows  # none
+        if dtype == IDENTITY:  # any bytes are an identity
+            return PagedIndex(path, dtype, len(rows), rows.offset, lambda rows: "")
         fault = partial(
             index_fault,
             shards=len(self.shards),
@@ -206,6 +221,20 @@ class ShardSet:
             except Unreadable as error:
                 raise self.damaged(int(ids[place]), str(error)) from None
         return images
+
+    def identities(self, ids: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """What some images are known by wherever they are, uint8 [len(ids), 16]; see `identified_by`.
+
+        Raises:
+            DamagedSample: an image must be read for it, and cannot be.
+        """
+        entry = self.manifest["splits"][self.split]
+        if self.identified_by == "stored":
+            digests = b"".join(identity_of(image.tobytes()) for image in self.read_many(ids))
+            return np.frombuffer(digests, np.uint8).reshape(len(ids), IDENTITY_BYTES)
+        if self._identities is None:
+            self._identities = self._load_rows(entry["identities"], IDENTITY, entry["samples"])
+        return self._identities[ids if self._chosen is None else self._chosen[ids]]["identity"]
 
     def about(self, sample_id: int) -> dict[str, Any]:
         """A sample's JSON: generator, object, source (its path under the layout's root).

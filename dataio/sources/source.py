@@ -1,5 +1,6 @@
 """A folder or a zip file, in one part or several, read by relative path."""
 
+import hashlib
 import os
 import re
 import stat
@@ -13,12 +14,19 @@ from dataio.sources.split_zip import is_zip, open_zip
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 MAX_FILE_BYTES = 512 * 2**20  # of one unpacked file; images are smaller
+IDENTITY_BYTES = 16
 
 
 def check_file_size(size: int) -> None:
     """Raise an OSError for a file too large to be an image."""
     if size > MAX_FILE_BYTES:
         raise OSError(f"{size} bytes, expected an image of at most {MAX_FILE_BYTES}")
+
+
+def identity_of(data: bytes) -> bytes:
+    """What a file is known by wherever it is: 16 bytes, BLAKE2b of its own."""
+    # 64 bits would give two of 10^10 images the same one.
+    return hashlib.blake2b(data, digest_size=IDENTITY_BYTES).digest()
 
 
 def read_file(path: str | Path) -> bytes:
@@ -152,3 +160,12 @@ class Source:
             NotImplementedError,
         ) as error:
             raise OSError(f"{path}: cannot be read from the zip ({error})") from error
+
+    def read_original(self, path: str) -> tuple[bytes, bytes]:
+        """What `read` gives, and the `identity_of` the file that it was made from.
+
+        Raises:
+            OSError: see `read`.
+        """
+        data = self.read(path)
+        return data, identity_of(data)
