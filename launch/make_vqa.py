@@ -27,6 +27,7 @@ def make_parser() -> Parser:
     add("--shards", help="folder written by telltale shard")
     add("--manifest", help="CSV of path, generator, object[, split, group]")
     add("--root", help="folder the CSV's paths start in; the CSV's own by default")
+    add("--real", help="the CSV's generators that are photographs, as in 'real,0'")
     add("--output", required=True, help="folder of the JSON files")
     add = parser.add_argument_group("Questions").add_argument
     add("--train", type=int, default=VqaSizes.train, help="finetuning conversations")
@@ -42,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     if (args.shards is None) == (args.manifest is None):
         raise UserError("give --shards DIR or --manifest FILE.csv, one of them")
+    if args.real is not None and args.manifest is None:
+        raise UserError("--real belongs to --manifest; remove it")
     formats = tuple(args.formats.split(","))
     if not formats or set(formats) - set(QUESTION_FORMATS):
         raise UserError(f"--formats {args.formats}: expected some of {','.join(QUESTION_FORMATS)}")
@@ -56,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.shards is not None:
         images = {split: images_of_shards(args.shards, split) if on else [] for split, on in needed.items()}
     else:
-        images = images_of_manifest(args.manifest, args.root)
+        images = images_of_manifest(args.manifest, args.root, real=args.real)
     plan = VqaSizes(
         train=args.train,
         val=args.val,

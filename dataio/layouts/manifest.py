@@ -1,6 +1,5 @@
 """Any data set, listed in a CSV: path, generator, object[, split, group]."""
 
-import csv
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,16 +8,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataio.core.counter_rng import hash_text
+from dataio.core.csv_table import CsvTable, is_utf8
 from dataio.core.errors import UserError
 from dataio.layouts import cifake, genimage
 from dataio.layouts.base import SPLITS, Record
+from dataio.layouts.labels import (
+    PHOTOGRAPHS,
+    Spelling,
+    fold_generators,
+    fold_objects,
+    parse_names,
+    tidy,
+)
 from dataio.layouts.registry import LayoutOption, register_layout
 from dataio.layouts.splits import share
+from dataio.sources.near_paths import hint_for
 from dataio.sources.source import Source
 
 DEFAULT_VAL_FRACTION = 0.10
 DEFAULT_TEST_FRACTION = 0.10
 _REQUIRED = ("path", "generator", "object")
+_OPTIONAL = ("split", "group", "source")
 
 
 def labels_of_name(path: str) -> tuple[str, int | None] | None:
@@ -31,6 +41,7 @@ def labels_of_name(path: str) -> tuple[str, int | None] | None:
     options=(
         LayoutOption("root", "manifest: where its paths start (folder or zip)"),
         LayoutOption("split_from_path", "manifest: splits are the paths' first folders", default=False),
+        LayoutOption("real", "manifest: the generators that are photographs, as in 'real,0'"),
     ),
     val_fraction=DEFAULT_VAL_FRACTION,
     labels_of_name=labels_of_name,
@@ -40,7 +51,9 @@ class ManifestLayout:
     """See `dataio.layouts.base.Layout`.
 
     Generators are "nature" and the others in sorted order; objects are sorted; an empty
-    object is unknown. Splits: the `split` column; else, with `split_from_path`, a path's
+    object is unknown. Photographs are the generators of `real`, or where it is not given those
+    that a word for photographs names ("nature", "Real", "photo"). Labels and groups are read in
+    one normal form, without invisible characters. Splits: the `split` column; else, with `split_from_path`, a path's
     first folder (train gives val); else a hash of the group, or of the path where there
     is no group, so that no group is in two splits.
 
@@ -48,10 +61,12 @@ class ManifestLayout:
         source: the CSV. root: the folder (or zip) its paths start in; the CSV's by default.
         val_fraction: share that becomes val. skip_unknown: list missing files in `skipped`.
         split_from_path: see above. field: the argument that named the CSV, for messages.
+        real: names with commas between them; see above.
 
     Raises:
-        UserError: a missing column, an unsafe, repeated or missing path, a bad split, a
-            group in two splits; the line is named.
+        UserError: what `CsvTable` raises, an unsafe, repeated or missing path, a bad split, a
+            group in two splits (the line is named); generators that look alike, or of which
+            nothing says whether they are photographs.
     """
 
     name = "manifest"
@@ -65,6 +80,7 @@ class ManifestLayout:
         val_fraction: float = DEFAULT_VAL_FRACTION,
         skip_unknown: bool = False,
         split_from_path: bool = False,
+        real: str | None = None,
         field: str = "source",
     ) -> None:
         self.field = field
@@ -86,57 +102,58 @@ class ManifestLayout:
         self.val_fraction, self.skip, self.split_from_path = val_fraction, skip_unknown, split_from_path
         self.notes: list[str] = []
         self.skipped: list[tuple[str, str]] = []
+        self._table = CsvTable(self.path, required=_REQUIRED, optional=_OPTIONAL, field=field)
         generators, objects = self._check()
-        self.generators = ("nature", *sorted(generators - {"nature"}))
-        self.objects = tuple(sorted(objects - {""}))
-        if "nature" not in generators:
-            self.notes.append(f'{source}: no row has generator "nature", so there are no photographs')
+        try:
+            self._generator, notes = fold_generators(generators, None if real is None else _names(real))
+        except ValueError as error:
+            raise self._error(str(error)) from None
+        self._object, more_notes = fold_objects(objects)
+        self.generators = (PHOTOGRAPHS, *sorted({*self._generator.values()} - {PHOTOGRAPHS}))
+        self.objects = tuple(sorted({*self._object.values()} - {""}))
+        self.notes += [f"{source}: {note}" for note in (*notes, *more_notes)]
+        if PHOTOGRAPHS not in self._generator.values():
+            self.notes.append(
+                f"{source}: no generator is a word for photographs, so there are none; name them with real (--real)"
+            )
 
     def _error(self, text: str) -> UserError:
         return UserError(text, field=self.field, value=self.path)
 
     def _rows(self) -> Iterator[tuple[int, dict[str, str]]]:
         """Yield (line, fields by column) of each row; the file may be too long to hold."""
-        try:
-            with open(self.path, encoding="utf-8-sig", newline="") as file:
-                reader = csv.DictReader(file)
-                reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
-                missing = [name for name in _REQUIRED if name not in reader.fieldnames]
-                if missing:
-                    raise self._error(
-                        f"no column {missing[0]!r}; expected path, generator, object "
-                        f"[, split, group], found {', '.join(reader.fieldnames) or 'nothing'}"
-                    )
-                for row in reader:
-                    fields = {k: (v or "").strip() for k, v in row.items() if k}
-                    parts = [part for part in fields["path"].split("/") if part not in ("", ".")]
-                    # The reader's own count: blank lines give no row, quoted newlines none of their own.
-                    if not parts or fields["path"].startswith("/") or ".." in parts:
-                        raise self._error(
-                            f"line {reader.line_num}: path is {fields['path']!r}, "
-                            "expected one below the root without '..'"
-                        )
-                    fields["path"] = "/".join(parts)  # "./a//b" and "a/b" are one file
-                    yield reader.line_num, fields
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise self._error(f"cannot be read as CSV ({error})") from None
+        for line, fields in self._table.rows():
+            parts = [part for part in fields["path"].split("/") if part not in ("", ".")]
+            if not parts or fields["path"].startswith("/") or ".." in parts:
+                hint = hint_for(self.source, fields["path"]) if parts and ".." not in parts else ""
+                raise self._error(
+                    f"line {line}: path is {fields['path']!r}, "
+                    "expected one below the root without '..'" + (f"; {hint}" if hint else "")
+                )
+            fields["path"] = "/".join(parts)  # "./a//b" and "a/b" are one file
+            yield line, fields
 
     def column(self, name: str) -> Iterator[tuple[str, str]]:
         """(path, value) of a column that only some lists have; "" where this one lacks it."""
         for _, row in self._rows():
             yield row["path"], row.get(name, "")
 
-    def _check(self) -> tuple[set[str], set[str]]:
-        """Check every row; return the generators and the objects."""
-        generators, objects, paths = set(), set(), array("Q")
+    def _check(self) -> tuple[dict[str, Spelling], dict[str, Spelling]]:
+        """Check every row; return the generators and the objects as they are written."""
+        generators, objects, paths = dict[str, Spelling](), dict[str, Spelling](), array("Q")
         for line, row in self._rows():
             where = f"line {line}"
             if not row["generator"]:
                 raise self._error(f"{where}: generator is empty, expected a name or nature")
             if row.get("split", "") not in ("", *SPLITS):
                 raise self._error(f"{where}: split is {row['split']!r}, expected train, val or test")
-            generators.add(row["generator"])
-            objects.add(row["object"])
+            for spellings, column in ((generators, "generator"), (objects, "object")):
+                text = row[column]
+                if text not in spellings:
+                    if not is_utf8(text) or "\ufffd" in text:
+                        raise self._error(f"{where}: {column} {text!r} is not UTF-8; save the file as UTF-8")
+                    spellings[text] = Spelling(line)
+                spellings[text].rows += 1
             paths.append(hash_text(row["path"]))
         if not paths:
             raise self._error("has no rows")
@@ -152,7 +169,7 @@ class ManifestLayout:
     def _split(self, row: dict[str, str]) -> str:
         if row.get("split"):
             return row["split"]
-        unique = row.get("group") or row["path"]
+        unique = tidy(row.get("group", "")) or row["path"]
         number = share(unique)
         if self.split_from_path:
             first = row["path"].split("/", 1)[0].lower()
@@ -169,7 +186,7 @@ class ManifestLayout:
     def records(self) -> Iterator[Record]:
         """See `dataio.layouts.base.Layout.records`."""
         index = {name: number for number, name in enumerate(self.objects)}
-        missing, first = 0, list[str]()
+        missing, first, first_missing = 0, list[str](), ""
         groups = array("Q")
         self.skipped.clear()
         for line, row in self._rows():
@@ -177,17 +194,20 @@ class ManifestLayout:
                 if self.skip:
                     self.skipped.append((row["path"], "no such file"))
                 else:
+                    first_missing = first_missing or row["path"]
                     missing += 1
                     first += [f"{row['path']} (line {line})"] if missing <= 10 else []
                 continue
-            split, group = self._split(row), row.get("group", "")
+            split, group = self._split(row), tidy(row.get("group", ""))
             if group:
                 groups.append(_group_and_split(group, split))
-            yield Record(row["path"], row["generator"], index.get(row["object"]), split, group=group)
+            label = index.get(self._object[row["object"]])
+            yield Record(row["path"], self._generator[row["generator"]], label, split, group=group)
         if missing:
+            hint = hint_for(self.source, first_missing)
             raise self._error(
-                f"{missing} of its files are not under {self.root}; first: {', '.join(first)}. Give root, or "
-                f"{self._aside}"
+                f"{missing} of its files are not under {self.root}; first: {', '.join(first)}. "
+                f"{f'{hint}. ' if hint else ''}Give root, or {self._aside}"
             )
         self._check_groups(np.frombuffer(groups, np.uint64))
 
@@ -203,7 +223,7 @@ class ManifestLayout:
         # Search the lines only where a group has two splits.
         torn, of_group = _repeated(np.unique(groups) // len(SPLITS)), dict[str, str]()
         for line, row in self._rows() if torn else ():
-            split, group = self._split(row), row.get("group", "")
+            split, group = self._split(row), tidy(row.get("group", ""))
             if _group_and_split(group, split) // len(SPLITS) not in torn or not self.source.has(row["path"]):
                 continue
             if group and of_group.setdefault(group, split) != split:
@@ -214,6 +234,13 @@ class ManifestLayout:
 
     def read(self, path: str) -> bytes:
         return self.source.read(path)
+
+
+def _names(real: str) -> list[str]:
+    try:
+        return parse_names(real)
+    except ValueError as error:
+        raise UserError(str(error), field="real", value=real) from None
 
 
 def _group_and_split(group: str, split: str) -> int:

@@ -1,10 +1,10 @@
 """Which images belong together: a CSV of path and group, joined to shards by their sources."""
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dataio.core.errors import UserError, one_line
+from dataio.core.csv_table import CsvTable
+from dataio.core.errors import UserError
 from dataio.shards.shard_set import ShardSet
 
 
@@ -12,25 +12,17 @@ def read_groups(file: str | Path) -> dict[str, str]:
     """{path: group} of a CSV with these two columns; other columns are ignored, "" means no group.
 
     Raises:
-        UserError: unreadable, without the columns, or a path in two groups.
+        UserError: what `CsvTable` raises, or a path in two groups.
     """
     groups: dict[str, str] = {}
-    try:
-        with open(file, newline="", encoding="utf-8") as stream:
-            reader = csv.DictReader(stream)
-            if not {"path", "group"} <= set(reader.fieldnames or ()):
-                have = ", ".join(reader.fieldnames or ()) or "nothing"
-                raise UserError(f"expected columns path and group, found {have}", field="groups", value=file)
-            for line, row in enumerate(reader, start=2):
-                path, group = row["path"] or "", row["group"] or ""
-                if groups.setdefault(path, group) != group:
-                    raise UserError(
-                        f"line {line}: {path} is in {groups[path]!r} and in {group!r}; name it once",
-                        field="groups",
-                        value=file,
-                    )
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"cannot be read ({one_line(error)})", field="groups", value=file) from None
+    for line, row in CsvTable(file, required=("path", "group"), field="groups").rows():
+        path, group = row["path"], row["group"]
+        if groups.setdefault(path, group) != group:
+            raise UserError(
+                f"line {line}: {path} is in {groups[path]!r} and in {group!r}; name it once",
+                field="groups",
+                value=file,
+            )
     return groups
 
 

@@ -124,7 +124,7 @@ class Source:
         """Whether there is a file of this path, hidden or not."""
         if self.is_zip:
             return not path.endswith("/") and path in self._archive().NameToInfo
-        return (self.path / path).is_file()
+        return os.path.isfile(self.path / path)  # false too for a name that no file can have
 
     def size(self, path: str) -> int:
         """The size of one file as its directory says, bytes.

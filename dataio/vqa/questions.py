@@ -18,6 +18,7 @@ import numpy as np
 
 from dataio.core.atomic import write_text
 from dataio.core.errors import UserError, writing
+from dataio.core.log import log
 from dataio.layouts.manifest import ManifestLayout
 from dataio.shards.shard_set import ShardSet
 from dataio.vqa.blind_baselines import (
@@ -108,9 +109,13 @@ def images_of_shards(folder: str | Path, split: str) -> list[LabeledImage]:
     return images
 
 
-def images_of_manifest(file: str | Path, root: str | Path | None = None) -> dict[str, list[LabeledImage]]:
-    """The images of a CSV (path, generator, object[, split, group]), by split."""
-    layout = ManifestLayout(file, root=root, field="manifest")
+def images_of_manifest(
+    file: str | Path, root: str | Path | None = None, *, real: str | None = None
+) -> dict[str, list[LabeledImage]]:
+    """The images of a CSV (path, generator, object[, split, group]), by split; see `ManifestLayout`."""
+    layout = ManifestLayout(file, root=root, real=real, field="manifest")
+    for note in layout.notes:
+        log.warning(note)
     if not Path(layout.root).is_dir():
         raise UserError(
             "expected a folder of images; write shards from an archive first", field="root", value=layout.root

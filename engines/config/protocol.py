@@ -35,6 +35,8 @@ class ProtocolConfig:
     """genimage: LOC_val_solution.csv or the devkit's ground truth."""
     root: str = ""
     """manifest: where its paths start."""
+    real: str = ""
+    """manifest: the generators that are photographs, with commas between them."""
     subsets: list[str] = field(default_factory=list)
     """genimage: only these generators' folders."""
     split_from_path: bool = False
@@ -169,7 +171,7 @@ def _defaults() -> dict[str, Any]:
 
 
 _VIEWED_KEYS = frozenset(
-    ["checkpoint", "layout", "source", "val_labels", "root", "subsets", "split_from_path"]
+    ["checkpoint", "layout", "source", "val_labels", "root", "real", "subsets", "split_from_path"]
 ) | frozenset(
     ["halve_test", "skip_unknown", "images", "batch", "workers", "samples_per_shard", "keep_shards"]
 )
@@ -280,4 +282,7 @@ def _is_renamed(name: str) -> bool:
 
 def to_plain(config: ProtocolConfig) -> dict[str, Any]:
     """Only what the protocol has a use for, as JSON values."""
-    return {key: value for key, value in asdict(config).items() if key not in FOREIGN[config.protocol]}
+    plain = {key: value for key, value in asdict(config).items() if key not in FOREIGN[config.protocol]}
+    if not config.real:  # absent from older folders
+        plain.pop("real", None)
+    return plain

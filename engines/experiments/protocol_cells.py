@@ -167,6 +167,7 @@ def _open_originals(config: ProtocolConfig) -> Layout:
         config.source,
         val_labels=config.val_labels or None,
         root=config.root or None,
+        real=config.real or None,
         skip_unknown=config.skip_unknown,
         subsets=config.subsets,
         split_from_path=config.split_from_path,

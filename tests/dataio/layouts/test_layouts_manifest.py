@@ -169,10 +169,81 @@ def test_what_is_no_csv_and_a_root_that_is_not_there(tmp_path):
     with pytest.raises(UserError, match="no such CSV"):
         open_layout("manifest", tmp_path / "absent.csv")
     (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00\x01")
-    with pytest.raises(UserError, match="cannot be read as CSV"):
+    with pytest.raises(UserError, match="is UTF-16, expected UTF-8"):
         open_layout("manifest", tmp_path / "binary.csv")
 
 
 def test_too_large_a_val_fraction_leaves_no_train(tmp_path):
     with pytest.raises(UserError, match=r"val_fraction 0\.95.*for test"):
         open_layout("manifest", write(tmp_path, rows(1), 1), val_fraction=0.95)
+
+
+def labels_of(folder, text, images=4, **options):
+    layout = open_layout("manifest", write(folder, text, images), **options)
+    records = list(layout.records())
+    objects = [None if r.object is None else layout.objects[r.object] for r in records]
+    return [r.generator for r in records], objects, layout
+
+
+def test_spellings_of_the_real_class_are_photographs_and_said(tmp_path):
+    text = HEAD + '0.jpg, "nature",\n1.jpg,Nature,\n2.jpg,real,\n3.jpg,glide,\n'
+    generators, _, layout = labels_of(tmp_path, text)
+    assert generators == ["nature", "nature", "nature", "glide"] and layout.generators == ("nature", "glide")
+    (note,) = layout.notes
+    assert "'Nature' (1 row), 'real' (1 row): read as photographs, named nature" in note
+
+
+@pytest.mark.parametrize("pair", ["0,1", "1.0,0.0", "true,false", "Yes,No", "nan,sd"])
+def test_labels_of_which_nothing_says_which_is_real_are_the_users_decision(tmp_path, pair):
+    real, fake = pair.split(",")
+    text = HEAD + f"0.jpg,{fake},\n1.jpg,{real},\n"
+    with pytest.raises(UserError, match=r"m\.csv: generator .* does not say .*real \(--real NAME\)"):
+        labels_of(tmp_path, text)
+    generators, _, layout = labels_of(tmp_path, text, real=real)
+    assert generators == [fake, "nature"] and layout.generators == ("nature", fake)
+    with pytest.raises(UserError, match="real ,: holds an empty name"):
+        labels_of(tmp_path, text, real=",")
+
+
+def test_the_real_option_belongs_to_the_manifest_layout(tmp_path):
+    with pytest.raises(UserError, match="real: the cifake layout has no use for it"):
+        open_layout("cifake", tmp_path, real="0")
+
+
+def test_forms_of_one_label_are_one_and_look_alikes_are_named(tmp_path):
+    text = HEAD + "0.jpg,nature,caf\u00e9\n1.jpg,glide,cafe\u0301\n2.jpg,glide,Cat\n3.jpg,glide,cat\u200b\n"
+    _, objects, layout = labels_of(tmp_path, text)
+    assert objects == ["caf\u00e9", "caf\u00e9", "Cat", "cat"] and layout.objects == (
+        "Cat",
+        "caf\u00e9",
+        "cat",
+    )
+    assert len(layout.notes) == 2 and "'Cat' and 'cat'" in layout.notes[1]
+    with pytest.raises(UserError, match=r"'ADM' \(line 3\) and 'adm' \(line 4\) look alike"):
+        labels_of(tmp_path, HEAD + "0.jpg,nature,\n1.jpg,ADM,\n2.jpg,adm,\n")
+
+
+def test_forms_of_one_group_are_one(tmp_path):
+    head = "path,generator,object,split,group\n"
+    with pytest.raises(UserError, match="line 3: group 'caf\u00e9' is in test and in train"):
+        labels_of(tmp_path, head + "0.jpg,nature,,train,caf\u00e9\n1.jpg,nature,,test,cafe\u0301\u200b\n")
+
+
+def test_a_path_that_names_no_file_gets_a_hint(tmp_path):
+    with pytest.raises(
+        UserError, match=r"1 of its files are not under .*'0.JPG' is '0.jpg' there: upper and lower"
+    ):
+        labels_of(tmp_path, HEAD + "0.JPG,nature,\n")
+    with pytest.raises(UserError, match=r"line 2: path is .*below the root.*is '0.jpg' there"):
+        labels_of(tmp_path, HEAD + f"{tmp_path}/0.jpg,nature,\n")
+
+
+def test_names_that_are_bytes_can_be_listed_and_labels_cannot(tmp_path):
+    (tmp_path / "caf\udce9.jpg").write_bytes(b"x")
+    (tmp_path / "m.csv").write_bytes(HEAD.encode() + b"caf\xe9.jpg,nature,\n")
+    (record,) = open_layout("manifest", tmp_path / "m.csv").records()
+    assert record.path == "caf\udce9.jpg"
+    for line in (b"0.jpg,caf\xe9,\n", b"0.jpg,nature,caf\xe9\n", "0.jpg,nature,caf\ufffd\n".encode()):
+        (tmp_path / "m.csv").write_bytes(HEAD.encode() + line)
+        with pytest.raises(UserError, match=r"line 2: .* is not UTF-8; save the file as UTF-8"):
+            open_layout("manifest", tmp_path / "m.csv")

@@ -33,7 +33,7 @@ def test_samples_get_the_groups_of_their_sources_in_any_order(tiny_shards, tmp_p
     ("rows", "columns", "message"),
     [
         ([("a", "1"), ("a", "2")], ("path", "group"), "line 3: a is in '1' and in '2'"),
-        ([("a", "1")], ("path", "cluster"), "expected columns path and group, found path, cluster"),
+        ([("a", "1")], ("path", "cluster"), "no column .group.; expected path, group, found path, cluster"),
     ],
 )
 def test_bad_files_are_named(tmp_path, rows, columns, message):
