@@ -2,15 +2,16 @@
 
 import hashlib
 import os
-import re
 import stat
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from dataio.core.errors import UserError
+from dataio.core.errors import UserError, reason_of
 from dataio.sources.split_zip import is_zip, open_zip
+from dataio.sources.zip_pieces import explain_no_zip, explain_piece
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 MAX_FILE_BYTES = 512 * 2**20  # of one unpacked file; images are smaller
@@ -40,11 +41,35 @@ def read_file(path: str | Path) -> bytes:
         status = os.stat(path)
     except ValueError as error:  # a zero byte in the name
         raise OSError(str(error)) from None
+    except OSError as error:
+        raise _named_link(path, error) from None
     if not stat.S_ISREG(status.st_mode):
         raise OSError("neither a file nor a folder")
     check_file_size(status.st_size)
     with open(path, "rb") as file:
         return file.read(MAX_FILE_BYTES)
+
+
+def _named_link(path: str | Path, error: OSError) -> OSError:
+    """The error, saying where `path` leads to if it is a link."""
+    try:
+        target = os.readlink(path)
+    except OSError:
+        return error
+    return OSError(error.errno, f"a link to {target}: {reason_of(error)}")
+
+
+def is_hidden(path: str) -> bool:
+    """Whether a part of a path is hidden by its name, or is what macOS adds to a zip."""
+    return any(part.startswith((".", "__MACOSX")) for part in path.split("/"))
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder or leads to one; a link to itself does not."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 class Source:
@@ -66,13 +91,7 @@ class Source:
             raise UserError("no such file or folder", field=field, value=path)
         self.is_zip = self.path.is_file()
         if self.is_zip and not is_zip(self.path):
-            part = re.search(r"\.z\d\d+$|\.zip\.\d+$", self.path.name, re.IGNORECASE)
-            hint = (
-                "a part of an archive; give its .zip, or its .zip.001"
-                if part
-                else "neither a folder nor a zip file"
-            )
-            raise UserError(hint, field=field, value=path)
+            raise UserError(explain_no_zip(self.path), field=field, value=path)
         self._zip: zipfile.ZipFile | None = None
         self._owner = 0
 
@@ -85,13 +104,16 @@ class Source:
             try:
                 self._zip, self._owner = open_zip(self.path, self.field), os.getpid()
             except (OSError, zipfile.BadZipFile) as error:
-                raise UserError(
-                    f"cannot be read as a zip ({error}); copy it again", field=self.field, value=self.path
-                ) from None
+                text = explain_piece(self.path) or f"cannot be read as a zip ({error}); copy it again"
+                raise UserError(text, field=self.field, value=self.path) from None
         return self._zip
 
-    def files(self) -> Iterator[str]:
-        """Relative paths of all files, sorted within each folder; hidden ones left out."""
+    def files(self, *, hidden: bool = False) -> Iterator[str]:
+        """Relative paths of all files, sorted within each folder.
+
+        Args:
+            hidden: also those whose path has a part that begins with "." or "__MACOSX".
+        """
         if self.is_zip:
             names = sorted(name for name in self._archive().namelist() if not name.endswith("/"))
             unsafe = [name for name in names if name.startswith("/") or ".." in name.split("/")]
@@ -101,22 +123,29 @@ class Source:
                     field=self.field,
                     value=self.path,
                 )
-            yield from (
-                n for n in names if not any(part.startswith((".", "__MACOSX")) for part in n.split("/"))
-            )
+            yield from (name for name in names if hidden or not is_hidden(name))
         else:
-            yield from self._walk("")
+            yield from self._walk("", (), hidden)
 
-    def _walk(self, folder: str) -> Iterator[str]:
+    def _walk(self, folder: str, above: tuple[tuple[int, int], ...], hidden: bool) -> Iterator[str]:
+        """Files below `folder`; `above` has the device and inode of the folders that lead to it."""
+        here = self.path / folder
         try:
-            with os.scandir(self.path / folder) as entries:
-                children = sorted((e.name, e.is_dir()) for e in entries if not e.name.startswith("."))
+            status = os.stat(here)
+            with os.scandir(here) as entries:
+                children = sorted((e.name, is_folder(e)) for e in entries if hidden or not is_hidden(e.name))
         except OSError as error:
-            raise UserError(f"{self.path / folder}: cannot be read ({error.strerror})") from None
-        for name, is_folder in children:
+            raise UserError(f"{here}: cannot be read ({error.strerror})") from None
+        own = (status.st_dev, status.st_ino)
+        if own in above:
+            raise UserError(
+                f"{here}: a link to {os.path.realpath(here)}, a folder above it, so that the tree never ends; "
+                "remove the link"
+            )
+        for name, below in children:
             path = f"{folder}/{name}" if folder else name
-            if is_folder:
-                yield from self._walk(path)
+            if below:
+                yield from self._walk(path, (*above, own), hidden)
             else:
                 yield path
 
@@ -147,19 +176,9 @@ class Source:
         """
         if not self.is_zip:
             return read_file(self.path / path)
-        try:
+        with _as_os_error(path):
             check_file_size(self._archive().getinfo(path).file_size)  # zipfile unpacks no more than this
             return self._archive().read(path)
-        # RuntimeError: encrypted. NotImplementedError: a compression that Python lacks.
-        except (
-            KeyError,
-            EOFError,
-            zipfile.BadZipFile,
-            zlib.error,
-            RuntimeError,
-            NotImplementedError,
-        ) as error:
-            raise OSError(f"{path}: cannot be read from the zip ({error})") from error
 
     def read_original(self, path: str) -> tuple[bytes, bytes]:
         """What `read` gives, and the `identity_of` the file that it was made from.
@@ -169,3 +188,29 @@ class Source:
         """
         data = self.read(path)
         return data, identity_of(data)
+
+    def head(self, path: str, count: int) -> bytes:
+        """Return the first bytes of one file, at most `count`.
+
+        Raises:
+            OSError: as for `read`.
+        """
+        if not self.is_zip:
+            with open(self.path / path, "rb") as file:
+                return file.read(count)
+        with _as_os_error(path), self._archive().open(path) as member:
+            return member.read(count)
+
+    def is_encrypted(self, path: str) -> bool:
+        """Whether a member of a zip cannot be read without a password."""
+        return self.is_zip and bool(self._archive().getinfo(path).flag_bits & 1)
+
+
+@contextmanager
+def _as_os_error(path: str) -> Iterator[None]:
+    """Raise an OSError for whatever zipfile raises for one member."""
+    try:
+        yield
+    # RuntimeError: encrypted. NotImplementedError: a compression that Python lacks.
+    except (KeyError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError) as error:
+        raise OSError(f"{path}: cannot be read from the zip ({error})") from error

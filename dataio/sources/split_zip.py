@@ -1,13 +1,15 @@
 """Zip archives in several parts, as GenImage is published, read without joining them first.
 
-Two kinds are about: plain cuts of one file (`NAME.zip.001`, `.002`, as 7-Zip makes them) and
-split archives (`NAME.z01`, `.z02`, ..., `NAME.zip`, as `zip -s` and WinZip make them), whose
-directory gives each member's part and its place in that part. Python's zipfile reads the
-first kind from one long file, and the second once those places are counted through.
+Two kinds are about: plain cuts of one file (`NAME.zip.001`, `.002`, as 7-Zip makes them, from
+`.000` on by `split -d`) and split archives (`NAME.z01`, `.z02`, ..., `NAME.zip`, as `zip -s` and
+WinZip make them), whose directory gives each member's part and its place in that part. Python's
+zipfile reads the first kind from one long file, and the second once those places are counted
+through, also where somebody has joined the parts with `cat`.
 """
 
 import io
 import re
+import shlex
 import struct
 import zipfile
 from bisect import bisect_right
@@ -17,6 +19,8 @@ from pathlib import Path
 from dataio.core.errors import UserError
 
 _END = b"PK\x05\x06"  # end of central directory: APPNOTE.TXT 4.3.16
+_HEADER = b"PK\x03\x04"  # of a member: 4.3.7
+_SPANNED = b"PK\x07\x08"  # begins the first part of a split archive: 8.5.3
 _LOCATOR = b"PK\x06\x07"  # of its zip64 form: 4.3.15
 _LOCATOR_SIZE = 20
 _END_SEARCH = 65_557  # its size and the longest comment
@@ -24,7 +28,11 @@ _END_SEARCH = 65_557  # its size and the longest comment
 
 def _first_cut(path: Path) -> bool:
     """Whether the name is that of the first plain cut."""
-    return re.search(r"\.zip\.0*1$", path.name, re.IGNORECASE) is not None
+    match = re.search(r"\.zip\.(0*[01])$", path.name, re.IGNORECASE)
+    if match is None:
+        return False
+    before = path.with_name(path.name[:-1] + "0")  # `split -d` counts from 0
+    return int(match[1]) == 0 or not before.is_file()
 
 
 def is_zip(path: Path) -> bool:
@@ -108,14 +116,19 @@ def open_zip(path: Path, field: str) -> zipfile.ZipFile:
         return zipfile.ZipFile(path)  # which says what is wrong
     last, directory = struct.unpack_from("<HH", tail, end_record + 4)
     if last == 0 or last == 0xFFFF:
-        return zipfile.ZipFile(path)
-    return _open_split(path, field, last, directory, size - len(tail) + end_record)
+        archive = zipfile.ZipFile(path)
+        if any(member.header_offset < 0 for member in archive.infolist()):
+            archive.close()
+            raise zipfile.BadZipFile("its beginning is missing")
+        return archive
+    joined = _open_joined(path, size - len(tail) + end_record, field)
+    return joined or _open_split(path, field, last, directory, size - len(tail) + end_record)
 
 
 def _open_cuts(path: Path, field: str) -> zipfile.ZipFile:
-    stem, digits = str(path)[: -len(path.suffix)], len(path.suffix) - 1
+    stem, digits, first = str(path)[: -len(path.suffix)], len(path.suffix) - 1, int(path.suffix[1:])
     paths: list[Path] = []
-    while (part := Path(f"{stem}.{len(paths) + 1:0{digits}d}")).is_file():
+    while (part := Path(f"{stem}.{len(paths) + first:0{digits}d}")).is_file():
         paths.append(part)
     try:
         return zipfile.ZipFile(io.BufferedReader(JoinedFile(paths)))
@@ -134,7 +147,7 @@ def _open_split(path: Path, field: str, last: int, directory: int, end: int) -> 
         last: number of the last part, from 0, which is `path`. directory: of the part in
             which the central directory begins. end: place of its end record in `path`.
     """
-    parts = [path.with_suffix(f".z{number:02d}") for number in range(1, last + 1)]
+    parts = [_beside(path, f"{path.stem}.z{number:02d}") for number in range(1, last + 1)]
     for part in parts:
         if not part.is_file():
             raise UserError(
@@ -143,17 +156,116 @@ def _open_split(path: Path, field: str, last: int, directory: int, end: int) -> 
                 value=path,
             )
     joined = JoinedFile([*parts, path])
-    locator = joined.starts[last] + end - _LOCATOR_SIZE
+    archive = _open_as_one(joined, joined.starts[last] + end)
+    # zipfile took all places as if counted from the part where the directory begins.
+    _move(archive, {n: joined.starts[n] - joined.starts[directory] for n in range(last + 1)})
+    return archive
+
+
+def _beside(path: Path, name: str) -> Path:
+    """The file of this name in the folder of `path`, also where only its case is another."""
+    found = path.with_name(name)
+    if not found.is_file():
+        found = next((p for p in path.parent.iterdir() if p.name.lower() == name.lower()), found)
+    return found
+
+
+def _open_as_one(joined: JoinedFile, end: int) -> zipfile.ZipFile:
+    """Open all parts of a split archive as one file; places in it are still those in the parts."""
+    locator = end - _LOCATOR_SIZE
     joined.seek(locator)
     if joined.read(4) == _LOCATOR:
         # zipfile refuses the zip64 form of several parts; to it, this is one.
         place = locator - 56
         joined.patches.append((locator, _LOCATOR + struct.pack("<LQL", 0, place, 1)))
     joined.seek(0)
-    archive = zipfile.ZipFile(io.BufferedReader(joined))
+    return zipfile.ZipFile(io.BufferedReader(joined))
+
+
+def _move(archive: zipfile.ZipFile, by: dict[int, int]) -> None:
+    """Add to the place of each member what `by` has for its part."""
     for member in archive.infolist():
-        # zipfile took all places as if counted from the part where the directory begins.
-        member.header_offset += joined.starts[member.volume] - joined.starts[directory]
+        member.header_offset += by[member.volume]
         if hasattr(member, "_end_offset"):  # its guard against overlaps, from the wrong places
             member._end_offset = None
+
+
+def _open_joined(path: Path, end: int, field: str) -> zipfile.ZipFile | None:
+    """Open a split archive whose parts were joined into one file; None if this is the last part alone.
+
+    The sizes of the parts are lost, but the members follow each other: where the first one of a
+    part begins, the last one of the part before has ended.
+
+    Args:
+        end: place of the end record.
+    """
+    joined = JoinedFile([path])
+    if joined.read(4) not in (_HEADER, _SPANNED):
+        joined.close()
+        return None
+    try:
+        archive = _open_as_one(joined, end)
+    except zipfile.BadZipFile:
+        return None
+    assert archive.fp is not None
+    # What zipfile added to each place, from where it found the directory.
+    added = archive.start_dir - _directory_offset(joined, end)
+    members = sorted(archive.infolist(), key=lambda member: (member.volume, member.header_offset))
+    starts: dict[int, int] = {}
+    before: zipfile.ZipInfo | None = None
+    for member in members:
+        offset = member.header_offset - added
+        if before is None:
+            place = offset if member.volume == 0 and _begins_at(joined, offset, member) else None
+            if place is None:
+                archive.close()
+                return None
+            starts[0] = 0
+        elif member.volume not in starts:
+            place = _next_place(joined, starts[before.volume] + before.header_offset - added, before, member)
+            if place is None:
+                archive.close()
+                raise UserError(
+                    "was joined from the parts of a split archive, which gives no zip; mend it with "
+                    f"`zip -FF {shlex.quote(path.name)} --out whole.zip` and give whole.zip",
+                    field=field,
+                    value=path,
+                )
+            starts[member.volume] = place - offset
+        before = member
+    _move(archive, {number: start - added for number, start in starts.items()})
     return archive
+
+
+def _directory_offset(joined: JoinedFile, end: int) -> int:
+    """Where the directory begins, counted from the beginning of its part."""
+    joined.seek(end)
+    (offset,) = struct.unpack_from("<L", joined.read(22), 16)
+    joined.seek(max(0, end - _LOCATOR_SIZE))
+    if joined.read(4) == _LOCATOR:
+        joined.seek(end - _LOCATOR_SIZE - 56)
+        (offset,) = struct.unpack_from("<Q", joined.read(56), 48)
+    return int(offset)
+
+
+def _begins_at(joined: JoinedFile, place: int, member: zipfile.ZipInfo) -> bool:
+    """Whether a member's own header lies there."""
+    joined.seek(place)
+    header = joined.read(30)
+    if len(header) < 30 or not header.startswith(_HEADER):
+        return False
+    name = joined.read(struct.unpack_from("<H", header, 26)[0])
+    return name.decode("utf-8" if member.flag_bits & 0x800 else "cp437", "replace") == member.orig_filename
+
+
+def _next_place(
+    joined: JoinedFile, place: int, before: zipfile.ZipInfo, member: zipfile.ZipInfo
+) -> int | None:
+    """Where `member` begins, which follows `before` at `place`; None if it does not."""
+    joined.seek(place)
+    header = joined.read(30)
+    if len(header) < 30:
+        return None
+    after = place + 30 + sum(struct.unpack_from("<HH", header, 26)) + before.compress_size
+    # A data descriptor may follow, with and without its mark, in 32 and 64 bits: 4.3.9.
+    return next((after + n for n in (0, 16, 12, 24, 20) if _begins_at(joined, after + n, member)), None)

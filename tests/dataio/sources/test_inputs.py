@@ -34,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_folder_gives_its_images_by_suffix_and_in_order(folder):
+def test_a_folder_gives_its_images_in_order(folder):
     found = _find(folder)
     assert _names(found, folder) == ["a.PNG", "b.jpg", "sub/c.webp", "sub/deep/d.tif"]
     assert [one.read() for one in found] == [b"a.PNG", b"b.jpg", b"sub/c.webp", b"sub/deep/d.tif"]
@@ -82,7 +82,7 @@ def test_a_damaged_zip_is_one_error_or_one_per_member(tmp_path):
     (tmp_path / "cut.zip").write_bytes(whole[:-30])
     (tmp_path / "bit.zip").write_bytes(whole.replace(b"picture one", b"pictura one", 1))
     (one,) = _find(tmp_path / "cut.zip")
-    assert one.read is None and "neither a folder nor a zip" in one.error and "\n" not in one.error
+    assert one.read is None and "ends early" in one.error and "\n" not in one.error
     first, second = _find(tmp_path / "bit.zip")
     with pytest.raises(OSError, match="CRC"):
         first.read()
@@ -126,7 +126,10 @@ def test_what_is_no_file_is_an_error_when_read(tmp_path):
         zero.read()
     (tmp_path / "empty").mkdir()
     (empty,) = _find(tmp_path / "empty")
-    assert empty.read is None and empty.error.startswith("holds no image (.jpg")
+    assert empty.read is None and empty.error == "is empty, expected images"
+    (tmp_path / "empty" / "a.txt").write_text("a")
+    (other,) = _find(tmp_path / "empty")
+    assert other.error == "holds no image; 1 other file was not looked at (.txt 1)"
 
 
 def test_a_url_is_one_error_that_says_what_to_do():
