@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from dataio.core.errors import one_line
+from dataio.images.unknown_format import unknown_format
 
 MEGAPIXELS = 200  # the largest image by default: the largest phones take 108 and 200
 _ORIENTATION = 0x0112  # of EXIF and TIFF 6.0
@@ -58,9 +59,7 @@ def open_image(source: bytes, *, max_megapixels: float = MEGAPIXELS) -> Image.Im
         _load(image)
         white = _white(image, source)
     except (Undecodable, UnidentifiedImageError) as error:
-        raise Undecodable(
-            str(error) if isinstance(error, Undecodable) else "not an image Pillow knows"
-        ) from None
+        raise Undecodable(str(error) if isinstance(error, Undecodable) else unknown_format(source)) from None
     except Image.DecompressionBombError as error:  # from within a format: an icon, a frame, a tile
         raise _too_large(int((re.findall(r"\d+", str(error)) or ["0"])[0]), max_megapixels) from None
     # Pillow's parsers raise what their lines happen to raise, `struct.error` and `AttributeError` too.

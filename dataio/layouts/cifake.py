@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dataio.layouts.base import Record
-from dataio.layouts.files import Misfits, is_litter
+from dataio.layouts.files import Misfits
 from dataio.layouts.registry import HALVE_TEST, register_layout
 from dataio.layouts.splits import split_of
 from dataio.sources.source import Source
@@ -70,7 +70,7 @@ class CifakeLayout:
         self._misfits.clear()
         for path in self.source.files():
             parts = path.split("/")
-            if is_litter(parts[-1]):
+            if self._misfits.is_litter(path):
                 continue
             match = _NAME.fullmatch(parts[-1])
             folders = [part.lower() for part in parts[-3:-1]]

@@ -3,13 +3,9 @@
 from pathlib import Path
 
 from dataio.core.errors import UserError
+from dataio.core.log import log
 
 _LITTER = (".txt", ".csv", ".json", ".md", ".ini", ".db", ".xml", ".html", ".zip", ".log")
-
-
-def is_litter(name: str) -> bool:
-    """Whether a file is a known companion of images, such as a README."""
-    return name.lower().endswith(_LITTER)
 
 
 class Misfits:
@@ -30,6 +26,14 @@ class Misfits:
         self.skipped.clear()
         self._count = 0
         self._first: list[str] = []
+        self._zips, self._first_zip = 0, ""
+
+    def is_litter(self, path: str) -> bool:
+        """Whether a file is a known companion of images, such as a README; zips are counted."""
+        if path.lower().endswith(".zip"):
+            self._zips += 1
+            self._first_zip = self._first_zip or path
+        return path.lower().endswith(_LITTER)
 
     def add(self, path: str, reason: str) -> None:
         self._count += 1
@@ -51,6 +55,11 @@ class Misfits:
                 "and the source",
                 field="source",
                 value=self.source,
+            )
+        if self._zips:
+            log.warning(
+                f"{self.source}: {self._zips} zip files in it are not opened, first {self._first_zip}; unpack "
+                "what is to be used"
             )
         if self._count and not self.skip:
             fit = "1 file fits" if self._count == 1 else f"{self._count} files fit"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from dataio.core.errors import UserError, one_line
 from dataio.layouts.base import Record
-from dataio.layouts.files import Misfits, is_litter
+from dataio.layouts.files import Misfits
 from dataio.layouts.registry import HALVE_TEST, LayoutOption, register_layout
 from dataio.layouts.splits import split_of
 from dataio.sources.source import IMAGE_SUFFIXES, Source
@@ -210,7 +210,7 @@ class GenImageLayout:
         self._left_out.clear()
         for path in self.source.files():
             name = path.rsplit("/", 1)[-1]
-            if is_litter(name):
+            if self._misfits.is_litter(path):
                 continue
             record = self._record(path, name)
             if record is not None:

@@ -176,7 +176,7 @@ def _in_folder(top: str, unseen: Unseen) -> Iterator[Input]:
 
 
 def _no_image(unseen: Unseen) -> str:
-    return f"holds no image; {unseen}" if unseen else "is empty, expected images"
+    return f"holds no image; {unseen or 'it is empty'}"
 
 
 def _in_zip(path: str, unseen: Unseen) -> Iterator[Input]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dataio.core.errors import UserError
+from dataio.core.log import log
 from dataio.layouts import open_layout
 from dataio.layouts.base import Layout, Record
 from dataio.layouts.genimage import GENERATORS, imagenet_classes, is_known_broken
@@ -152,6 +153,13 @@ def test_litter_and_hidden_files_are_passed_over(tmp_path):
     touch(tmp_path, f"{folder}/1_wukong_image1.png", f"{folder}/.DS_Store", f"{folder}/Thumbs.db")
     touch(tmp_path, "README.txt", "metadata.csv", ".hidden/x.png", f"{folder}/._1_wukong_image1.png")
     assert list(listed("genimage", tmp_path)) == [f"{folder}/1_wukong_image1.png"]
+
+
+def test_zips_inside_a_source_are_named(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(log, "propagate", True)  # a command run in this process ends it
+    touch(tmp_path, "wukong/train/ai/1_wukong_image1.png", "adm/adm.zip", "b.ZIP")
+    listed("genimage", tmp_path)
+    assert "2 zip files in it are not opened, first adm/adm.zip; unpack" in caplog.text
 
 
 VAL = ("wukong/val/nature/ILSVRC2012_val_00000001.JPEG", "adm/val/nature/ILSVRC2012_val_00050000.JPEG")

@@ -126,7 +126,7 @@ def test_what_is_no_file_is_an_error_when_read(tmp_path):
         zero.read()
     (tmp_path / "empty").mkdir()
     (empty,) = _find(tmp_path / "empty")
-    assert empty.read is None and empty.error == "is empty, expected images"
+    assert empty.read is None and empty.error == "holds no image; it is empty"
     (tmp_path / "empty" / "a.txt").write_text("a")
     (other,) = _find(tmp_path / "empty")
     assert other.error == "holds no image; 1 other file was not looked at (.txt 1)"
