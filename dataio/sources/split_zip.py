@@ -226,7 +226,7 @@ def _open_joined(path: Path, end: int, field: str) -> zipfile.ZipFile | None:
             if place is None:
                 archive.close()
                 raise UserError(
-                    "was joined from the parts of a split archive, which gives no zip; mend it with "
+                    "was joined from the parts of a split archive, but a part is missing; copy it, or repair it with "
                     f"`zip -FF {shlex.quote(path.name)} --out whole.zip` and give whole.zip",
                     field=field,
                     value=path,
