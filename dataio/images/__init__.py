@@ -4,5 +4,6 @@ Public names:
     `codec.CodecPolicy`, `codec.preset_policy`: how every source becomes the bytes in a shard.
     `codec.encode`: apply a policy to one source.
     `opening.open_image`, `opening.upright`, `opening.to_rgb`: from bytes to the picture as viewers show it.
+    `stored.stored_lossless`, `stored.jpeg_quality`: how a file stores its picture, by content.
     `headers.header_fault`: check an image's header before DALI reads it.
 """

@@ -8,21 +8,18 @@ size, with a quality and subsampling drawn from those of the lossy sources.
 The policy is stored in the manifest and in every checkpoint, so that prediction repeats it.
 """
 
-import hashlib
 import io
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
 from typing import Any, Literal
 
-import numpy as np
 import simplejpeg
-from PIL import Image, JpegImagePlugin
+from PIL import Image
 
 from dataio.core.errors import UserError
 from dataio.images.opening import MEGAPIXELS, Undecodable, image_orientation, open_image, to_rgb, upright
+from dataio.images.stored import draw_history, stored_lossless
 
 PRESETS = ("default", "reference", "native-crop", "keep")
-LOSSLESS = frozenset(["PNG", "BMP", "TIFF", "GIF", "PPM"])
 _MOST_PIXELS = 2**25  # of a resized image; a line of one pixel would otherwise use up the memory
 _EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp", "TIFF": "tiff"}
 
@@ -112,18 +109,6 @@ def _jpeg(image: Image.Image, quality: int, subsampling: int) -> bytes:
     return buffer.getvalue()
 
 
-def draw_history(source: bytes, history: dict[str, int]) -> tuple[int, int]:
-    """(quality, subsampling) from the histogram, by a hash of the source's bytes."""
-    digest = hashlib.blake2b(source, digest_size=8).digest()
-    place = int.from_bytes(digest, "big") % sum(history.values())
-    for name in sorted(history):
-        place -= history[name]
-        if place < 0:
-            quality, _, subsampling = name.partition(":")
-            return int(quality), int(subsampling)
-    raise AssertionError("a draw lies within the histogram")
-
-
 def _strict_complaint(source: bytes) -> str:
     """What a strict JPEG decoder says of bytes that Pillow accepted, or ""."""
     try:
@@ -163,8 +148,9 @@ def encode(source: bytes, policy: CodecPolicy, image: Image.Image | None = None)
         image = to_rgb(image)
     else:
         image = to_rgb(image)
-        if policy.match_history and policy.history and kind in LOSSLESS:
-            image = Image.open(io.BytesIO(_jpeg(image, *draw_history(source, policy.history))))
+        if policy.match_history and policy.history and stored_lossless(source):
+            once = _jpeg(image, *draw_history(source, policy.history))
+            image = open_image(once, max_megapixels=policy.max_megapixels)
         image = _shape(image, policy)
     return Encoded(
         _jpeg(image, policy.quality, policy.subsampling), "jpg", image.width, image.height, warning
@@ -182,61 +168,3 @@ def _shape(image: Image.Image, policy: CodecPolicy) -> Image.Image:
     width, height = (min(side, policy.size) for side in image.size)
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))
-
-
-@lru_cache
-def _luminance_tables() -> dict[tuple[int, ...], tuple[int, tuple[int, ...]]]:
-    """{luminance table: (quality, chrominance table)} of the IJG encoder, asked of the encoder itself."""
-    tables = {}
-    for quality in range(1, 101):
-        buffer = io.BytesIO(_jpeg(Image.new("RGB", (8, 8)), quality, 0))
-        with Image.open(buffer) as image:
-            quantization = image.quantization  # type: ignore[attr-defined]
-            tables[tuple(quantization[0])] = (quality, tuple(quantization[1]))
-    return tables
-
-
-@dataclass(frozen=True, slots=True)
-class JpegQuality:
-    """What a JPEG's quantisation tables say.
-
-    Attributes:
-        quality: 1 to 100 by the IJG scale; where no quality has these tables (cameras,
-            Photoshop), the nearest by mean absolute difference of the luminance table.
-        exact: luminance and chrominance are the IJG tables of that quality.
-        subsampling: Pillow's number (0 is 4:4:4, 1 is 4:2:2, 2 is 4:2:0 or anything else).
-    """
-
-    quality: int
-    exact: bool
-    subsampling: int
-
-
-def jpeg_quality(source: bytes) -> JpegQuality | None:
-    """Read the quality from a JPEG's header, without decoding; None for anything else."""
-    try:
-        with Image.open(io.BytesIO(source)) as image:
-            if image.format != "JPEG":
-                return None
-            quantization = image.quantization  # type: ignore[attr-defined]
-            table, chroma = tuple(quantization[0]), [tuple(quantization[n]) for n in quantization if n]
-            sampling = JpegImagePlugin.get_sampling(image)
-    except (OSError, ValueError, SyntaxError, KeyError):
-        return None
-    tables = _luminance_tables()
-    nearest = table
-    if table not in tables:
-        luminance = np.array(table)
-        nearest = min(tables, key=lambda known: float(np.abs(np.array(known) - luminance).mean()))
-    quality, its_chroma = tables[nearest]
-    exact = nearest == table and all(other in (its_chroma, table) for other in chroma)
-    return JpegQuality(quality, exact, sampling if sampling in (0, 1, 2) else 2)
-
-
-def jpeg_history(source: bytes) -> str | None:
-    """Read "quality:subsampling" from a JPEG's header; None for anything else.
-
-    Tables that no IJG quality has count as the nearest, see `JpegQuality`.
-    """
-    quality = jpeg_quality(source)
-    return f"{quality.quality}:{quality.subsampling}" if quality else None

@@ -55,7 +55,7 @@ def open_image(source: bytes, *, max_megapixels: float = MEGAPIXELS) -> Image.Im
     if not source.strip(b"\0"):
         raise Undecodable("nothing but zero bytes")
     try:
-        image = _open(source, max_megapixels)
+        image = open_header(source, max_megapixels)
         _load(image)
         white = _white(image, source)
     except (Undecodable, UnidentifiedImageError) as error:
@@ -70,8 +70,8 @@ def open_image(source: bytes, *, max_megapixels: float = MEGAPIXELS) -> Image.Im
     return image
 
 
-def _open(source: bytes, max_megapixels: float) -> Image.Image:
-    """The image with its header read and its size checked.
+def open_header(source: bytes, max_megapixels: float) -> Image.Image:
+    """The image with its header read and its size checked; raises what Pillow raises, and Undecodable.
 
     Pillow's limit is a global of the process, and `Image.open` reads no other. So it is ours
     for as long as that takes, in one thread at a time.

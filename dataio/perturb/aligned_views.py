@@ -21,8 +21,8 @@ from typing import Protocol
 from PIL import Image
 
 from dataio.core.errors import UserError
-from dataio.images.codec import LOSSLESS, draw_history, jpeg_history, jpeg_quality
 from dataio.images.opening import Undecodable, image_orientation, open_image, to_rgb, upright
+from dataio.images.stored import draw_history, jpeg_history, jpeg_quality, stored_lossless
 from dataio.perturb.degradations import Operation, degrade, draw_chain, png
 
 VIEWS = ("raw", "jpeg_fakes", "jpeg_all", "history", "size")
@@ -99,8 +99,8 @@ class HistoryMatched:
     history: dict[str, int] = field(hash=False)
 
     def __call__(self, source: bytes, key: str, real: bool) -> bytes:
-        image = open_image(source)
-        if image.format not in LOSSLESS:
+        open_image(source)  # what cannot be decoded has no history either
+        if not stored_lossless(source):
             return source
         return _as_jpeg(source, *draw_history(source, self.history))
 
@@ -119,7 +119,7 @@ class SizeMatched:
         image = open_image(source)
         if min(image.size) < self.side:
             raise LeftOut(f"{LEFT_OUT}smaller than {self.side} px")
-        is_jpeg = image.format == "JPEG" and image.mode in ("RGB", "L")
+        is_jpeg = image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
         if is_jpeg and image_orientation(image) == 1:
             left, top = ((side - self.side) // 2 // _GRID * _GRID for side in image.size)
             buffer = io.BytesIO()

@@ -55,6 +55,9 @@ class KeptSource(Source):
             self._rows = {path: number for number, path in enumerate(self.files())}
         return self._rows
 
+    def head(self, path: str, count: int) -> bytes:
+        return self.read(path)[:count]
+
     def read(self, path: str) -> bytes:
         return self.read_original(path)[0]
 
@@ -114,6 +117,9 @@ class ViewedSource(Source):
 
     def has(self, path: str) -> bool:
         return self._source.has(path)
+
+    def head(self, path: str, count: int) -> bytes:
+        return self.read(path)[:count]
 
     def read(self, path: str) -> bytes:
         return self.read_original(path)[0]

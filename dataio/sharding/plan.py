@@ -5,12 +5,11 @@ for any number of workers and after any number of kills.
 """
 
 import hashlib
-import heapq
 import json
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,13 +17,12 @@ from typing import Any, BinaryIO
 
 from dataio.core.atomic import write_text
 from dataio.core.errors import UserError
-from dataio.images.codec import CodecPolicy, jpeg_history
+from dataio.images.codec import CodecPolicy
 from dataio.layouts.base import SPLITS, Layout
+from dataio.sharding.history import find_history
 
 PLAN_LINES = "plan.jsonl"
 PLAN_HEAD = "plan.json"
-HISTORY_SAMPLE = 20_000
-_LOSSY_SUFFIXES = (".jpg", ".jpeg")
 _SPOOLS = 64  # files that a split is sorted in
 _RANK_DIGITS = 32
 
@@ -56,6 +54,7 @@ class ShardPlan:
         skipped: (path, reason) that the layout set aside.
         sources: how many images. sha256: of the plan's lines.
         tasks: the shards.
+        notes: what the codec policy cannot hide, a line each.
     """
 
     settings: dict[str, Any]
@@ -68,36 +67,12 @@ class ShardPlan:
     sources: int
     sha256: str
     tasks: list[ShardSpec]
+    notes: tuple[str, ...] = ()  # plans of earlier versions have none
 
 
 def _shuffle_key(seed: int, path: str) -> bytes:
     # A hash, not a random generator: the permutation must not change with a library.
     return hashlib.blake2b(f"{seed}:{path}".encode("utf-8", "surrogateescape"), digest_size=16).digest()
-
-
-def _history(layout: Layout, work: Path, tasks: list[ShardSpec], seed: int) -> dict[str, int] | None:
-    """Histogram of the JPEG history of (a hash-chosen sample of) the lossy training sources."""
-
-    def lossy(split: str) -> Iterator[str]:
-        for task in tasks:
-            if task.split == split:
-                paths = (line[0] for line in read_task(work, task))
-                yield from (path for path in paths if path.lower().endswith(_LOSSY_SUFFIXES))
-
-    # The plan is in the order of the ranks, so its first ones are the sample.
-    sample = list(islice(lossy("train"), HISTORY_SAMPLE))
-    if not sample:
-        others = [lossy(split) for split in SPLITS if split != "train"]
-        sample = list(islice(heapq.merge(*others, key=lambda path: _shuffle_key(seed, path)), HISTORY_SAMPLE))
-    counts: Counter[str] = Counter()
-    for path in sample:
-        try:
-            history = jpeg_history(layout.read(path))
-        except OSError:
-            continue
-        if history:
-            counts[history] += 1
-    return dict(sorted(counts.items())) or None
 
 
 def _spool(layout: Layout, folder: Path, seed: int) -> tuple[int, set[str]]:
@@ -161,8 +136,16 @@ def make_plan(layout: Layout, work: Path, policy: CodecPolicy, settings: dict[st
                     key, number = key + len(chunk), number + 1
         (spools / PLAN_LINES).rename(work / PLAN_LINES)
     # A checkpoint's policy brings the histogram it was trained with.
+    notes: tuple[str, ...] = ()
     if policy.match_history and policy.history is None:
-        policy = replace(policy, history=_history(layout, work, tasks, seed))
+
+        def lines(split: str) -> Iterator[tuple[str, str]]:
+            for task in tasks:
+                if task.split == split:
+                    yield from (line[:2] for line in read_task(work, task))
+
+        history, notes = find_history(layout, lines, partial(_shuffle_key, seed))
+        policy = replace(policy, history=history)
     plan = ShardPlan(
         settings,
         policy,
@@ -174,6 +157,7 @@ def make_plan(layout: Layout, work: Path, policy: CodecPolicy, settings: dict[st
         sources,
         digest.hexdigest(),
         tasks,
+        notes,
     )
     head = {**vars(plan), "policy": policy.to_dict(), "tasks": [vars(task) for task in tasks]}
     write_text(work / PLAN_HEAD, json.dumps(head))
@@ -192,8 +176,8 @@ def read_plan(work: Path) -> ShardPlan | None:
         ) from None
     head["policy"] = CodecPolicy.from_dict(head["policy"])
     head["tasks"] = [ShardSpec(**task) for task in head["tasks"]]
-    for name in ("generators", "objects", "subsets"):
-        head[name] = tuple(head[name])
+    for name in ("generators", "objects", "subsets", "notes"):
+        head[name] = tuple(head.get(name, ()))
     return ShardPlan(**head)
 
 

@@ -30,8 +30,8 @@ def identity_of(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=IDENTITY_BYTES).digest()
 
 
-def read_file(path: str | Path) -> bytes:
-    """Return the bytes of a plain file.
+def read_file(path: str | Path, count: int = MAX_FILE_BYTES) -> bytes:
+    """Return the bytes of a plain file, at most the first `count`.
 
     Raises:
         OSError: it is missing, cannot be read, or is too large; or it is a pipe or device,
@@ -47,7 +47,7 @@ def read_file(path: str | Path) -> bytes:
         raise OSError("neither a file nor a folder")
     check_file_size(status.st_size)
     with open(path, "rb") as file:
-        return file.read(MAX_FILE_BYTES)
+        return file.read(count)
 
 
 def _named_link(path: str | Path, error: OSError) -> OSError:
@@ -196,8 +196,7 @@ class Source:
             OSError: as for `read`.
         """
         if not self.is_zip:
-            with open(self.path / path, "rb") as file:
-                return file.read(count)
+            return read_file(os.path.join(self.path, path), count)  # a Path would keep all names in memory
         with _as_os_error(path), self._archive().open(path) as member:
             return member.read(count)
 

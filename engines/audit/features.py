@@ -15,6 +15,7 @@ from scipy.fft import dctn
 from scipy.stats import skew
 
 from dataio.images.opening import open_image, to_rgb
+from dataio.images.stored import stored_lossless
 from dataio.sharding.duplicates import image_fingerprint
 
 _Float = NDArray[np.float64]
@@ -29,7 +30,7 @@ _METADATA = ("exif", "icc_profile", "xmp", "comment")
 
 # {family: its features}; reasons name families.
 CONTAINER = {
-    "format": ("format", "mode", "bits", "animated"),
+    "format": ("format", "lossless", "mode", "bits", "animated"),
     "dimensions": ("width", "height", "aspect", "shortest"),
     "quantisation tables": ("luminance_mean", "luminance_first", "chroma_mean", "tables"),
     "chroma subsampling": ("subsampling",),
@@ -84,16 +85,21 @@ def measure_image(data: bytes) -> Measured:
     rgb = to_rgb(image)
     values = {"bytes_per_pixel": len(data) / (rgb.width * rgb.height), **pixel_features(_center(rgb))}
     pixels = np.array([values.get(name, np.nan) for name in PIXEL_NAMES])
-    headers = container_features(image)
+    headers = {**container_features(image), "lossless": float(bool(stored_lossless(data)))}
     container = np.array([headers.get(name, np.nan) for name in CONTAINER_NAMES])
-    return Measured(container, pixels, image.format == "JPEG", image_fingerprint(rgb))
+    is_jpeg = isinstance(image, JpegImagePlugin.JpegImageFile)  # a phone's MPO is one too
+    return Measured(container, pixels, is_jpeg, image_fingerprint(rgb))
 
 
 def container_features(image: Image.Image) -> dict[str, float]:
-    """Features of the headers of an image as `open_image` gives it; names that do not apply are left out."""
+    """Features of the headers of an image as `open_image` gives it; names that do not apply are left out.
+
+    "lossless" is not among them: it needs the file.
+    """
     info, (width, height) = image.info, image.size
     values: dict[str, float] = {
-        "format": _number(image.format or "", _FORMATS),
+        # A phone's MPO is a JPEG with more pictures behind it.
+        "format": _number("JPEG" if image.format == "MPO" else image.format or "", _FORMATS),
         "mode": _number(image.mode, _MODES),
         "bits": _BITS.get(image.mode, 8),
         "animated": bool(getattr(image, "is_animated", False)),

@@ -24,8 +24,8 @@ from dataio.perturb.aligned_views import (
     smallest_side,
 )
 from dataio.perturb.originals import KeptLayout, Originals, choose_originals
+from dataio.sharding.history import HISTORY_SAMPLE
 from dataio.sharding.job import write_shards
-from dataio.sharding.plan import HISTORY_SAMPLE
 from dataio.shards.manifest import LabelSpaces, label_mismatch, read_manifest, sha256_of
 from engines.config.protocol import TRAINED, ProtocolConfig, to_plain
 from engines.evaluate.evaluate import METRICS, evaluate_checkpoint

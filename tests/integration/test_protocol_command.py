@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from dataio.core.errors import UserError
-from dataio.images.codec import jpeg_quality, preset_policy
+from dataio.images.codec import preset_policy
+from dataio.images.stored import jpeg_quality
 from dataio.layouts.synthetic import SyntheticLayout, write_synthetic
 from dataio.sharding.job import write_shards
 from dataio.shards.shard_set import ShardSet

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from dataio.core.errors import UserError
-from dataio.images.codec import CodecPolicy, draw_history, encode, jpeg_history, preset_policy
+from dataio.images.codec import CodecPolicy, encode, preset_policy
 from dataio.images.opening import Undecodable, open_image, to_rgb
+from dataio.images.stored import draw_history, jpeg_history
 
 
 def picture(width=90, height=60, seed=0):

@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 from dataio.core.errors import UserError
-from dataio.images.codec import encode, jpeg_history, preset_policy
+from dataio.images.codec import encode, preset_policy
+from dataio.images.stored import jpeg_history
 from dataio.layouts import open_layout
 from dataio.layouts.synthetic import CLASSES, GENERATORS, draw_image, write_synthetic
 

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dataio.core.errors import UserError
-from dataio.images.codec import draw_history, encode, jpeg_history, jpeg_quality, preset_policy
+from dataio.images.codec import encode, preset_policy
 from dataio.images.opening import Undecodable
+from dataio.images.stored import draw_history, jpeg_history, jpeg_quality
 from dataio.perturb.aligned_views import (
     Degraded,
     HistoryMatched,

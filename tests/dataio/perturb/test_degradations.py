@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dataio.core.errors import UserError
-from dataio.images.codec import jpeg_quality
 from dataio.images.opening import Undecodable
+from dataio.images.stored import jpeg_quality
 from dataio.perturb.degradations import (
     CHAINED,
     FAMILIES,
