@@ -34,9 +34,9 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable ".[test,dev,docs]"
 	@touch $@
 
-# One process for each GPU, else 2; fewer where that number does not divide the micro-batches of a step.
+# One process for each GPU, else 2; at most one for each micro-batch of a step.
 quickstart: $(STAMP)
-	@processes=$$($(BIN)/python -c 'import torch, yaml; t = yaml.safe_load(open("configs/quickstart.yaml"))["train"]; m = t["global_batch"] // t["micro_batch"]; print(max(n for n in range(1, min(m, torch.cuda.device_count() or 2) + 1) if m % n == 0))'); \
+	@processes=$$($(BIN)/python -c 'import torch, yaml; t = yaml.safe_load(open("configs/quickstart.yaml"))["train"]; print(min(t["global_batch"] // t["micro_batch"], torch.cuda.device_count() or 2))'); \
 	echo "training with $$processes processes"; \
 	$(BIN)/python -m torch.distributed.run --nproc-per-node=$$processes launch/train.py --config configs/quickstart.yaml
 	@$(BIN)/python launch/evaluate.py --checkpoint $(RUN)/best.pt --data data/quickstart --split test --output $(RUN)/evaluation

@@ -42,7 +42,7 @@ COMMAND = RunCommand(
     default_config=CONFIGS / "quickstart.yaml",
     kind=_kind,
     run=_run,
-    fits=lambda config, n: config.train.global_batch % (config.train.micro_batch * n) == 0,
+    fits=lambda config, n: n <= config.train.global_batch // config.train.micro_batch,
     sweep=True,
 )
 

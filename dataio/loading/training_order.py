@@ -150,6 +150,14 @@ class TrainingOrder:
         return int(np.count_nonzero(self.shards.rows[ids]["object"] >= 0))
 
 
+def micro_batches_of(total: int, rank: int, world: int) -> range:
+    """The micro-batches of a global batch that a rank runs, by number.
+
+    Contiguous, and as even as can be: the counts of two ranks differ by at most one.
+    """
+    return range(total * rank // world, total * (rank + 1) // world)
+
+
 def training_specs(
     order: TrainingOrder,
     *,
@@ -165,12 +173,12 @@ def training_specs(
     Args:
         announce: tell the shards' cache what is read next; not needed where the split is in memory.
     """
-    per_rank = order.global_batch // world
+    numbers = micro_batches_of(order.global_batch // micro_batch, rank, world)
+    begin, end = numbers.start * micro_batch, numbers.stop * micro_batch
     for step in range(first_step, last_step):
-        begin = rank * per_rank
         if announce:
-            order.announce(step, begin, begin + per_rank)
-        for start in range(begin, begin + per_rank, micro_batch):
+            order.announce(step, begin, end)
+        for start in range(begin, end, micro_batch):
             yield order.work(step, start, start + micro_batch)
 
 

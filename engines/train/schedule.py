@@ -4,6 +4,7 @@ import hashlib
 from dataclasses import dataclass
 
 from dataio.core.errors import UserError
+from dataio.loading.training_order import micro_batches_of
 from dataio.shards.shard_set import ShardSet
 from dataio.shards.shard_table import shard_digests
 from engines.config.detector import Config, TrainConfig
@@ -54,18 +55,17 @@ def data_fingerprint(shards: ShardSet) -> str:
     return digest.hexdigest()
 
 
-def share_of_micro_batches(config: TrainConfig, world: World) -> int:
-    """How many micro-batches of a step each process runs.
+def share_of_micro_batches(config: TrainConfig, world: World) -> range:
+    """The micro-batches of a step that this process runs; see `micro_batches_of`.
 
     Raises:
-        UserError: the processes cannot share them evenly; names the numbers that could.
+        UserError: more processes than micro-batches.
     """
     total = config.global_batch // config.micro_batch
-    if total % world.size:
-        fitting = [n for n in range(1, total + 1) if total % n == 0]
+    if total < world.size:
         raise UserError(
-            f"{world.size} processes cannot share train.global_batch {config.global_batch} in "
-            f"micro-batches of {config.micro_batch} evenly; use "
-            f"{', '.join(map(str, fitting))} processes, or change train.micro_batch"
+            f"{world.size} processes, but train.global_batch {config.global_batch} has only {total} "
+            f"micro-batches of train.micro_batch {config.micro_batch}; use at most {total} processes, raise "
+            "train.global_batch, or lower train.micro_batch (which batch norm depends on)"
         )
-    return total // world.size
+    return micro_batches_of(total, world.rank, world.size)

@@ -40,9 +40,9 @@ STEP_DONE, VALIDATING, TRAINING = 0, 1, 2
 class Trainer:
     """Owns the model, the optimizer and the data; one `train_step` at a time.
 
-    The unit of computation is the micro-batch: a rank runs global_batch / micro_batch /
-    world of them per step, and 1, 2 or 4 processes compute the same gradient, because
-    each head's loss divides by its count of known labels in the *global* batch.
+    The unit of computation is the micro-batch: a step has global_batch / micro_batch of them,
+    dealt out to the ranks. Any number of processes up to that computes the same gradient,
+    because each head's loss divides by its count of known labels in the *global* batch.
 
     Args:
         config: the run's. world: the processes. train_set, val_set: opened shards;
@@ -55,8 +55,8 @@ class Trainer:
             `pop_metrics`, and the last gradient's norm.
 
     Raises:
-        UserError: a global batch that the processes cannot share evenly, weights that do
-            not fit, an epoch smaller than a batch.
+        UserError: more processes than micro-batches, weights that do not fit, an epoch
+            smaller than a batch.
     """
 
     def __init__(
@@ -73,6 +73,7 @@ class Trainer:
         self.train_set, self.val_set = train_set, val_set
         self._run_dir, self._on_progress = run_dir, on_progress
         self.micro_batches = share_of_micro_batches(config.train, world)
+        self._all_micro_batches = config.train.global_batch // config.train.micro_batch
         self.precision = resolve_precision(config.train.precision, world.device)
         make_deterministic(config)
         check_validation_exists(config, train_set, val_set)
@@ -188,11 +189,11 @@ class Trainer:
         known_objects = max(1, self.order.known_objects(self.step))
         sums = MetricSums.empty(self.world.device)
         self.statistics.begin_step()
-        for number in range(self.micro_batches):
+        for place, number in enumerate(self.micro_batches):
             batch = self.next_batch()
             self.tick(TRAINING)
-            self.statistics.begin_micro_batch(number)
-            with self._gradient_sync(number == self.micro_batches - 1):
+            self.statistics.begin_micro_batch(place)
+            with self._gradient_sync(number == self.micro_batches[-1]):
                 self._accumulate(batch, number, known_objects, sums)
         with record_range("optimizer"):
             self._update(sums)
@@ -200,14 +201,13 @@ class Trainer:
         if self.average is not None:
             self.average.update(self.step)
 
-    def _accumulate(self, batch: Batch, number: int, known_objects: int, sums: MetricSums) -> None:
+    def _accumulate(self, batch: Batch, micro_batch: int, known_objects: int, sums: MetricSums) -> None:
         """Add a micro-batch's gradient, and its losses and errors to `sums`.
 
         Args:
-            number: of this rank's micro-batches of the step. known_objects: labels in the global batch.
+            micro_batch: its number in the global batch. known_objects: labels in the global batch.
         """
         config = self.config
-        micro_batch = self.world.rank * self.micro_batches + number
         # Dropout and stochastic depth draw from torch's generator: the same for this micro-batch on
         # any number of processes, and after a resume.
         torch.manual_seed(int(hash64(config.run.seed, self.step, PURPOSE_FORWARD, micro_batch)) >> 1)
@@ -279,11 +279,18 @@ class Trainer:
         self.meters[:-1] += sums
         self.meters[-1] = norm.double()
 
+    def statistics_share(self) -> torch.Tensor:
+        """Its part of the mean of batch statistics over the step's micro-batches, float64 [S].
+
+        Ranks may run unequal numbers of micro-batches, so their means do not count alike.
+        """
+        return self.statistics.flat.double() * len(self.micro_batches) / self._all_micro_batches
+
     def _reduce(self, metric_sums: MetricSums) -> None:
         """Average the running statistics and add up the metrics over ranks, in one collective."""
         if self.world.distributed and self.world.size > 1:
             flat = self.statistics.flat
-            packed = torch.cat([flat.double() / self.world.size, metric_sums.sums])
+            packed = torch.cat([self.statistics_share(), metric_sums.sums])
             dist.all_reduce(packed)
             flat.copy_(packed[: len(flat)])
             metric_sums.sums = packed[len(flat) :]

@@ -23,7 +23,7 @@ class RunCommand:
         name: as in `telltale train`. doc: its module's docstring.
         kind: imports and returns the configuration's class.
         run: does one rank's work with the configuration; returns the exit code.
-        fits: whether (configuration, processes) divide the batch evenly.
+        fits: whether (configuration, processes) can share the batch.
         sweep: whether a run of a W&B sweep goes into a folder below the configuration's.
     """
 

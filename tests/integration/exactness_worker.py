@@ -49,11 +49,10 @@ def record_step(trainer: Trainer, seen: dict[str, Any]) -> None:
     hook.remove()
     trainer.next_batch = next_batch  # type: ignore[method-assign]
     for name, mine in (("ids", torch.cat(ids)), ("pixels", torch.cat(pixels))):
-        parts = [torch.zeros_like(mine) for _ in range(trainer.world.size)]
-        if trainer.world.distributed:
-            dist.all_gather(parts, mine)
-        else:
-            parts = [mine]
+        parts: list[Any] = [mine]
+        if trainer.world.distributed:  # as objects: ranks may have unequal numbers of images
+            parts = [None] * trainer.world.size
+            dist.all_gather_object(parts, mine)
         seen.setdefault(name, []).append(torch.cat(parts))
 
 

@@ -1,4 +1,4 @@
-"""Exact resume and equal gradients on 1 and 2 processes with the training options switched on."""
+"""Exact resume and equal gradients on 1 and 3 processes with the training options switched on."""
 
 import subprocess
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 
 from tests.support import environment, flags
 
-WORLDS = (1, 2)
+WORLDS = (1, 3)
 pytestmark = pytest.mark.slow
 RESUME_FROM = (3, 4, 8)  # in the frozen epochs, at the thaw, after it
 OPTIONS = {
@@ -53,10 +53,10 @@ def test_resumed_equals_uninterrupted_bit_for_bit(seen, world, step):
     assert seen[world]["all_ranks_agree"]
 
 
-def test_two_processes_see_the_pixels_and_the_gradient_of_one(seen):
-    for step, (ids, pixels) in enumerate(zip(seen[2]["ids"], seen[2]["pixels"], strict=True)):
+def test_three_processes_see_the_pixels_and_the_gradient_of_one(seen):
+    for step, (ids, pixels) in enumerate(zip(seen[3]["ids"], seen[3]["pixels"], strict=True)):
         assert torch.equal(ids, seen[1]["ids"][step]) and torch.equal(pixels, seen[1]["pixels"][step])
     # Dropout and mixing are drawn for the micro-batch, wherever it runs.
-    expected, found = seen[1]["gradient"], seen[2]["gradient"]
+    expected, found = seen[1]["gradient"], seen[3]["gradient"]
     assert (found - expected).norm() <= 1e-5 * expected.norm()
     assert expected.norm() > 0.01

@@ -175,12 +175,12 @@ def test_bad_input_is_one_line_and_code_2(tiny_shards, repo_root, run, tmp_path,
 
 
 def test_under_torchrun_a_users_error_is_in_exit_json(tiny_shards, torchrun, run, tmp_path):
-    done = run(torchrun(3, "launch/train.py", *train(tiny_shards, tmp_path / "run")))
+    done = run(torchrun(5, "launch/train.py", *train(tiny_shards, tmp_path / "run")))
     assert done.returncode == 1  # torchrun's own
     found = outcome(tmp_path / "run")
     assert found["code"] == 2
-    assert found["message"].startswith("3 processes cannot share train.global_batch 16")
-    assert done.stderr.count("error: 3 processes cannot share") == 1
+    assert found["message"].startswith("5 processes, but train.global_batch 16 has only 4 micro-batches")
+    assert done.stderr.count("error: 5 processes, but train.global_batch") == 1
 
 
 @pytest.mark.slow

@@ -180,3 +180,15 @@ def test_missing_folders_and_splits_are_named(tiny_shards, tmp_path):
         ShardSet(tmp_path / "nowhere", "train")
     with pytest.raises(UserError, match=r"no split 'dev'; there are train, val, test"):
         ShardSet(tiny_shards, "dev")
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 5, 7, 8])
+def test_the_ranks_parts_of_a_step_are_the_whole_step_in_order(tiny_shards, world):
+    order = TrainingOrder(ShardSet(tiny_shards, "train"), DataConfig(size=24), 5, 32)
+    parts = [
+        list(training_specs(order, micro_batch=4, rank=rank, world=world, first_step=1, last_step=2))
+        for rank in range(world)
+    ]
+    assert all(parts)
+    ids = np.concatenate([spec.ids for part in parts for spec in part])
+    np.testing.assert_array_equal(ids, order.step_ids(1))

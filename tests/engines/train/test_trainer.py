@@ -10,6 +10,7 @@ from dataio.core.errors import UserError
 from dataio.shards.shard_set import ShardSet
 from engines.config.detector import parse_config
 from engines.runtime.distributed import World
+from engines.train.schedule import share_of_micro_batches
 from engines.train.trainer import Trainer
 from tests.support import flags
 
@@ -100,12 +101,44 @@ def test_mixed_precision_stays_close_to_fp32(build, precision):
     assert mixed != exact
 
 
-def test_processes_that_cannot_share_a_batch_are_told_which_can(build):
-    world = World(rank=0, size=3, local_rank=0, device=torch.device("cpu"), distributed=False)
+def test_more_processes_than_micro_batches_are_refused(build):
+    world = World(rank=0, size=5, local_rank=0, device=torch.device("cpu"), distributed=False)
     with pytest.raises(
-        UserError, match=r"3 processes cannot share train.global_batch 16 .* use 1, 2, 4 processes"
+        UserError,
+        match=r"5 processes, but train.global_batch 16 has only 4 micro-batches .* at most 4 processes",
     ):
         build(world)
+
+
+def test_any_number_of_processes_adds_up_to_the_gradient_and_statistics_of_one(build):
+    """8 micro-batches on 1 to 8 processes, summed by hand as the collectives sum them."""
+    trainer = build(train__global_batch=16, train__micro_batch=2, data__size=16)
+    batches = [trainer.next_batch() for _ in range(8)]
+    before = trainer.statistics.flat.clone()
+
+    def part(rank, size):
+        """A rank's part of the first step: its micro-batches, gradient, and share of the statistics."""
+        world = World(rank=rank, size=size, local_rank=0, device=torch.device("cpu"), distributed=False)
+        trainer.world, trainer.step = world, 0
+        trainer.micro_batches = share_of_micro_batches(trainer.config.train, world)
+        trainer.use_batches(iter([batches[number] for number in trainer.micro_batches]))
+        trainer.statistics.flat.copy_(before)
+        trainer.optimizer.zero_grad()
+        trainer.train_step()
+        gradients = [p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None]
+        return trainer.micro_batches, torch.cat(gradients), trainer.statistics_share()
+
+    trainer._update = lambda sums: None
+    _, gradient, statistics = part(0, 1)
+    assert gradient.norm() > 0.1
+    for size in range(2, 9):
+        parts = [part(rank, size) for rank in range(size)]
+        assert [number for numbers, _, _ in parts for number in numbers] == list(range(8))
+        assert {len(numbers) for numbers, _, _ in parts} <= {8 // size, -(-8 // size)}
+        # DDP takes the mean over ranks; each rank's loss is multiplied by their number.
+        found = torch.stack([g for _, g, _ in parts]).mean(0)
+        assert (found - gradient).norm() <= 1e-5 * gradient.norm()
+        torch.testing.assert_close(sum(s for _, _, s in parts), statistics, rtol=1e-5, atol=1e-6)
 
 
 def test_weights_that_do_not_fit_are_a_users_error(build, tmp_path):
