@@ -12,11 +12,20 @@ import io
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-import simplejpeg
 from PIL import Image
 
 from dataio.core.errors import UserError
-from dataio.images.opening import MEGAPIXELS, Undecodable, image_orientation, open_image, to_rgb, upright
+from dataio.images.opening import (
+    MEGAPIXELS,
+    Undecodable,
+    complaint_of,
+    failing_as_undecodable,
+    image_orientation,
+    open_header,
+    open_image,
+    to_rgb,
+    upright,
+)
 from dataio.images.stored import draw_history, stored_lossless
 
 PRESETS = ("default", "reference", "native-crop", "keep")
@@ -109,29 +118,31 @@ def _jpeg(image: Image.Image, quality: int, subsampling: int) -> bytes:
     return buffer.getvalue()
 
 
-def _strict_complaint(source: bytes) -> str:
-    """What a strict JPEG decoder says of bytes that Pillow accepted, or ""."""
-    try:
-        simplejpeg.decode_jpeg(source, strict=True)
-    except ValueError as error:
-        return " ".join(str(error).split())
-    return ""
+def open_source(source: bytes, policy: CodecPolicy) -> Image.Image:
+    """`open_image` as `policy` needs it: within its limit, and very large JPEGs at a smaller scale.
+
+    Raises:
+        Undecodable: see `open_image`.
+    """
+    shortest = policy.size if policy.resize in ("shortest", "squash") else None
+    return open_image(source, max_megapixels=policy.max_megapixels, shortest=shortest)
 
 
+@failing_as_undecodable()
 def encode(source: bytes, policy: CodecPolicy, image: Image.Image | None = None) -> Encoded:
     """Bring one source under the policy; a pure function of its arguments.
 
     EXIF orientation is applied once, here, except under "keep", which warns of it.
 
     Args:
-        image: the source as `open_image` gives it, where that has been done already.
+        image: the source as `open_source` gives it, where that has been done already.
 
     Raises:
-        Undecodable: see `open_image`; also what `policy` cannot keep or resize.
+        Undecodable: see `open_image` and `to_rgb`; also what `policy` cannot keep or resize.
     """
-    image = open_image(source, max_megapixels=policy.max_megapixels) if image is None else image
+    image = open_source(source, policy) if image is None else image
     kind = image.format or ""
-    warning = _strict_complaint(source) if kind == "JPEG" and image.mode in ("RGB", "L") else ""
+    warning = complaint_of(image)
     orientation = image_orientation(image)
     if policy.resize == "keep":
         if orientation != 1:
@@ -150,7 +161,7 @@ def encode(source: bytes, policy: CodecPolicy, image: Image.Image | None = None)
         image = to_rgb(image)
         if policy.match_history and policy.history and stored_lossless(source):
             once = _jpeg(image, *draw_history(source, policy.history))
-            image = open_image(once, max_megapixels=policy.max_megapixels)
+            image = open_header(once, policy.max_megapixels)
         image = _shape(image, policy)
     return Encoded(
         _jpeg(image, policy.quality, policy.subsampling), "jpg", image.width, image.height, warning

@@ -8,20 +8,21 @@ import io
 import re
 import struct
 import threading
-from contextlib import suppress
-from typing import Any
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from dataio.core.errors import one_line
+from dataio.core.errors import UserError, one_line
+from dataio.images.jpeg_scans import DamagedJpeg, check_jpeg
+from dataio.images.metadata import METADATA, ORIENTATION, image_orientation, without_metadata
 from dataio.images.unknown_format import unknown_format
 
 MEGAPIXELS = 200  # the largest image by default: the largest phones take 108 and 200
-_ORIENTATION = 0x0112  # of EXIF and TIFF 6.0
 _POINTERS = (0x8769, 0x8825, 0xA005)  # from a TIFF's tags to those of EXIF, GPS, interoperability
-_METADATA = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")  # where Pillow keeps it
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -31,7 +32,10 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_WHITE = "value of white"  # our key in Pillow's `info`, which survives what is done to the image
+# Our keys in Pillow's `info`, which survives what is done to the image.
+_WHITE, _COMPLAINT = "value of white", "decoder's complaint"
+_DRAFT_PIXELS = 89_478_485  # from here on JPEGs are decoded at the scale they are needed at
+_JPEG_IN_TIFF = 7  # TIFF's compression
 _pillow_limit = threading.Lock()
 
 
@@ -39,12 +43,35 @@ class Undecodable(Exception):
     """An image that cannot be decoded completely; the message says why."""
 
 
-def open_image(source: bytes, *, max_megapixels: float = MEGAPIXELS) -> Image.Image:
+@contextmanager
+def failing_as_undecodable() -> Iterator[None]:
+    """Turn whatever the block raises for one image into `Undecodable`; errors of the user stay.
+
+    Raises:
+        Undecodable: the block raised an exception.
+    """
+    try:
+        yield
+    except (Undecodable, UserError):
+        raise
+    except UnidentifiedImageError:
+        raise Undecodable("not an image Pillow knows") from None
+    # Pillow's parsers raise what their lines happen to raise, `struct.error` and `AttributeError` too.
+    except Exception as error:
+        raise Undecodable(_reason(error)) from error
+
+
+@failing_as_undecodable()
+def open_image(
+    source: bytes, *, max_megapixels: float = MEGAPIXELS, shortest: int | None = None
+) -> Image.Image:
     """Decode the first frame completely, as it is stored: see `upright`.
 
     Args:
         max_megapixels: refuse larger ones before they are decoded. The limit of the program
             around us, `PIL.Image.MAX_IMAGE_PIXELS`, stays as it is and does not count.
+        shortest: the pixels of the shortest side that are needed. A JPEG above 89 megapixels is
+            then decoded at 1/2, 1/4 or 1/8, with at least twice as many; no other is.
 
     Raises:
         Undecodable: zero bytes, an unknown format, truncated or damaged data, too many pixels,
@@ -55,18 +82,30 @@ def open_image(source: bytes, *, max_megapixels: float = MEGAPIXELS) -> Image.Im
     if not source.strip(b"\0"):
         raise Undecodable("nothing but zero bytes")
     try:
-        image = open_header(source, max_megapixels)
-        _load(image)
-        white = _white(image, source)
-    except (Undecodable, UnidentifiedImageError) as error:
-        raise Undecodable(str(error) if isinstance(error, Undecodable) else unknown_format(source)) from None
-    except Image.DecompressionBombError as error:  # from within a format: an icon, a frame, a tile
-        raise _too_large(int((re.findall(r"\d+", str(error)) or ["0"])[0]), max_megapixels) from None
-    # Pillow's parsers raise what their lines happen to raise, `struct.error` and `AttributeError` too.
+        image = _decoded(source, max_megapixels, shortest)
+    except Undecodable:
+        raise
     except Exception as error:
-        raise Undecodable(_reason(error)) from None
+        # Some of Pillow's parsers of metadata let a damaged block of it fail the whole file.
+        plain, exif = without_metadata(source)
+        if plain == source:
+            if isinstance(error, UnidentifiedImageError):
+                raise Undecodable(unknown_format(source)) from None
+            raise
+        image = _decoded(plain, max_megapixels, shortest)
+        image.info["exif"] = exif
+    _check_data(image, source)
+    white = _white(image, source)
     if white is not None:
         image.info[_WHITE] = white
+    return image
+
+
+def _decoded(source: bytes, max_megapixels: float, shortest: int | None) -> Image.Image:
+    image = open_header(source, max_megapixels)
+    if shortest is not None and image.width * image.height > _DRAFT_PIXELS:
+        image.draft(None, (2 * shortest, 2 * shortest))
+    _load(image)
     return image
 
 
@@ -76,20 +115,29 @@ def open_header(source: bytes, max_megapixels: float) -> Image.Image:
     Pillow's limit is a global of the process, and `Image.open` reads no other. So it is ours
     for as long as that takes, in one thread at a time.
     """
-    with _pillow_limit:
-        theirs, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, round(max_megapixels * 1e6)
-        try:
-            image = Image.open(io.BytesIO(source))
-        finally:
-            Image.MAX_IMAGE_PIXELS = theirs
+    limit = round(max_megapixels * 1e6)
+    try:
+        image = _with_limit(source, limit)
+    except Image.DecompressionBombError as error:
+        pixels = re.search(r"\d+", str(error))
+        raise _too_large(int(pixels[0]) if pixels else 0, max_megapixels) from None
     if image.width * image.height > max_megapixels * 1e6:
         raise _too_large(image.width * image.height, max_megapixels)
     return image
 
 
+def _with_limit(source: bytes, pixels: int) -> Image.Image:
+    with _pillow_limit:
+        theirs, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, pixels
+        try:
+            return Image.open(io.BytesIO(source))
+        finally:
+            Image.MAX_IMAGE_PIXELS = theirs
+
+
 def _too_large(pixels: int, limit: float) -> Undecodable:
     return Undecodable(
-        f"{pixels / 1e6:.0f} megapixels, more than the limit of {limit:g}; raise it with --max-megapixels "
+        f"{round(pixels / 1e6, 1):g} megapixels, more than the limit of {limit:g}; raise it with --max-megapixels "
         "(shard: --codec.max_megapixels)"
     )
 
@@ -102,55 +150,64 @@ def _load(image: Image.Image) -> None:
     orientation = image_orientation(image) if image.format == "TIFF" else 1
     if image.format == "TIFF":
         exif = image.getexif()
-        for tag in (_ORIENTATION, *_POINTERS):
+        for tag in (ORIENTATION, *_POINTERS):
             if tag in exif:
                 del exif[tag]
     image.load()
     if orientation != 1:
-        image.getexif()[_ORIENTATION] = orientation
+        image.getexif()[ORIENTATION] = orientation
+
+
+def _check_data(image: Image.Image, source: bytes) -> None:
+    """Find the damage that Pillow's decoders pass over.
+
+    Raises:
+        DamagedJpeg: see `check_jpeg`. Undecodable: a PNG's checksum is wrong.
+    """
+    if image.format in ("JPEG", "MPO"):
+        image.info[_COMPLAINT] = check_jpeg(source)
+    elif image.format == "PNG":
+        _check_png(source)
+    elif image.format == "TIFF":
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        if tags.get(259) != _JPEG_IN_TIFF:
+            return
+        tables = tags.get(347, b"\xff\xd8\xff\xd9")
+        kinds = (324, 325) if 324 in tags else (273, 279)  # tiles or strips: where they are, how long
+        for at, size in zip(*(tags[kind] for kind in kinds), strict=True):
+            check_jpeg(tables[:-2] + source[at + 2 : at + size])
+
+
+def _check_png(source: bytes) -> None:
+    """Pillow checks the checksums of all chunks but the pixels'."""
+    at = 8
+    while at + 8 <= len(source):
+        end = at + 8 + int.from_bytes(source[at : at + 4], "big")
+        if source[at + 4 : at + 8] == b"IDAT":
+            if end > len(source):
+                raise Undecodable("cut short: it ends within the data of its pixels")
+            checksum = zlib.crc32(memoryview(source)[at + 4 : end]).to_bytes(4, "big")
+            if not checksum.startswith(source[end : end + 4]):
+                raise Undecodable(f"damaged: the checksum of the chunk at byte {at} is wrong")
+        at = end + 4
+
+
+def complaint_of(image: Image.Image) -> str:
+    """The strict decoder's complaint about an image from `open_image` that lost no pixel, or ""."""
+    return str(image.info.get(_COMPLAINT, ""))
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, DamagedJpeg):
+        return f"damaged or cut short ({error})"
     if isinstance(error, MemoryError):
         return "more memory is needed to decode it than there is"
     text = one_line(error)
-    if isinstance(error, OSError | ValueError | SyntaxError) and text:
+    readable = (OSError, ValueError, SyntaxError, RuntimeError, Image.DecompressionBombError)
+    if isinstance(error, readable) and text:
         return text
     name = "struct.error" if isinstance(error, struct.error) else type(error).__name__
     return f"damaged: its decoder failed ({name}{': ' if text else ''}{text})"
-
-
-def image_orientation(image: Image.Image) -> int:
-    """How the picture is to be turned: EXIF's number 1 to 8, or XMP's where EXIF has none.
-
-    Only this tag is read; 1 where it is missing, out of range or unreadable.
-    """
-    try:
-        value = image.getexif().get(_ORIENTATION, 1)
-    # A damaged block of metadata raises what its parser happens to raise.
-    except Exception:
-        value = _exif_orientation(image.info.get("exif"))
-    with suppress(Exception):  # a value may be of any type
-        return next((number for number in _TURNS if value == number), 1)
-    return 1
-
-
-def _exif_orientation(block: Any) -> int:
-    """The tag of a block that Pillow cannot read, from the first directory's entries alone."""
-    if not isinstance(block, bytes):
-        return 1
-    block = re.sub(b"^(Exif\0\0){1,2}", b"", block)
-    order = {b"II": "<", b"MM": ">"}.get(block[:2])
-    if order is None:
-        return 1
-    with suppress(struct.error):
-        (at,) = struct.unpack_from(f"{order}I", block, 4)
-        (count,) = struct.unpack_from(f"{order}H", block, at)
-        for place in range(at + 2, at + 2 + 12 * count, 12):
-            tag, kind, values = struct.unpack_from(f"{order}HHI", block, place)
-            if tag == _ORIENTATION and (kind, values) == (3, 1):  # one SHORT, as the standard says
-                return int(struct.unpack_from(f"{order}H", block, place + 8)[0])
-    return 1
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -159,10 +216,11 @@ def upright(image: Image.Image) -> Image.Image:
     if turn is None:
         return image
     turned = image.transpose(turn)
-    turned.info = {key: value for key, value in image.info.items() if key not in _METADATA}
+    turned.info = {key: value for key, value in image.info.items() if key not in METADATA}
     return turned
 
 
+@failing_as_undecodable()
 def to_rgb(image: Image.Image) -> Image.Image:
     """8-bit RGB from any mode; transparency is dropped.
 
@@ -173,16 +231,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Raises:
         Undecodable: values of another range, or a mode that Pillow cannot convert.
     """
-    try:
-        if image.mode.startswith(("I", "F")):
-            return Image.fromarray(_to_8_bits(image)).convert("RGB")
-        if image.mode == "P" and "transparency" in image.info:
-            image = image.convert("RGBA")
-        return image if image.mode == "RGB" else image.convert("RGB")
-    except Undecodable:
-        raise
-    except Exception as error:
-        raise Undecodable(f"mode {image.mode} cannot be converted to RGB ({one_line(error)})") from None
+    if image.mode.startswith(("I", "F")):
+        return Image.fromarray(_to_8_bits(image)).convert("RGB")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _to_8_bits(image: Image.Image) -> NDArray[np.uint8]:

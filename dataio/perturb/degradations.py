@@ -18,7 +18,7 @@ from PIL import Image
 
 from dataio.core.counter_rng import hash64
 from dataio.core.errors import UserError
-from dataio.images.opening import open_image, to_rgb, upright
+from dataio.images.opening import failing_as_undecodable, open_image, to_rgb, upright
 
 MAX_CHAIN = 5
 
@@ -192,6 +192,7 @@ def draw_chain(length: int, seed: int, key: str) -> list[Operation]:
     return chain
 
 
+@failing_as_undecodable()
 def degrade(source: bytes, operations: Sequence[Operation], seed: int, key: str) -> bytes:
     """One image file after the operations, in order; a pure function of its arguments.
 

@@ -12,8 +12,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from dataio.core.atomic import write_text, write_with
-from dataio.images.codec import CodecPolicy, Encoded, encode
-from dataio.images.opening import Undecodable, open_image, to_rgb
+from dataio.core.errors import UserError, one_line
+from dataio.images.codec import CodecPolicy, Encoded, encode, open_source
+from dataio.images.opening import Undecodable, to_rgb
 from dataio.sharding.duplicates import FINGERPRINT, image_fingerprint
 from dataio.sharding.plan import ShardPlan, ShardSpec, read_task
 from dataio.shards.manifest import IDENTITY, SAMPLE
@@ -174,7 +175,9 @@ def encode_source(
     """
     try:
         data, identity = source.read_original(path)
-    except (OSError, KeyError) as error:
-        raise Undecodable(f"cannot be read ({error})") from None
-    image = open_image(data)
+    except UserError:
+        raise
+    except Exception as error:  # of the disk, or of a zip's damaged member
+        raise Undecodable(f"cannot be read ({one_line(error)})") from None
+    image = open_source(data, policy)
     return encode(data, policy, image), image_fingerprint(to_rgb(image)), identity

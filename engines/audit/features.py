@@ -14,7 +14,7 @@ from PIL import Image, JpegImagePlugin
 from scipy.fft import dctn
 from scipy.stats import skew
 
-from dataio.images.opening import open_image, to_rgb
+from dataio.images.opening import failing_as_undecodable, open_image, to_rgb
 from dataio.images.stored import stored_lossless
 from dataio.sharding.duplicates import image_fingerprint
 
@@ -75,6 +75,7 @@ class Measured:
     fingerprint: tuple[tuple[int, int], int, bool]
 
 
+@failing_as_undecodable()
 def measure_image(data: bytes) -> Measured:
     """Measure one encoded image.
 
@@ -109,7 +110,7 @@ def container_features(image: Image.Image) -> dict[str, float]:
         "shortest": min(width, height),
         **{name: name in info for name in _METADATA},
     }
-    values["exif"] = "exif" in info or len(image.getexif()) > 0
+    values["exif"] = "exif" in info or _has_exif(image)
     if isinstance(image, JpegImagePlugin.JpegImageFile):
         tables = [np.asarray(table, np.float64) for table in image.quantization.values()]
         values |= {
@@ -123,6 +124,13 @@ def container_features(image: Image.Image) -> dict[str, float]:
             "density": float(info.get("dpi", (0, 0))[0]),
         }
     return {name: float(value) for name, value in values.items()}
+
+
+def _has_exif(image: Image.Image) -> bool:
+    try:
+        return len(image.getexif()) > 0
+    except Exception:  # a block that no parser can read is one
+        return True
 
 
 def _number(name: str, known: tuple[str, ...]) -> int:

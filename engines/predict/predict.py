@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
-from PIL import Image
 from tqdm import tqdm
 
 from dataio.core.atomic import write_with
@@ -77,10 +76,9 @@ def predict(
 
 @contextlib.contextmanager
 def _quiet_pillow() -> Iterator[None]:
-    """Set `open_image`'s warning filters once for all threads, which share the filters."""
+    """Set the filters once for all threads, which share them."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
         yield
 
 
