@@ -175,7 +175,7 @@ def encode_source(
     """
     try:
         data, identity = source.read_original(path)
-    except UserError:
+    except (UserError, Undecodable):  # a view may leave an image out
         raise
     except Exception as error:  # of the disk, or of a zip's damaged member
         raise Undecodable(f"cannot be read ({one_line(error)})") from None
