@@ -18,8 +18,10 @@ from typing import Any
 from PIL import Image
 
 from dataio.core.errors import UserError, one_line, reason_of
+from dataio.core.log import log
 from dataio.images.opening import Undecodable, open_image, to_rgb, upright
 from dataio.shards.tar_reader import safe_members
+from dataio.vqa.sample_text import UniqueIds, escaped, is_blank, text_fault
 
 IMAGE_PLACEHOLDER = "<image>"
 _ASKS, _ANSWERS = ("human", "user"), ("gpt", "assistant")
@@ -31,7 +33,7 @@ class Conversation:
     """One sample.
 
     Attributes:
-        id: unique in its set. image: an absolute path, "TAR/MEMBER", or None.
+        id: unique in its set, see `UniqueIds`. image: an absolute path, "TAR/MEMBER", or None.
         turns: (question, answer) pairs, at least one.
         metadata: the sample's other labels (generator, object_category).
     """
@@ -62,6 +64,8 @@ def read_conversations(
             path that does not exist is searched for in it by its file name.
         markers: texts reserved for the chat template, which a conversation must not contain.
 
+    A sample with an id that has occurred becomes "ID#2", "ID#3", ... in the file's order.
+
     Returns:
         the valid samples, in file order; the rejected ones.
 
@@ -71,22 +75,33 @@ def read_conversations(
     path = Path(path)
     good: list[Conversation] = []
     rejected: list[Rejected] = []
-    seen: set[str] = set()
+    ids, contents, repeats = UniqueIds(), set[tuple[str | None, tuple[tuple[str, str], ...]]](), list[str]()
     for number, record in enumerate(_records(path)):
-        name = str(record.get("id", f"sample {number}")) if isinstance(record, dict) else f"sample {number}"
+        name = ids.name(_id_of(record, number))
         try:
             sample = _parse(name, record, Path(images) if images else _folder_of(path), markers)
-            if name in seen:
-                raise ValueError("its id occurs twice")
         except ValueError as error:
-            rejected.append(Rejected(name, str(error)))
+            rejected.append(Rejected(name, escaped(str(error))))
             continue
-        seen.add(name)
+        if (sample.image, sample.turns) in contents:
+            repeats.append(name)
+        contents.add((sample.image, sample.turns))
         good.append(sample)
+    if ids.repeated:
+        log.info(f"{path}: {ids}")
+    if repeats:
+        log.warning(
+            f"{path}: samples that repeat an earlier one word for word: {len(repeats)}, first {repeats[0]}"
+        )
     if not good:
         first = f": {rejected[0].id}: {rejected[0].reason}" if rejected else ""
         raise UserError(f"{path}: no usable conversation among {len(rejected)}{first}")
     return good, rejected
+
+
+def _id_of(record: Any, number: int) -> str:
+    given = record.get("id") if isinstance(record, dict) else None
+    return escaped(str(given)) if isinstance(given, str | int | float) and given != "" else f"sample {number}"
 
 
 def _folder_of(path: Path) -> Path:
@@ -125,6 +140,11 @@ def _read_list(file: Path) -> list[Any]:
 def _records_of_tar(tar: Path) -> Iterator[Any]:
     members = tar_members(str(tar))
     stems = {name.rpartition(".")[0]: name for name in members if not name.endswith(".json")}
+    without = [stem for stem in stems if f"{stem}.json" not in members]
+    if without:
+        log.warning(
+            f"{tar}: members without a .json of their own are not read: {len(without)}, first {without[0]}"
+        )
     for name in members:
         if name.endswith(".json"):
             stem = name.removesuffix(".json")
@@ -143,17 +163,19 @@ def _parse(name: str, record: Any, images: Path, markers: Sequence[str]) -> Conv
     if not isinstance(record, dict):
         raise ValueError(f"is a {type(record).__name__}, expected an object")
     turns = _turns(record.get("conversations"), markers)
-    with_image = [question for question, _ in turns if IMAGE_PLACEHOLDER in question]
+    placeholders = sum(question.count(IMAGE_PLACEHOLDER) for question, _ in turns)
     image = record.get("image")
     if image is not None and (not isinstance(image, str) or not image):
         raise ValueError(f"its image is {image!r}, expected a path (or no key, for text alone)")
-    if image is not None and not with_image:
+    if image is not None and not _can_be_path(image):
+        raise ValueError(f"its image is {image!r}, which no file can be named")
+    if image is not None and not placeholders:
         raise ValueError(f"has an image but no {IMAGE_PLACEHOLDER} in its questions")
-    if image is None and with_image:
+    if image is None and placeholders:
         raise ValueError(f"has {IMAGE_PLACEHOLDER} in its text but no image")
-    if len(with_image) > 1:
+    if placeholders > 1:
         raise ValueError(
-            f"has {IMAGE_PLACEHOLDER} in {len(with_image)} questions, expected one: a sample has one image"
+            f"has {IMAGE_PLACEHOLDER} {placeholders} times in its questions, expected once: a sample has one image"
         )
     metadata = record.get("metadata")
     return Conversation(
@@ -175,20 +197,30 @@ def _turns(values: Any, markers: Sequence[str]) -> list[tuple[str, str]]:
             raise ValueError(f"its message {number} is from {role!r}, expected {roles[0]!r}")
         text = value.get("value")
         if not isinstance(text, str):
-            raise ValueError(f"its message {number} has no text")
+            found = "has no text" if text is None else f"is a {type(text).__name__}, expected text"
+            raise ValueError(f"its message {number} {found}")
+        if fault := text_fault(text):
+            raise ValueError(f"its message {number} holds {fault}")
         texts.append(text)
     if len(texts) % 2:
         raise ValueError("ends with a question, expected an answer to it")
     turns = list(zip(texts[::2], texts[1::2], strict=True))
     for question, answer in turns:
-        if not answer.strip():
+        if is_blank(answer):
             raise ValueError("has an empty answer")
-        if not question.replace(IMAGE_PLACEHOLDER, "").strip():
+        if is_blank(question.replace(IMAGE_PLACEHOLDER, "")):
             raise ValueError("has an empty question")
         for marker in markers:
             if marker in answer or (marker != IMAGE_PLACEHOLDER and marker in question):
                 raise ValueError(f"holds the template's own marker {marker!r}")
     return turns
+
+
+def _can_be_path(image: str) -> bool:
+    try:
+        return b"\0" not in os.fsencode(image)
+    except UnicodeEncodeError:
+        return False
 
 
 def resolve_image(image: str, folder: Path) -> str:

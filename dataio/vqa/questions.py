@@ -30,6 +30,7 @@ from dataio.vqa.blind_baselines import (
     chance_of,
 )
 from dataio.vqa.conversations import IMAGE_PLACEHOLDER, read_image_bytes
+from dataio.vqa.sample_text import check_label
 
 NATURE = "nature"
 QUESTION_FORMATS = ("explain", "short", "choice")
@@ -140,10 +141,13 @@ def write_vqa(images: dict[str, list[LabeledImage]], output: str | Path, sizes: 
 
     Raises:
         UserError: too few real or fake images, a benchmark on which an image-blind baseline
-            beats chance, or a folder that cannot be written. Nothing is written in the first
-            two cases.
+            beats chance, a label that is no text (see `check_label`), or a folder that cannot be
+            written. Only in the last case something may have been written.
     """
     output = Path(output)
+    for kind in ("generator", "object"):
+        for label in {getattr(image, kind) for part in images.values() for image in part} - {""}:
+            check_label(label, kind, IMAGE_PLACEHOLDER)
     rng = np.random.default_rng(sizes.seed)
     train = _balanced(images["train"], sizes.train, rng, "train")
     val = _balanced(images["val"], sizes.val, rng, "val")

@@ -145,7 +145,9 @@ def hold_out(
 
     def is_held_out(sample: Conversation) -> bool:
         name = f"{seed}:{(sample.image or sample.id).rpartition('/')[2]}"
-        return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little") < limit
+        return (
+            int.from_bytes(hashlib.sha256(name.encode(errors="surrogatepass")).digest()[:4], "little") < limit
+        )
 
     return [s for s in samples if not is_held_out(s)], [s for s in samples if is_held_out(s)]
 

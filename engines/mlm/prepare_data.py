@@ -13,6 +13,7 @@ from dataio.core.atomic import write_text
 from dataio.core.errors import UserError
 from dataio.core.log import log
 from dataio.vqa.conversations import Conversation, Rejected, check_images, read_conversations
+from dataio.vqa.sample_text import escaped
 from engines.config.mlm import FinetuneConfig
 from engines.mlm.dataset import ConversationDataset, hold_out, require_one_step, tokenize_conversations
 from engines.runtime.distributed import World, on_all_ranks, on_rank0
@@ -95,6 +96,7 @@ def report_rejected(rejected: Sequence[Rejected], config: FinetuneConfig, folder
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["id", "reason"])
+    rejected = [Rejected(escaped(sample.id), escaped(sample.reason)) for sample in rejected]
     writer.writerows([sample.id, sample.reason] for sample in rejected)
     write_text(folder / "rejected.csv", text.getvalue())
     if not rejected:

@@ -9,10 +9,12 @@ import torch
 from transformers import LlavaProcessor, PreTrainedTokenizerBase
 
 from dataio.core.errors import UserError, one_line
+from dataio.core.log import log
 from dataio.vqa.blind_baselines import MULTIPLE_CHOICE, OPEN, VqaItem, kind_of, label_in_text, options_of
 from dataio.vqa.conversations import IMAGE_PLACEHOLDER, load_rgb, resolve_image
+from dataio.vqa.sample_text import UniqueIds, escaped, is_blank, text_fault
 from models.tinyllava.model import TinyLlavaForConditionalGeneration, image_tokens
-from models.tinyllava.text import END, preprocess_image, tokenize_turns
+from models.tinyllava.text import END, MARKERS, preprocess_image, tokenize_turns
 
 NEW_TOKENS = {"true_false": 16, "multiple_choice": 16, "open": 128}
 VERDICT_START = " This is a"  # the beginning of an open answer, up to its label
@@ -35,7 +37,7 @@ def read_items(path: str | Path) -> list[dict[str, Any]]:
         raise UserError(f"{path}: not readable as JSON ({one_line(error)})") from None
     if not isinstance(items, list) or not items:
         raise UserError(f"{path}: expected a list of items, each with id, image, question and ground_truth")
-    seen = set()
+    ids = UniqueIds()
     for number, item in enumerate(items):
         for key in ("id", "question", "ground_truth"):
             if not isinstance(item, dict) or not isinstance(item.get(key), str):
@@ -44,10 +46,31 @@ def read_items(path: str | Path) -> list[dict[str, Any]]:
                 )
         if not isinstance(item.get("metadata", {}), dict):
             raise UserError(f"{path}: item {item['id']} has metadata that is not an object")
-        if item["id"] in seen:
-            raise UserError(f"{path}: item {item['id']} occurs twice; ids must be unique")
-        seen.add(item["id"])
+        item["id"] = ids.name(escaped(item["id"]))
+        if fault := _item_fault(item):
+            raise UserError(f"{path}: item {item['id']} {fault}; correct it")
+    if ids.repeated:
+        log.info(f"{path}: {ids}")
     return items
+
+
+def _item_fault(item: VqaItem) -> str:
+    """Why a question cannot be asked or scored, "" if it can."""
+    texts = {key: item.get(key) for key in ("question", "ground_truth", "answer", "image")} | item.get(
+        "metadata", {}
+    )
+    for key, text in texts.items():
+        if isinstance(text, str) and (fault := text_fault(text)):
+            return f"has in its {key} {fault}"
+    for key in ("question", "ground_truth"):
+        if is_blank(item[key].replace(IMAGE_PLACEHOLDER, "")):
+            return f"has an empty {key}"
+    if item["question"].count(IMAGE_PLACEHOLDER) > 1:
+        return f"has {IMAGE_PLACEHOLDER} more than once in its question, expected one image"
+    for marker in MARKERS:
+        if marker != IMAGE_PLACEHOLDER and marker in item["question"]:
+            return f"holds the template's own marker {marker!r}"
+    return ""
 
 
 def check_item_images(items: Sequence[VqaItem], path: str | Path, images: str | Path | None) -> list[str]:

@@ -6,10 +6,14 @@ import tarfile
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from dataio.core.errors import UserError
+from dataio.core.log import log
 from dataio.vqa.conversations import check_images, load_rgb, read_conversations, tar_members
+from dataio.vqa.sample_text import escaped, text_fault
 
 MARKERS = (" ASSISTANT: ", "<|endoftext|>", "<image>")
 
@@ -74,7 +78,25 @@ BAD = {
         {"id": "a", "conversations": said("<image>\nReal?", "Fake.")},
         "has <image> in its text but no image",
     ),
-    "two images": (sample("a", "<image>\nReal?", "Fake.", "<image> again?", "Yes"), "<image> in 2 questions"),
+    "two images": (sample("a", "<image>\nReal?", "Fake.", "<image> again?", "Yes"), "<image> 2 times"),
+    "two images in one question": (sample("a", "<image>\n<image>\nReal?", "Fake."), "<image> 2 times"),
+    "image in an answer": (sample("a", "<image>\nReal?", "See <image>."), "marker '<image>'"),
+    "lone surrogate": (
+        sample("a", "<image>\nReal?", "Fake \ud83d"),
+        "message 1 holds a lone surrogate, \\ud83d",
+    ),
+    "halves in the wrong order": (
+        sample("a", "<image> \ude00\ud83d?", "Fake"),
+        "message 0 holds a lone surrogate",
+    ),
+    "zero byte": (sample("a", "<image>\nRe\0al?", "Fake."), "message 0 holds a control character, \\x00"),
+    "escape": (sample("a", "<image>\nReal?", "\x1b[31mFake"), "message 1 holds a control character, \\x1b"),
+    "a number": (sample("a", "<image>\nReal?", 3), "message 1 is a int, expected text"),
+    "a list": (sample("a", ["<image>\nReal?"], "Fake"), "message 0 is a list, expected text"),
+    "nothing visible": (sample("a", "<image>\nReal?", "\u200b\ufeff \u00a0"), "empty answer"),
+    "no question": (sample("a", "<image>\u200b", "Fake"), "empty question"),
+    "surrogate in the image": (sample(image="\ud83d.jpg"), "its image is '\\ud83d.jpg', which no file"),
+    "zero byte in the image": (sample(image="a\0.jpg"), "which no file can be named"),
     "image of a number": (sample(image=3), "its image is 3"),
     "end token": (sample("a", "<image>\nReal?", "Fake.<|endoftext|>USER: me"), "marker '<|endoftext|>'"),
     "role in answer": (sample("a", "<image>\nReal?", "It ASSISTANT: is"), "marker ' ASSISTANT: '"),
@@ -91,11 +113,42 @@ def test_what_does_not_fit_is_rejected_by_name(tmp_path, record, reason):
     assert reason in rejected[0].reason
 
 
-def test_a_repeated_id_and_a_set_without_a_good_sample(tmp_path):
-    found, rejected = read_conversations(written(tmp_path, [sample(), sample()]), markers=MARKERS)
-    assert (len(found), rejected[0].reason) == (1, "its id occurs twice")
+def test_ids_that_repeat_are_numbered_in_the_files_order(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(log, "propagate", True)
+    caplog.set_level("INFO")
+    texts = ["<image>\nReal?", "<image>\nWhat?", "<image>\nWhere?", "<image>\nWho?", "<image>\nReal?"]
+    records = [
+        sample(name, text, "Yes") for name, text in zip(["a", "a", "b", "a#2", "a"], texts, strict=True)
+    ]
+    records[1]["conversations"][1]["value"] = (
+        ""  # also a rejected one counts, or correcting it would rename others
+    )
+    found, rejected = read_conversations(written(tmp_path, records), markers=MARKERS)
+    assert [one.id for one in found] == ["a", "b", "a#2#2", "a#3"]
+    assert [one.id for one in rejected] == ["a#2"]
+    assert "3 samples have the id of an earlier one and are named a#2 and so on" in caplog.text
+    assert "samples that repeat an earlier one word for word: 1, first a#3" in caplog.text
+    records[1]["conversations"][1]["value"] = "Yes"
+    again, _ = read_conversations(written(tmp_path, records), markers=MARKERS)
+    assert [one.id for one in again] == ["a", "a#2", "b", "a#2#2", "a#3"]
+
+
+@pytest.mark.parametrize("given", [None, "", [1], {"a": 1}])
+def test_samples_without_an_id_are_named_by_their_place(tmp_path, given):
+    found, _ = read_conversations(written(tmp_path, [sample(given), sample("\ud83d\n")]), markers=MARKERS)
+    assert [one.id for one in found] == ["sample 0", "\\ud83d\\n"]
+
+
+def test_a_set_without_a_good_sample(tmp_path):
     with pytest.raises(UserError, match=r"set\.json: no usable conversation among 1: a: has an empty answer"):
         read_conversations(written(tmp_path, [sample("a", "<image>\nR?", "")]), markers=MARKERS)
+
+
+@given(st.text(st.characters(), min_size=1))
+def test_text_without_a_fault_can_be_encoded_and_tokenized(text):
+    if not text_fault(text):
+        assert text.encode().decode() == text
+    escaped(text).encode("ascii" if escaped(text).isascii() else "utf-8")
 
 
 def test_missing_and_corrupt_images_are_named(tmp_path):
@@ -125,16 +178,19 @@ def add(archive, name, data):
     archive.addfile(member, io.BytesIO(data))
 
 
-def test_webdataset_tars_and_members_of_tars(tmp_path):
+def test_webdataset_tars_and_members_of_tars(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(log, "propagate", True)
     place = picture(tmp_path)
     for number in range(2):
         with tarfile.open(tmp_path / f"{number:06d}.tar", "w") as archive:
             add(archive, "000000001.jpg", place.read_bytes())
             record = {"conversations": said("<image>\nReal?", f"Fake {number}.")}
             add(archive, "000000001.json", json.dumps(record).encode())
+            add(archive, "000000002.jpg", place.read_bytes())
     found, rejected = read_conversations(tmp_path, markers=MARKERS)
     assert not rejected
     assert [one.id for one in found] == ["000000/000000001", "000001/000000001"]
+    assert "000000.tar: members without a .json of their own are not read: 1, first 000000002" in caplog.text
     assert check_images(found)[1] == []
     expected = np.asarray(Image.open(place).convert("RGB"))
     assert (np.asarray(load_rgb(str(found[1].image))) == expected).all()

@@ -6,8 +6,13 @@ import pytest
 from scipy.stats import binomtest
 
 from dataio.core.errors import UserError
+from dataio.vqa.conversations import Rejected
+from engines.config.mlm import FinetuneConfig
+from engines.config.parser import parse_as
+from engines.mlm.prepare_data import report_rejected
 from engines.mlm.vqa_answers import read_items
 from engines.mlm.vqa_metrics import compute_vqa_metrics, parse_answer, vqa_summary
+from engines.runtime.paths import CONFIGS
 from launch.evaluate_mlm import main
 
 PUBLISHED = {
@@ -147,7 +152,26 @@ def test_files_that_cannot_be_scored(tmp_path):
         ("[", "not readable as JSON"),
         ("{}", "expected a list of items"),
         ('[{"id": "1", "question": "?"}]', "item 0 has no text 'ground_truth'"),
-        (json.dumps([item(0, "Fake", "x")] * 2), "item 0 occurs twice"),
+        (
+            json.dumps([{**item(0, "Fake", "x"), "question": "\ud83d?"}]),
+            "item 0 has in its question a lone surrogate",
+        ),
+        (
+            json.dumps([{**item(0, "Fake", "x"), "answer": "a\0"}]),
+            "item 0 has in its answer a control character",
+        ),
+        (
+            json.dumps([{**item(0, "Fake", "x"), "metadata": {"generator": "\udc80"}}]),
+            "in its generator a lone",
+        ),
+        (json.dumps([{**item(0, "Fake", "x"), "question": "<image>\u200b"}]), "item 0 has an empty question"),
+        (json.dumps([{**item(0, "Fake", "x"), "ground_truth": " "}]), "item 0 has an empty ground_truth"),
+        (
+            json.dumps([{**item(0, "Fake", "x"), "question": "<image><image> Real?"}]),
+            "<image> more than once",
+        ),
+        (json.dumps([{**item(0, "Fake", "x"), "question": "Real?<|endoftext|>"}]), "template's own marker"),
+        (json.dumps([{**item(0, "Fake", "x"), "question": 3}]), "item 0 has no text 'question'"),
         (json.dumps([item(0, "Fake", "")]), "no item has an answer"),
         (json.dumps([item(0, "Fake", "x"), item(1, "A cat.", "x")]), "items of several kinds"),
     ):
@@ -158,3 +182,27 @@ def test_files_that_cannot_be_scored(tmp_path):
         main(["--answers", str(tmp_path / "none.json")])
     with pytest.raises(UserError, match="give --model DIR"):
         main(["--model", "x"])
+
+
+def test_items_with_one_id_are_numbered_and_compared_with_the_same_numbers(tmp_path):
+    first = [{**item(0, "Fake", "Fake"), "question": f"Real or fake, {n}?"} for n in range(3)]
+    (tmp_path / "a.json").write_text(json.dumps(first))
+    items = read_items(tmp_path / "a.json")
+    assert [one["id"] for one in items] == ["0", "0#2", "0#3"]
+    # What is written again has the numbers already.
+    (tmp_path / "b.json").write_text(json.dumps(items))
+    assert read_items(tmp_path / "b.json") == items
+    other = [{**one, "answer": "Real"} for one in items]
+    assert compute_vqa_metrics(items, other=other)["mcnemar"]["fixed"] == 3
+
+
+def test_rejected_samples_are_listed_whatever_their_names_hold(tmp_path):
+    config = parse_as(FinetuneConfig, ["--data.skip_rejected", "true"], CONFIGS / "tinyllava_quickstart.yaml")
+    report_rejected([Rejected("a\ud83d", "\udcff.jpg: cannot be read")], config, tmp_path)
+    assert (tmp_path / "rejected.csv").read_text().splitlines() == [
+        "id,reason",
+        r"a\ud83d,\udcff.jpg: cannot be read",
+    ]
+    config.data.skip_rejected = False
+    with pytest.raises(UserError, match=r"1 unusable samples: a\\ud83d: \\udcff\.jpg: cannot be read"):
+        report_rejected([Rejected("a\ud83d", "\udcff.jpg: cannot be read")], config, tmp_path)
