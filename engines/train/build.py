@@ -46,7 +46,8 @@ def build_model(
     size = config.data.size
     with as_user_error():
         model = DualHead(config.model, labels.generators, labels.objects, image_size=size)
-        probe_size(model, size)
+        # Batch norm that never leaves the evaluation mode takes any micro-batch.
+        probe_size(model, size, 2 if config.train.frozen_epochs == -1 else config.train.micro_batch)
         if config.model.weights:
             report = load_weights(model, config.model.weights, config.model.backbone)
         if config.model.whiten and first_images is not None:

@@ -127,19 +127,36 @@ class DualHead(nn.Module):
 
 
 @torch.no_grad()
-def probe_size(model: DualHead, size: int) -> None:
-    """Raise a ValueError if the backbone does not take images of `size` pixels.
+def probe_size(model: DualHead, size: int, micro_batch: int = 2) -> None:
+    """Raise a ValueError if the backbone cannot be trained on images of `size` pixels.
 
-    Some of the libraries' networks are made for one size, or for multiples of a number.
+    Some of the libraries' networks are made for one size, or for multiples of a number. And
+    batch norm has nothing to normalize where a micro-batch of one image meets a map of one pixel.
+
+    Args:
+        model: on the CPU; its buffers and modes are as before afterwards.
+        micro_batch: images that the backbone sees at a time in training.
     """
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     try:
-        model.eval()(torch.zeros(1, 3, size, size))
+        with torch.random.fork_rng(devices=[]):
+            model.eval()(torch.zeros(1, 3, size, size))
+            model.train()(torch.zeros(min(micro_batch, 2), 3, size, size))
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
+        if "more than 1 value per channel" in reason:
+            raise ValueError(
+                f"train.micro_batch is {micro_batch}, and for data.size {size} a map of the backbone has a single "
+                "pixel: batch norm needs several values; expected a train.micro_batch of 2 or more, or a larger "
+                "data.size"
+            ) from None
         raise ValueError(f"data.size {size}: the backbone takes no images of this size ({reason})") from None
     finally:
-        model.train(training)
+        for module, training in modes:
+            module.training = training
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
 
 
 def dual_head_loss(

@@ -144,3 +144,15 @@ def test_any_number_of_processes_adds_up_to_the_gradient_and_statistics_of_one(b
 def test_weights_that_do_not_fit_are_a_users_error(build, tmp_path):
     with pytest.raises(UserError, match=r"model\.weights: .* is neither a file nor torchvision weights"):
         build(model__weights=str(tmp_path / "none.pth"))
+
+
+def test_one_image_at_a_time_is_refused_before_the_first_step(build):
+    with pytest.raises(UserError, match=r"train\.micro_batch is 1, and for data\.size 32"):
+        build(train__micro_batch=1, model__backbone="resnet18", model__stem="imagenet", data__size=32)
+    assert build(
+        train__micro_batch=1,
+        train__frozen_epochs=-1,
+        model__backbone="resnet18",
+        model__stem="imagenet",
+        data__size=32,
+    )

@@ -164,3 +164,22 @@ def test_peaks_by_the_names_cuda_gives():
 
 def test_the_names_are_torchvisions():
     assert {"resnet18", "resnet152", "convnext_base", "swin_v2_b"} <= set(torchvision_names())
+
+
+@pytest.mark.parametrize("name", ["resnet18", "timm:resnet18", "timm:mobilenetv3_small_050"])
+def test_one_image_at_a_time_needs_maps_of_several_pixels(name):
+    model = build(name, 32)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(
+        ValueError, match=r"^train\.micro_batch is 1, and for data\.size 32 a map .* single pixel"
+    ):
+        probe_size(model, 32, 1)
+    probe_size(model, 32, 2)
+    assert model.training and all(
+        torch.equal(before[key], value) for key, value in model.state_dict().items()
+    )
+
+
+@pytest.mark.parametrize(("name", "size"), [("resnet18", 64), ("cifarnet_narrow", 20), ("convnext_tiny", 32)])
+def test_one_image_at_a_time_is_enough_for_larger_maps_and_other_norms(name, size):
+    probe_size(build(name, size), size, 1)
