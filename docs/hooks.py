@@ -61,7 +61,7 @@ def commands_page() -> str:
         "All exit with 0 for success, 2 for a user error (a message of one line), and 75 for "
         "interrupted: run the same command again and it resumes.",
         "",
-        "| command | |",
+        "| command | what it does |",
         "|---|---|",
     ]
     commands = [(name, *rest) for group in COMMANDS.values() for name, rest in group.items()]

@@ -16,14 +16,11 @@ if not __package__:
 from dataio.core.errors import UserError
 from engines.config.parser import Parser, parse_as, parse_int_list
 from engines.runtime.command import run_command
-from engines.runtime.paths import CONFIGS
 
 
 def make_parser() -> Parser:
     parser = Parser("finetune-memory", __doc__)
-    parser.add_argument(
-        "--config", default=str(CONFIGS / "tinyllava_lora_zero2.yaml"), help="YAML of the run"
-    )
+    parser.add_argument("--config", default="configs/tinyllava_lora_zero2.yaml", help="YAML of the run")
     parser.add_argument("--gpus", default="1,4,8", help="numbers of GPUs, separated by commas")
     parser.add_argument("--length", type=int, default=1024, help="tokens of the longest conversation")
     return parser

@@ -22,7 +22,18 @@ set -euo pipefail
 # sbatch runs a copy from its spool; Slurm knows where the script was.
 here=$(dirname "${BASH_SOURCE[0]}")
 if [[ ! -f $here/common.sh ]]; then
-  here=$(scontrol show job "$SLURM_JOB_ID" | sed -n "s|^ *Command=\(.*\)/[^/]*\.sh\( .*\)\{0,1\}$|\1|p" | head -n 1)
+  command=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=//p' | head -n 1)
+  # Arguments follow the script, and both may hold spaces: it is the first path beside common.sh.
+  script=${command%% *}
+  while [[ ! -f ${script%/*}/common.sh && $script != "$command" ]]; do
+    rest=${command:${#script}+1}
+    script+=" ${rest%% *}"
+  done
+  here=${script%/*}
+  if [[ ! -f $here/common.sh ]]; then
+    echo "error: no common.sh beside the script that Slurm names, ${command:-nothing}; submit one of a checkout" >&2
+    exit 2
+  fi
 fi
 # shellcheck source=slurm/common.sh
 source "$here/common.sh"

@@ -183,7 +183,7 @@ def _in_zip(path: str, unseen: Unseen) -> Iterator[Input]:
     here = Unseen()
     try:
         source = Source(path, "zip")
-        members = [name for name in source.files(hidden=True) if _member_taken(source, name, here)]
+        members = [name for name in source.files_and_hidden() if _member_taken(source, name, here)]
     except (UserError, OSError) as error:
         yield Input(path, None, str(error).removeprefix(f"zip {path}: "))
         return

@@ -108,12 +108,15 @@ class Source:
                 raise UserError(text, field=self.field, value=self.path) from None
         return self._zip
 
-    def files(self, *, hidden: bool = False) -> Iterator[str]:
-        """Relative paths of all files, sorted within each folder.
+    def files(self) -> Iterator[str]:
+        """Relative paths of all files, sorted within each folder; hidden ones left out."""
+        return self._list(hidden=False)
 
-        Args:
-            hidden: also those whose path has a part that begins with "." or "__MACOSX".
-        """
+    def files_and_hidden(self) -> Iterator[str]:
+        """As `files`, with those whose path has a part that begins with "." or "__MACOSX"."""
+        return self._list(hidden=True)
+
+    def _list(self, *, hidden: bool) -> Iterator[str]:
         if self.is_zip:
             names = sorted(name for name in self._archive().namelist() if not name.endswith("/"))
             unsafe = [name for name in names if name.startswith("/") or ".." in name.split("/")]

@@ -6,6 +6,7 @@ dotted flags override the file (`--optim.lr 0.05`).
 
 import difflib
 import re
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -55,10 +56,16 @@ class Parser(ArgumentParser):
 
 
 class _HelpFormatter(DefaultHelpFormatter):
-    """Keeps the line breaks of description and examples."""
+    """Keeps the line breaks of description and examples, and in the help of a flag what is quoted."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return text
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        # argparse breaks lines at hyphens, also between "--" and a flag's name.
+        whole = re.sub(r'"[^"]*"', lambda quoted: quoted[0].replace(" ", "\0"), one_line(text))
+        lines = textwrap.wrap(whole, width, break_on_hyphens=False, break_long_words=False)
+        return [line.replace("\0", " ") for line in lines]
 
 
 def _split_doc(doc: str) -> tuple[str, str]:

@@ -38,6 +38,7 @@ class Context:
             generator, generator_pred, p_fake, outcome, and data URIs image, heat (or "") and
             overlay (or ""). faithfulness: of their Grad-CAMs, or None.
         benchmarks: metrics of a finetuned TinyLLaVA's answers, each with its name.
+        run: name of the run that the checkpoint is of, "" if unknown.
     """
 
     data: str
@@ -47,6 +48,7 @@ class Context:
     pictures: Sequence[Mapping[str, Any]] = ()
     faithfulness: Mapping[str, Any] | None = None
     benchmarks: Sequence[Mapping[str, Any]] = ()
+    run: str = ""
 
 
 def write_report(output: str | Path, table: pa.Table, metrics: Mapping[str, Any], context: Context) -> Path:
@@ -94,6 +96,7 @@ def _values(table: pa.Table, metrics: Mapping[str, Any], context: Context) -> di
         "calibration": metrics["checkpoint"].get("calibration"),
         "checkpoint": metrics["checkpoint"],
         "context": context,
+        "subject": f"{context.run}, " * bool(context.run) + metrics["checkpoint"]["checkpoint"],
         "commit": commit_of(),
         "release": version_of("telltale") or "",
         "level": f"{intervals['level']:.0%}".replace("%", " %"),

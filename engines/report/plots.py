@@ -94,7 +94,8 @@ def reliability_figure(fake: NDArray[np.bool_], curves: Mapping[str, NDArray[np.
             size = 6 + 150 * np.sqrt(counts[counts > 0] / counts.max())
             axes.plot(predicted, observed, lw=0.7, alpha=0.5, color=f"C{number}")
             axes.scatter(predicted, observed, s=size, color=f"C{number}", alpha=0.8, lw=0, label=name)
-        axes.set(xlabel="predicted P(fake)", ylabel="share of fakes among them", xlim=(0, 1), ylim=(0, 1))
+        limits = (-0.03, 1.03)  # the whole of the largest point at 0 or 1
+        axes.set(xlabel="predicted P(fake)", ylabel="share of fakes among them", xlim=limits, ylim=limits)
         axes.legend(frameon=False, fontsize=9)
         return _svg(figure, "reliability: share of fakes against predicted probability")
 

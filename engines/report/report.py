@@ -55,8 +55,16 @@ def report_evaluation(
         pictures=shown,
         faithfulness=faithfulness,
         benchmarks=[] if explainer is None else read_benchmarks(explainer),
+        run=_run_of(checkpoint),
     )
     return write_report(output, table, metrics, context)
+
+
+def _run_of(checkpoint: str) -> str:
+    """Name of the run folder that a checkpoint is in."""
+    path = Path(checkpoint).resolve()
+    folder = path if path.is_dir() else path.parent
+    return folder.parent.name if folder.name == "checkpoints" else folder.name
 
 
 def read_protocol(folder: str | Path) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from dataio.core.errors import UserError
 from engines.evaluate.metrics import compute_metrics
 from engines.evaluate.predictions import PredictionArrays, build_table
 from engines.report.page import Context, write_report
-from engines.report.report import faithfulness_sentence, read_benchmarks, read_protocol
+from engines.report.plots import reliability_figure
+from engines.report.report import _run_of, faithfulness_sentence, read_benchmarks, read_protocol
 
 GENERATORS = ("nature", "adm", "<script>alert(1)</script>")
 CALIBRATION = {
@@ -214,3 +215,25 @@ def test_in_a_browser_the_table_sorts_and_the_threshold_moves(tmp_path):
     assert done.stdout.count("<td>100.00 %</td>") == 3
     data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL).group(1))  # type: ignore[union-attr]
     assert sum(sum(one["counts"]) for one in data["generators"]) == predictions.num_rows
+
+
+def test_the_title_names_the_run(tmp_path):
+    _, page, card = write(tmp_path, table(), run="quickstart")
+    assert "<title>Evaluation: quickstart, best.pt on data/set, test</title>" in page
+    assert card.startswith("# quickstart, best.pt on data/set, test split")
+    (tmp_path / "quickstart").mkdir()
+    for given in ("best.pt", ".", "checkpoints/step_3.pt"):
+        assert _run_of(str(tmp_path / "quickstart" / given)) == "quickstart"
+
+
+def test_points_at_0_and_1_are_whole(tmp_path):
+    fake = np.arange(200) % 2 == 1
+    figure = reliability_figure(fake, {"as trained": np.where(fake, 1.0, 0.0)})
+    box = re.search(r'<rect x="(\S+)" y="(\S+)" width="(\S+)" height="(\S+)"/>\s*</clipPath>', figure)
+    assert box is not None
+    left, top, width, height = map(float, box.groups())
+    points = re.findall(r'<path d="([^"]*)" clip-path[^>]*fill: #1f77b4', figure)
+    assert len(points) == 2
+    for point in points:
+        x, y = np.array(re.findall(r"[\d.]+", point), float).reshape(-1, 2).T
+        assert left < x.min() and x.max() < left + width and top < y.min() and y.max() < top + height
