@@ -21,6 +21,7 @@ from dataio.core.log import log
 from engines.config.mlm import FinetuneConfig
 from engines.config.values import to_dict, to_yaml
 from engines.mlm import deepspeed_config as zero
+from engines.mlm.compiled_operators import announce_compilation
 from engines.mlm.dataset import Collator, ConversationDataset
 from engines.mlm.memory_estimate import check_memory, flops_per_token
 from engines.mlm.model import load_model_to_tune, resolve_mlm_precision
@@ -80,7 +81,11 @@ def start_deepspeed() -> World:
     _stand_alone_environment()
     world = init_distributed()
     import deepspeed
+    from torch.utils import cpp_extension
 
+    if world.is_main and world.device.type == "cpu":
+        waits = hasattr(cpp_extension, "FileBaton")
+        announce_compilation(Path(os.environ["TORCH_EXTENSIONS_DIR"]), waits_for_file=waits)
     # Wraps the existing process group. Must run before from_pretrained: ZeRO-3 would otherwise
     # partition the weights as if this were the only process.
     deepspeed.init_distributed(verbose=False)
