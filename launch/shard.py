@@ -39,6 +39,7 @@ def make_parser() -> Parser:
     add("--codec.size", type=int, default=None, help="side of the images, pixels (default 256)")
     add("--seed", type=int, default=0, help="seed of the permutation")
     add("--allow-duplicates", action="store_true", help="accept an image that is in two splits")
+    add("--allow-one-class", action="store_true", help="accept a set without photographs, or without fakes")
     add("--synthetic.images", type=int, default=3000, help="synthetic: how many to draw")
     add("--synthetic.size", type=int, default=64, help="synthetic: side, pixels")
     add("--synthetic.seed", type=int, default=0, help="synthetic: seed of the drawing")
@@ -74,6 +75,7 @@ def _write(args: Any) -> int:
         seed=args.seed,
         extra_settings=layout_settings(args),
         allow_duplicates=args.allow_duplicates,
+        allow_one_class=args.allow_one_class,
     )
     if array_task is not None:
         print(run_array_task(job, array_task))

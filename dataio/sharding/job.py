@@ -45,6 +45,7 @@ class ShardJob:
         extra_settings: the layout's options, so that a rerun with others is refused.
         quiet: no progress.
         allow_duplicates: the same picture may be in two splits; reported only.
+        allow_one_class: there may be no photographs, or nothing else.
 
     Raises:
         UserError: a number below 1.
@@ -59,6 +60,7 @@ class ShardJob:
     extra_settings: dict[str, Any] = field(default_factory=dict)
     quiet: bool = False
     allow_duplicates: bool = False
+    allow_one_class: bool = False
 
     def __post_init__(self) -> None:
         if self.workers < 1 or self.samples_per_shard < 1:
@@ -92,6 +94,7 @@ def write_shards(
     extra_settings: dict[str, Any] | None = None,
     quiet: bool = False,
     allow_duplicates: bool = False,
+    allow_one_class: bool = False,
 ) -> dict[str, Any]:
     """Write, or finish writing, a shard folder: `run_job` of the `ShardJob` of these arguments."""
     return run_job(
@@ -105,6 +108,7 @@ def write_shards(
             extra_settings=extra_settings or {},
             quiet=quiet,
             allow_duplicates=allow_duplicates,
+            allow_one_class=allow_one_class,
         )
     )
 
@@ -289,7 +293,9 @@ def _plan(job: ShardJob, lock: IO[str]) -> ShardPlan:
         for leftover in job.work.glob("plan-*"):
             shutil.rmtree(leftover)
         try:
-            return make_plan(job.layout, job.work, job.policy, settings)
+            return make_plan(
+                job.layout, job.work, job.policy, settings, allow_one_class=job.allow_one_class
+            )
         except UserError:
             _withdraw(job, lock)
             raise

@@ -15,6 +15,7 @@ from dataio.core.errors import UserError
 from dataio.layouts.base import SPLITS, Layout
 from dataio.layouts.genimage import is_known_broken
 from dataio.sharding.duplicates import DUPLICATES, report_duplicates
+from dataio.sharding.one_class import one_class_notes
 from dataio.sharding.plan import ShardPlan
 from dataio.sharding.writer import IDENTITIES, PRINTS, WORK, read_sidecar, save_array, sidecar_path
 from dataio.shards import shard_table
@@ -190,6 +191,7 @@ def summary(manifest: dict[str, Any]) -> str:
     lines.append(
         f"{'shards':24}" + "".join(f"{len(manifest['splits'][split]['shards']):>10}" for split in SPLITS)
     )
+    lines += one_class_notes(manifest)
     rejected, warned = manifest["rejected"], manifest["warnings"]
     known = sum(entry["reason"].endswith(f"({_KNOWN})") for entry in rejected)
     of_them = f" ({known} of them broken in GenImage's release)" if known else ""

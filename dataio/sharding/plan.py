@@ -20,6 +20,7 @@ from dataio.core.errors import UserError
 from dataio.images.codec import CodecPolicy
 from dataio.layouts.base import SPLITS, Layout
 from dataio.sharding.history import find_history
+from dataio.sharding.one_class import require_both_classes
 
 PLAN_LINES = "plan.jsonl"
 PLAN_HEAD = "plan.json"
@@ -75,15 +76,16 @@ def _shuffle_key(seed: int, path: str) -> bytes:
     return hashlib.blake2b(f"{seed}:{path}".encode("utf-8", "surrogateescape"), digest_size=16).digest()
 
 
-def _spool(layout: Layout, folder: Path, seed: int) -> tuple[int, set[str]]:
+def _spool(layout: Layout, folder: Path, seed: int) -> tuple[Counter[str], set[str]]:
     """Deal the records out into files by split and first bits of the rank.
 
     Each file is small enough to be sorted in memory: 1/64 of a split.
 
     Returns:
-        how many records there are, and their subsets.
+        how many records each generator has, and their subsets.
     """
-    sources, subsets = 0, set()
+    counts: Counter[str] = Counter()
+    subsets = set()
     files: dict[str, BinaryIO] = {}
     with ExitStack() as stack:
         for record in layout.records():
@@ -94,8 +96,8 @@ def _spool(layout: Layout, folder: Path, seed: int) -> tuple[int, set[str]]:
             line = json.dumps([record.path, record.generator, record.object, record.subset])
             files[name].write(f"{rank}{line}\n".encode())
             subsets.add(record.subset)
-            sources += 1
-    return sources, subsets
+            counts[record.generator] += 1
+    return counts, subsets
 
 
 def _spool_name(split: str, number: int) -> str:
@@ -112,19 +114,29 @@ def _ordered(folder: Path, split: str) -> Iterator[bytes]:
             yield from (line[_RANK_DIGITS:] for line in lines)
 
 
-def make_plan(layout: Layout, work: Path, policy: CodecPolicy, settings: dict[str, Any]) -> ShardPlan:
+def make_plan(
+    layout: Layout,
+    work: Path,
+    policy: CodecPolicy,
+    settings: dict[str, Any],
+    *,
+    allow_one_class: bool = False,
+) -> ShardPlan:
     """List the sources, permute them inside their splits, cut them into shards; write it down.
 
     Needs little memory however many sources there are: they are sorted in pieces, on disk.
 
     Raises:
-        UserError: see `Layout.records`. OSError: `work` cannot be written.
+        UserError: see `Layout.records`; or there are no photographs, or nothing else, and that is not
+            allowed. OSError: `work` cannot be written.
     """
     seed, samples_per_shard = settings["seed"], settings["samples_per_shard"]
     digest, tasks, offset, key = hashlib.sha256(), [], 0, 0
     with TemporaryDirectory(dir=work, prefix="plan-") as name:
         spools = Path(name)
-        sources, subsets = _spool(layout, spools, seed)
+        counts, subsets = _spool(layout, spools, seed)
+        if not allow_one_class:
+            require_both_classes(layout, counts)
         with open(spools / PLAN_LINES, "wb") as file:
             for split in SPLITS:
                 ordered, number = _ordered(spools, split), 0
@@ -154,7 +166,7 @@ def make_plan(layout: Layout, work: Path, policy: CodecPolicy, settings: dict[st
         tuple(sorted(subsets)),
         layout.object_in_json,
         sorted([path, reason] for path, reason in layout.skipped),
-        sources,
+        counts.total(),
         digest.hexdigest(),
         tasks,
         notes,
