@@ -83,6 +83,8 @@ class DataConfig:
     """With damaged skip: stop when more than this share of a split was skipped."""
     require_audit: bool = False
     """Refuse to train where the shards' audit (telltale audit) is a fail, missing or of other shards."""
+    allow_one_class: bool = False
+    """Train where the training split has no photographs, or no fakes: such a model cannot tell real from fake."""
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     """Makes the shards on first use (the quickstart)."""
 

@@ -96,6 +96,16 @@ class ShardSet:
             check=self._tabled,
         )
 
+    @property
+    def missing_class(self) -> str:
+        """What the selected images lack: "photographs" or "fakes"; "" where they have both."""
+        if self._whole:
+            counts = self.manifest["splits"][self.split]["generators"]
+            real = counts.get(self.labels.generators[0], 0)
+        else:
+            real = int(np.count_nonzero(self.rows["generator"] == 0))
+        return "" if 0 < real < len(self) else "fakes" if real else "photographs"
+
     def _subset_numbers(self, subsets: Sequence[str]) -> list[int]:
         known = self.manifest["subsets"]
         unknown = [name for name in subsets if name not in known]

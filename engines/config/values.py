@@ -23,6 +23,7 @@ FREE_KEYS = frozenset(
         "data.damaged",
         "data.damaged_cap",
         "data.require_audit",
+        "data.allow_one_class",
         "data.synthetic.images",
         "data.synthetic.size",
         "data.synthetic.seed",

@@ -40,6 +40,16 @@ def start_lines(trainer: Trainer, resumed_from: int | None) -> list[str]:
     return lines
 
 
+def start_warnings(trainer: Trainer) -> list[str]:
+    """What the figures of a run will lack."""
+    splits = [("training", trainer.train_set), ("validation", trainer.val_set)]
+    return [
+        f"no {shards.missing_class} among the {name} images: there is no real/fake error for them"
+        for name, shards in splits
+        if shards is not None and shards.missing_class
+    ]
+
+
 def training_line(trainer: Trainer, metrics: dict[str, Any], perf: dict[str, float]) -> str:
     """Metrics and speed since the last log."""
     norm = metrics["grad_norm"]

@@ -34,7 +34,7 @@ from engines.runtime.profiler import StepProfile
 from engines.runtime.run_folder import Outcome, run_in_folder
 from engines.runtime.run_log import RunLog
 from engines.runtime.watchdog import HangWatchdog, LostRankError, is_lost_connection
-from engines.train.console import say, start_lines, training_line, validation_line
+from engines.train.console import say, start_lines, start_warnings, training_line, validation_line
 from engines.train.open_data import ensure_shards, open_sets
 from engines.train.resume import check_same_run, checkpoint_state, find_state, weights_file
 from engines.train.trainer import STEP_DONE, Trainer
@@ -168,6 +168,8 @@ class _Run:
                 write_text(self.folder / "weights.txt", report.to_text())
         for line in start_lines(self.trainer, self.resumed_from):
             say(self.world, line)
+        for line in start_warnings(self.trainer) if self.world.is_main else ():
+            log.warning(line)
 
     def _loop(self) -> Outcome:
         schedule, trainer = self.trainer.schedule, self.trainer

@@ -69,15 +69,22 @@ class MetricSums:
             dist.all_reduce(sums)
         return MetricSums(sums)
 
-    def metrics(self, loss_weights: tuple[float, float] = (1.0, 1.0)) -> dict[str, float | None]:
-        """Errors as fractions and mean losses; None where no object is known."""
+    def metrics(
+        self, loss_weights: tuple[float, float] = (1.0, 1.0), *, both_classes: bool = True
+    ) -> dict[str, float | None]:
+        """Errors as fractions and mean losses; None where no object is known.
+
+        Args:
+            both_classes: whether the images are of a split with photographs and fakes; otherwise the
+                real/fake error is None, since a constant answer would have the error 0.
+        """
         s = dict(zip(FIELDS, self.sums.tolist(), strict=True))
         images, known = max(1.0, s["images"]), s["objects_known"]
         object_loss = s["object_loss"] / known if known else 0.0
         return {
             "loss": loss_weights[0] * s["generator_loss"] / images + loss_weights[1] * object_loss,
             "generator_error": s["generator_wrong"] / images,
-            "real_fake_error": s["real_fake_wrong"] / images,
+            "real_fake_error": s["real_fake_wrong"] / images if both_classes else None,
             "object_error": s["object_wrong"] / known if known else None,
             "joint_error": s["joint_wrong"] / known if known else None,
         }

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from dataio.core.errors import UserError
 from dataio.core.log import log
 from dataio.loading.quarantine import Quarantine
 from dataio.shards.local_cache import CacheOptions
@@ -26,13 +27,20 @@ def open_sets(config: Config) -> tuple[ShardSet, ShardSet | None]:
     """The training split and the validation split, None where that is empty, as `data` has them read.
 
     Raises:
-        UserError: see `ShardSet`; a cache folder that cannot be written.
+        UserError: see `ShardSet`; a cache folder that cannot be written; a training split without
+            photographs or without fakes, unless `data.allow_one_class` is set.
     """
     data = config.data
     chosen = {"subsets": data.subsets, "generators": data.generators}
     strict = data.damaged == "stop"
     cache = CacheOptions(data.cache_dir, data.cache_gib, strict) if data.cache_dir else None
     train_set = ShardSet(data.shards, "train", **chosen, verify=data.verify, cache=cache)
+    if train_set.missing_class and not data.allow_one_class:
+        selected = " that data.subsets and data.generators select" if data.subsets or data.generators else ""
+        raise UserError(
+            f"{data.shards}: no {train_set.missing_class} among the {len(train_set)} training images{selected}, so "
+            "real or fake cannot be learned; shard both, or set data.allow_one_class true"
+        )
     has_val = train_set.manifest["splits"].get("val", {}).get("samples", 0) > 0
     val_set = ShardSet(data.shards, "val", **chosen, verify=data.verify, cache=cache) if has_val else None
     return train_set, val_set

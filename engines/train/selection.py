@@ -37,8 +37,13 @@ def check_validation_exists(config: Config, train_set: ShardSet, val_set: ShardS
     """Check that what waits for a validation gets one.
 
     Raises:
-        UserError: there is no validation split.
+        UserError: there is no validation split, or it has no real/fake error and that selects.
     """
+    if val_set is not None and val_set.missing_class and config.checkpoint.best == "real_fake_error":
+        raise UserError(
+            f"checkpoint.best real_fake_error: {val_set.folder} has no {val_set.missing_class} in its val split, so "
+            "there is none; choose generator_error or loss, or shard both"
+        )
     for key, is_set in (
         ("optim.schedule plateau", config.optim.schedule == "plateau"),
         ("train.early_stop", config.train.early_stop > 0),

@@ -45,7 +45,8 @@ class Validation:
     """The result of a validation.
 
     Attributes:
-        metrics: errors as fractions and mean losses, None where no object is known.
+        metrics: errors as fractions and mean losses, None where no object is known, and for
+            real/fake where the split has no photographs or no fakes.
         confusion: int64 [G, G], images of a generator (row) by predicted generator (column).
         mistakes: the hardest first; empty unless `log.images` is set.
     """
@@ -106,7 +107,9 @@ def validate(
             mistakes = sorted((mistake for part in parts for mistake in part), reverse=True)[
                 : config.log.images
             ]
-    metrics = sums.reduce(world).metrics((config.loss.generator, config.loss.object))
+    metrics = sums.reduce(world).metrics(
+        (config.loss.generator, config.loss.object), both_classes=not shards.missing_class
+    )
     return Validation(metrics, confusion.view(classes, classes).cpu().numpy(), mistakes)
 
 

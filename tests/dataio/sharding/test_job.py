@@ -310,7 +310,8 @@ def test_a_broken_file_of_the_release_is_recognised_when_rejected_and_kept_when_
     for name in ("033_sdv4_00134", "033_sdv4_00135"):
         (images / f"{name}.png").write_bytes(b"")
     layout = open_layout("genimage", tmp_path, val_fraction=0)
-    manifest = write_shards(layout, tmp_path / "out", preset_policy("default", 32), quiet=True)
+    policy = preset_policy("default", 32)
+    manifest = write_shards(layout, tmp_path / "out", policy, quiet=True, allow_one_class=True)
     assert manifest["splits"]["train"]["samples"] == 2
     assert [entry["reason"] for entry in manifest["rejected"]] == [
         "zero bytes (known: it is broken in GenImage's release)",
