@@ -293,9 +293,7 @@ def _plan(job: ShardJob, lock: IO[str]) -> ShardPlan:
         for leftover in job.work.glob("plan-*"):
             shutil.rmtree(leftover)
         try:
-            return make_plan(
-                job.layout, job.work, job.policy, settings, allow_one_class=job.allow_one_class
-            )
+            return make_plan(job.layout, job.work, job.policy, settings, allow_one_class=job.allow_one_class)
         except UserError:
             _withdraw(job, lock)
             raise

@@ -6,6 +6,7 @@ for any number of workers and after any number of kills.
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace

@@ -22,7 +22,7 @@ from engines.evaluate.columns import Labels
 from engines.evaluate.evaluate import PREDICTIONS
 from engines.evaluate.intervals import Headline, sample_of
 from engines.evaluate.predictions import checkpoint_info, read_predictions
-from engines.evaluate.sections.base import NO_IMAGES, Metric, Show
+from engines.evaluate.sections.base import Metric, Show, lacks_class
 from engines.evaluate.sections.registry import shown_in
 from engines.stats.bootstrap import LEVEL, Figures, percentile_interval, resample
 from engines.stats.scores import Bools, Floats
@@ -109,7 +109,7 @@ def compare(a: Side, b: Side, *, resamples: int = 2000, seed: int = 0) -> dict[s
             reasons[f"sentences.{key}"] = reasons[f"overall.{key}"]
     sentence = sentences["real_fake_error_calibrated"] or sentences["real_fake_error"]
     if sentence is None:
-        reasons["sentence"] = NO_IMAGES
+        reasons["sentence"] = reasons["overall.real_fake_error"]
     return {
         "schema": SCHEMA,
         "version": VERSION,
@@ -162,6 +162,9 @@ class _Pair:
         figures = {}
         for metric in self._metrics:
             key = metric.key
+            if index is None and metric.two_classes and (missing := lacks_class(self.a.fake)):
+                figures[key], reasons[f"{where}.{key}"] = None, missing
+                continue
             # Nature is the negative class: it has errors only.
             if index == 0 and not metric.error:
                 continue
@@ -280,6 +283,8 @@ def format_comparison(comparison: Mapping[str, Any]) -> str:
         ]
         if rows and metric.by_generator:
             lines += ["", f"{title}, by generator", text_table(rows, align="lrrrll")]
+    if comparison["sentence"] is None:
+        lines += ["", f"real against fake is not compared: {comparison['reasons']['sentence']}"]
     lines += [""] + [sentence for sentence in comparison["sentences"].values() if sentence is not None]
     return "\n".join(lines)
 

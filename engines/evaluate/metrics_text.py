@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from engines.evaluate.open_set import open_set_lines
-from engines.evaluate.sections.base import headline_intervals, percent_text, score_text
+from engines.evaluate.sections.base import NO_CALIBRATION, headline_intervals, percent_text, score_text
 from engines.evaluate.sections.registry import all_sections, shown_in
 from engines.stats.text_table import text_table
 
@@ -20,6 +20,8 @@ def format_metrics(metrics: Mapping[str, Any]) -> str:
     counts = metrics["counts"]
     known = f"{counts['object_known']} of known object"
     lines = [f"{counts['images']} images: {counts['real']} real, {counts['fake']} fake; {known}"]
+    if reason := metrics["reasons"].get("overall.real_fake_error"):
+        lines.append(f"{reason}: no figure of real against fake, which a constant answer would get right")
     lines += ["", _errors(metrics), ""]
     for section in all_sections():
         if section.lines is not None:
@@ -35,6 +37,8 @@ def _errors(metrics: Mapping[str, Any]) -> str:
     for metric, title in shown_in(lambda metric: metric.row):
         value, interval = metrics["overall"][metric.key], intervals.get(metric.key)
         if value is None:
+            if metric.two_classes and metrics["reasons"].get(f"overall.{metric.key}") != NO_CALIBRATION:
+                rows.append((title, "-", None, None))
             continue
         total = metric.total(metrics["counts"])
         low_high = None if interval is None else " to ".join(map(percent_text, interval))

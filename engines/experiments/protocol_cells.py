@@ -123,6 +123,7 @@ class ViewProtocol(Protocol):
             extra_settings={"cell": cell.name},
             quiet=True,
             allow_duplicates=True,
+            allow_one_class=True,  # what a protocol measures on fakes alone is its own decision
         )
         metrics = evaluate_checkpoint(
             checkpoint=self.config.checkpoint,

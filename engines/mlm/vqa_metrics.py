@@ -175,9 +175,12 @@ def _real_fake_metrics(items: Sequence[VqaItem]) -> dict[str, Any]:
     predicted = [answer_label(item) for item in known]
     wrong = sum(a != b for a, b in zip(truth, predicted, strict=True))
     fake = np.asarray([t == "Fake" for t in truth])
+    both = fake.any() and not fake.all()
     verdict: dict[str, Any] = {
-        "error": wrong / len(known),
-        "error_interval_95": wilson(wrong, len(known)),
+        # Of one class, a constant answer would be right.
+        "error": wrong / len(known) if both else None,
+        **({} if both else {"reason": f"every image is {'fake' if fake.any() else 'real'}"}),
+        "error_interval_95": wilson(wrong, len(known)) if both else None,
         "blind": {"always_fake": float((~fake).mean()), "always_real": float(fake.mean())},
         "unparsed": predicted.count(UNPARSED),
         "confusion": {
@@ -189,8 +192,7 @@ def _real_fake_metrics(items: Sequence[VqaItem]) -> dict[str, Any]:
     scores = [item.get("p_fake") for item in known]
     if all(score is not None for score in scores):
         p = np.asarray(scores, float)
-        verdict["error_at_half"] = float(((p >= 0.5) != fake).mean())
-        both = fake.any() and not fake.all()
+        verdict["error_at_half"] = float(((p >= 0.5) != fake).mean()) if both else None
         verdict["auroc"] = float(roc_auc_score(fake, p)) if both else None
         verdict["average_precision"] = float(average_precision_score(fake, p)) if both else None
     return verdict

@@ -18,6 +18,20 @@ NO_CALIBRATION = "no calibration"
 CLASS_NAMES = ("any generator", "nature")  # the positive and the negative class in reasons
 
 
+def lacks_class(fake: Bools, names: tuple[str, str] = CLASS_NAMES) -> str:
+    """Why figures of real against fake cannot be computed for truth fake [n]; "" where they can.
+
+    An error is among them: a constant answer would have none.
+
+    Args:
+        names: of the fakes and of the photographs.
+    """
+    if not len(fake):
+        return NO_IMAGES
+    missing = [name for name, some in zip(names, (fake.any(), (~fake).any()), strict=True) if not some]
+    return f"no images of {' and '.join(missing)}" if missing else ""
+
+
 class SectionValues:
     """The values of one part of metrics.json; a value that cannot be computed leaves its reason."""
 
@@ -126,6 +140,7 @@ class Metric:
         key: its name in metrics.json.
         score: shown as 0.1234; otherwise as a percentage.
         resampled: how it gets intervals; None for no interval.
+        two_classes: for all images, it needs both photographs and fakes.
         averaged: its mean, deviation and worst value over generators are in `over_generators`.
         compared: in comparisons of two detectors. by_generator: there for each generator too,
             on the terminal. error: a share of wrong images, which gets McNemar's test.
@@ -138,6 +153,7 @@ class Metric:
     key: str
     score: bool = False
     resampled: Resampled | None = None
+    two_classes: bool = False
     averaged: bool = False
     compared: Show | None = None
     by_generator: bool = False

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from engines.evaluate.columns import THRESHOLD, Labels
 from engines.evaluate.sections.base import (
     CLASS_NAMES,
-    NO_IMAGES,
     Metric,
     MetricSection,
     Resampled,
@@ -17,15 +16,16 @@ from engines.evaluate.sections.base import (
     Show,
     Weighted,
     headline_intervals,
+    lacks_class,
     percent_text,
     score_text,
 )
 from engines.stats import scores
 from engines.stats.scores import Bools, Floats
 
-# Figures that need both real and fake images.
+# Figures that need both real and fake images, and so do those of a probability: on one class, a
+# constant answer would be perfect.
 RANKING = ("auroc", "ap", "eer", *scores.RATES)
-# Figures of a probability, on any images.
 PROBABILITY: Mapping[str, Callable[[Bools, Floats], float]] = {
     "ece": scores.calibration_error,
     "nll": scores.nll,
@@ -43,27 +43,35 @@ def add_detection(
         names: of the fakes and of the photographs, for reasons.
     """
     called = p >= THRESHOLD
-    missing = [name for name, some in zip(names, (fake.any(), (~fake).any()), strict=True) if not some]
-    section.share("accuracy", called == fake, NO_IMAGES)
+    missing = lacks_class(fake, names)
     if missing:
-        section.nulls(("balanced_accuracy", *RANKING), f"no images of {' and '.join(missing)}")
+        section.nulls(("accuracy", "balanced_accuracy", *RANKING), missing)
     else:
+        section.values["accuracy"] = float(np.mean(called == fake))
         section.values["balanced_accuracy"] = scores.balanced_accuracy(fake, called)
         section.values["auroc"] = scores.auroc(fake, p)
         section.values["ap"] = scores.average_precision(fake, p)
         section.values |= scores.operating_points(fake, p)
     section.share("accuracy_real", ~called[~fake], f"no images of {names[1]}")
     section.share("accuracy_fake", called[fake], f"no images of {names[0]}")
-    add_probability(section, fake, p)
+    add_probability(section, fake, p, names=names)
 
 
-def add_probability(section: SectionValues, fake: Bools, p: Floats, suffix: str = "") -> None:
-    """Every figure of `PROBABILITY` of p [n], under its name and `suffix`."""
+def add_probability(
+    section: SectionValues,
+    fake: Bools,
+    p: Floats,
+    suffix: str = "",
+    *,
+    names: tuple[str, str] = CLASS_NAMES,
+) -> None:
+    """Every figure of `PROBABILITY` of p [n], under its name and `suffix`; see `add_detection`."""
+    missing = lacks_class(fake, names)
     for key, formula in PROBABILITY.items():
-        if len(p):
-            section.values[key + suffix] = formula(fake, p)
+        if missing:
+            section.null(key + suffix, missing)
         else:
-            section.null(key + suffix, NO_IMAGES)
+            section.values[key + suffix] = formula(fake, p)
 
 
 def _per_generator(section: SectionValues, labels: Labels, index: int) -> None:

@@ -14,6 +14,7 @@ from engines.evaluate.sections.base import (
     SectionValues,
     Show,
     Weighted,
+    lacks_class,
     percent_text,
     score_text,
 )
@@ -34,12 +35,19 @@ def _overall(section: SectionValues, labels: Labels) -> None:
         section.nulls((_ERROR, _FALSE_ALARMS, _DETECTED, *quality, _UNSURE, _SURE_ERROR), NO_CALIBRATION)
         return
     called, sure = labels.called_fake_calibrated, ~labels.unsure
-    section.error(_ERROR, labels.fake, called)
+    missing = lacks_class(labels.fake)
+    if missing:
+        section.null(_ERROR, missing)
+    else:
+        section.error(_ERROR, labels.fake, called)
     section.share(_FALSE_ALARMS, called[~labels.fake], f"no images of {CLASS_NAMES[1]}")
     section.share(_DETECTED, called[labels.fake], f"no images of {CLASS_NAMES[0]}")
     add_probability(section, labels.fake, labels.calibrated, "_calibrated")
     section.share(_UNSURE, labels.unsure, NO_IMAGES)
-    section.error(_SURE_ERROR, labels.fake[sure], called[sure], "unsure of every image")
+    if missing:
+        section.null(_SURE_ERROR, missing)
+    else:
+        section.error(_SURE_ERROR, labels.fake[sure], called[sure], "unsure of every image")
 
 
 def _per_generator(section: SectionValues, labels: Labels, index: int) -> None:
@@ -65,7 +73,7 @@ def _detected(w: Weighted) -> tuple[Floats, None] | None:
 
 def _lines(metrics: Mapping[str, Any]) -> list[str]:
     overall = metrics["overall"]
-    if overall[_ERROR] is None:
+    if overall[_UNSURE] is None:
         return []
     return [
         f"frozen threshold: false alarms {percent_text(overall[_FALSE_ALARMS])}, "
@@ -84,6 +92,7 @@ SECTION = MetricSection(
     metrics=(
         Metric(
             key=_ERROR,
+            two_classes=True,
             resampled=Resampled(place=120, values=_wrong, each=True),
             error=True,
             compared=Show("real/fake at each one's frozen threshold", 20),

@@ -1,10 +1,13 @@
 """Calling photographs fake or fakes real: at P(fake) >= 0.5, or by the likeliest generator."""
 
 from engines.evaluate.columns import Labels
-from engines.evaluate.sections.base import Metric, MetricSection, Resampled, SectionValues, Show
+from engines.evaluate.sections.base import Metric, MetricSection, Resampled, SectionValues, Show, lacks_class
 
 
 def _overall(section: SectionValues, labels: Labels) -> None:
+    if missing := lacks_class(labels.fake):
+        section.nulls(("real_fake_error", "real_fake_error_argmax"), missing)
+        return
     section.error("real_fake_error", labels.fake, labels.called_fake)
     section.error("real_fake_error_argmax", labels.fake, labels.generator_pred != 0)
 
@@ -21,6 +24,7 @@ SECTION = MetricSection(
     metrics=(
         Metric(
             key="real_fake_error",
+            two_classes=True,
             resampled=Resampled(
                 place=20, values=lambda labels: (labels.called_fake != labels.fake, None), each=True
             ),
@@ -34,6 +38,7 @@ SECTION = MetricSection(
         ),
         Metric(
             key="real_fake_error_argmax",
+            two_classes=True,
             resampled=Resampled(
                 place=30, values=lambda labels: ((labels.generator_pred != 0) != labels.fake, None)
             ),

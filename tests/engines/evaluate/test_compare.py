@@ -150,7 +150,9 @@ def test_odd_tables_have_reasons() -> None:
     none = random_arrays(1, 9)
     found = _compared(none, blurred(none, 0.5))
     assert found["overall"]["auroc"] is None and "overall.auroc" in found["reasons"]
-    assert "not differ significantly on 1 images" in found["sentence"]
+    assert found["sentence"] is None and found["reasons"]["sentence"].startswith("no images of ")
+    assert "real against fake is not compared: no images of" in format_comparison(found)
+    assert found["overall"]["generator_error"]["difference"] == 0
     empty = build_table(random_arrays(5, 1)).slice(0, 0)
     found = compare(Side("a", empty), Side("b", empty), resamples=10)
     assert found["sentence"] is None and found["reasons"]["sentence"] == "no images"

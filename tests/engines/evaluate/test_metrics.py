@@ -128,8 +128,11 @@ def test_per_generator_is_overall_of_its_rows() -> None:
         part = compute_metrics(table.filter(arrays.generator == index))["overall"]
         found = metrics["per_generator"][name]
         assert found["n"] == (arrays.generator == index).sum() == metrics["counts"]["generators"][name]
-        for key in ("generator_error", "real_fake_error", "object_error"):
+        for key in ("generator_error", "object_error"):
             assert found[key] == part[key]
+        assert part["real_fake_error"] is None
+        right = part["accuracy_fake"] if index else part["accuracy_real"]
+        assert found["real_fake_error"] == pytest.approx(1 - right)
 
 
 def test_counts() -> None:
@@ -157,9 +160,10 @@ def test_exactly_half_is_called_fake() -> None:
 
 
 def test_the_two_real_fake_errors_differ_where_fakes_share_the_probability() -> None:
-    metrics = metrics_of(make_arrays([1], [[0.4, 0.3, 0.3]], generators=("nature", "adm", "glide")))
+    rows = [[0.4, 0.3, 0.3], [0.9, 0.1, 0.0]]
+    metrics = metrics_of(make_arrays([1, 0], rows, generators=("nature", "adm", "glide")))
     assert metrics["overall"]["real_fake_error"] == 0.0
-    assert metrics["overall"]["real_fake_error_argmax"] == 1.0
+    assert metrics["overall"]["real_fake_error_argmax"] == 0.5
 
 
 def test_stable_diffusion_versions_merge_both_ways_and_nothing_else() -> None:
@@ -179,7 +183,7 @@ def test_merged_needs_both_versions() -> None:
 def test_one_image() -> None:
     metrics = metrics_of(make_arrays([3], [np.eye(9)[3]], [4], [[4, 1, 2, 3, 0]]))
     overall, reasons = metrics["overall"], metrics["reasons"]
-    for key in ("generator_error", "real_fake_error", "object_error", "object_top5_error", "joint_error"):
+    for key in ("generator_error", "object_error", "object_top5_error", "joint_error"):
         assert overall[key] == 0.0
     for key in ("auroc", "ap", "accuracy_real", "object_error_nature"):
         assert overall[key] is None
@@ -196,6 +200,38 @@ def test_no_fakes() -> None:
     assert metrics["overall"]["object_error"] is None
     assert metrics["overall"]["joint_error"] is None
     assert "known object" in metrics["reasons"]["overall.joint_error"]
+
+
+_TWO_CLASSES = [
+    "real_fake_error",
+    "real_fake_error_argmax",
+    "accuracy",
+    "balanced_accuracy",
+    "auroc",
+    "ap",
+    "eer",
+    "tpr_at_fpr_1",
+    "tpr_at_fpr_5",
+    "ece",
+    "nll",
+    "brier",
+]
+
+
+@pytest.mark.parametrize(("label", "missing"), [(0, "any generator"), (1, "nature")])
+def test_one_class_alone_has_no_figure_that_a_constant_answer_would_win(label: int, missing: str) -> None:
+    arrays = make_arrays([label] * 5, [np.eye(9)[label]] * 5)
+    metrics = metrics_of(arrays)
+    for key in _TWO_CLASSES:
+        assert metrics["overall"][key] is None
+        assert metrics["reasons"][f"overall.{key}"] == f"no images of {missing}"
+    assert metrics["overall"]["generator_error"] == 0.0
+    assert metrics["per_generator"][GENIMAGE[label]]["real_fake_error"] == 0.0
+    assert metrics["intervals"]["images"]["overall"]["real_fake_error"] is None
+    text = format_metrics(metrics)
+    assert f"no images of {missing}: no figure of real against fake" in text
+    shown = [line.split() for line in text.splitlines() if line.startswith("real/fake, P(fake)")]
+    assert [words[-1] for words in shown] == ["-"]
 
 
 def test_no_images() -> None:

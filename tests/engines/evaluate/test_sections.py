@@ -304,5 +304,5 @@ def test_odd_tables_have_reasons_and_never_crash(arrays: Any, calibration: Any) 
         value = metrics["overall"][key]
         assert (value is None) == (f"overall.{key}" in metrics["reasons"])
         if key in ("auroc", "ap", "eer", "tpr_at_fpr_1", "balanced_accuracy") and len(set(fake)) < 2:
-            assert value is None and "no images of" in metrics["reasons"][f"overall.{key}"]
+            assert value is None and "no images" in metrics["reasons"][f"overall.{key}"]
     assert max(map(len, format_metrics(metrics).splitlines())) <= 100
