@@ -3,7 +3,7 @@
 import json
 import tarfile
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,7 @@ class ShardSet:
             check=self._tabled,
         )
 
-    @property
+    @cached_property
     def missing_class(self) -> str:
         """What the selected images lack: "photographs" or "fakes"; "" where they have both."""
         if self._whole:

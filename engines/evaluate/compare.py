@@ -159,7 +159,7 @@ class _Pair:
         """Every figure of all images (`index` None) or of one generator; null ones leave reasons."""
         where = "overall" if index is None else f"per_generator.{self.a.generators[index]}"
         rows = np.ones(len(self.sample), bool) if index is None else self.a.generator == index
-        figures = {}
+        figures: dict[str, Any] = {}
         for metric in self._metrics:
             key = metric.key
             if index is None and metric.two_classes and (missing := lacks_class(self.a.fake)):

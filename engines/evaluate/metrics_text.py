@@ -33,7 +33,8 @@ def format_metrics(metrics: Mapping[str, Any]) -> str:
 
 
 def _errors(metrics: Mapping[str, Any]) -> str:
-    intervals, rows = headline_intervals(metrics)["overall"], []
+    intervals = headline_intervals(metrics)["overall"]
+    rows: list[tuple[str, str, str | None, str | None]] = []
     for metric, title in shown_in(lambda metric: metric.row):
         value, interval = metrics["overall"][metric.key], intervals.get(metric.key)
         if value is None:

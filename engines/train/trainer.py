@@ -72,7 +72,6 @@ class Trainer:
         self.config, self.world = config, world
         self.train_set, self.val_set = train_set, val_set
         self._run_dir, self._on_progress = run_dir, on_progress
-        self._one_class = bool(train_set.missing_class)
         self.micro_batches = share_of_micro_batches(config.train, world)
         self._all_micro_batches = config.train.global_batch // config.train.micro_batch
         self.precision = resolve_precision(config.train.precision, world.device)
@@ -321,9 +320,8 @@ class Trainer:
         """Training metrics since the last call; waits for the device."""
         self.check_finite()
         weights = (self.config.loss.generator, self.config.loss.object)
-        metrics: dict[str, Any] = dict(
-            MetricSums(self.meters[:-1]).metrics(weights, both_classes=not self._one_class)
-        )
+        both = not self.train_set.missing_class
+        metrics: dict[str, Any] = dict(MetricSums(self.meters[:-1]).metrics(weights, both_classes=both))
         norm = float(self.meters[-1])
         metrics["grad_norm"] = norm if math.isfinite(norm) else None
         if self.nonfinite.skips:

@@ -31,6 +31,7 @@ def test_a_training_split_without_photographs_is_refused_unless_allowed(fakes):
     ):
         open_sets(config_of(fakes))
     train_set, val_set = open_sets(config_of(fakes, allow_one_class=True))
+    assert val_set is not None
     assert train_set.missing_class == val_set.missing_class == "photographs"
 
 
