@@ -3,7 +3,8 @@ r"""Explain single images: the detector's verdict, where it looked, and a langua
     telltale explain --checkpoint runs/quickstart/best.pt --model runs/tinyllava/model \
         --output page.html image.jpg other.png
 
-The language model does not see the detector's verdict unless --tell-verdict is given, and
+An image that cannot be read is reported, and the others are explained; the exit code is 2 only
+if none could be read. The language model does not see the detector's verdict unless --tell-verdict is given, and
 the page says which.
 """
 
@@ -29,6 +30,7 @@ def make_parser() -> Parser:
     add("--checkpoint", help="detector: RUN/best.pt or an export")
     add("--model", help="language model: RUN/model of telltale finetune")
     add("--output", help="FILE.html, FILE.json or FILE.txt; text on the screen by default")
+    add("--max-megapixels", type=int, help="refuse larger images (default: as in the training shards, 200)")
     add = parser.add_argument_group("Explanation").add_argument
     add("--tell-verdict", action="store_true", help="give the detector's verdict to the language model")
     add("--no-cam", action="store_true", help="no Grad-CAM")
@@ -40,12 +42,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     if args.output and Path(args.output).suffix not in FORMATS:
         raise UserError(f"--output {args.output}: expected a name that ends in {', '.join(FORMATS)}")
+    if args.max_megapixels is not None and args.max_megapixels < 1:
+        raise UserError("expected at least 1", field="max_megapixels", value=args.max_megapixels)
     from engines.mlm.vqa_benchmark import choose_device, load_for_answers
     from engines.predict.explain import as_html, as_json, as_text, explain_images
 
     answerer = load_for_answers(args.model, 1, choose_device(args.device)) if args.model else None
     explanations = explain_images(
-        args.images, args.checkpoint, answerer, tell=args.tell_verdict, cam=not args.no_cam
+        args.images,
+        args.checkpoint,
+        answerer,
+        tell=args.tell_verdict,
+        cam=not args.no_cam,
+        max_megapixels=args.max_megapixels,
     )
     kind = FORMATS[Path(args.output).suffix] if args.output else "text"
     if kind == "html":
@@ -61,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     errors = [explanation.error for explanation in explanations if explanation.error]
     for error in errors:
         print(f"error: {error}", file=sys.stderr)
-    return EXIT_USER_ERROR if errors else 0
+    return EXIT_USER_ERROR if len(errors) == len(explanations) else 0
 
 
 if __name__ == "__main__":

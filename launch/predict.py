@@ -4,7 +4,7 @@ r"""Predict images: real, AI-generated or unsure, the likeliest generator, and t
     find photos -name '*.jpg' -print0 | telltale predict --checkpoint runs/quickstart --null -
 
 One row for each image, to FILE.csv or FILE.jsonl, else as a table on the screen: path, verdict,
-p_fake, generator, p_generator, object, error, calibrated, credentials. A file that cannot be read
+p_fake, generator, p_generator, object, error, calibrated, credentials, warning. A file that cannot be read
 has its reason in `error` and stops nothing; the exit code is 2 only if none could be read.
 Probability and verdict follow the calibration that telltale calibrate put beside the
 checkpoint; without one they are raw, and AI-generated means P(fake) >= 0.5.
@@ -28,6 +28,7 @@ def make_parser() -> Parser:
     add("--checkpoint", required=True, help="RUN, RUN/best.pt or an export")
     add("--output", help="FILE.csv or FILE.jsonl (default: a table on the screen)")
     add("--explain", help="folder for each image as seen, its Grad-CAM map, and both in one")
+    add("--max-megapixels", type=int, help="refuse larger images (default: as in the training shards, 200)")
     add("--null", action="store_true", help="the list ends its names with zero bytes")
     add = parser.add_argument_group("Speed").add_argument
     add("--batch", type=int, default=None, help="images per forward pass")
@@ -43,6 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.workers < 0:
         parser.error(f"--workers is {options.workers}, expected at least 1, or 0 for the cores")
 
+    if options.max_megapixels is not None and options.max_megapixels < 1:
+        parser.error(f"--max-megapixels is {options.max_megapixels}, expected at least 1")
+
     from engines.predict.predict import check_predictions_path
 
     if options.output:
@@ -55,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from engines.predict.predict import run_predict
 
     torch.set_num_threads(cores_per_process())
-    detector = Detector(options.checkpoint, options.batch)
+    detector = Detector(options.checkpoint, options.batch, options.max_megapixels)
     if detector.calibration is None:
         print(
             "not calibrated: verdicts are P(fake) >= 0.5; see telltale calibrate",

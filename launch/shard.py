@@ -23,6 +23,7 @@ if not __package__:
 from dataio.core.cores import worker_count
 from dataio.core.tasks import parse_task
 from dataio.images.codec import PRESETS, preset_policy
+from dataio.images.opening import MEGAPIXELS
 from engines.config.layout_flags import add_layout_flags, default_codec_preset, layout_of, layout_settings
 from engines.config.parser import Parser
 from engines.runtime.command import run_command
@@ -37,6 +38,7 @@ def make_parser() -> Parser:
     add("--samples-per-shard", type=int, default=1000, help="images in one tar")
     add("--codec.preset", choices=PRESETS, default=None, help="default: default; cifake: keep")
     add("--codec.size", type=int, default=None, help="side of the images, pixels (default 256)")
+    add("--codec.max_megapixels", type=int, default=MEGAPIXELS, help="reject larger images")
     add("--seed", type=int, default=0, help="seed of the permutation")
     add("--allow-duplicates", action="store_true", help="accept an image that is in two splits")
     add("--allow-one-class", action="store_true", help="accept a set without photographs, or without fakes")
@@ -60,7 +62,8 @@ def _write(args: Any) -> int:
     from dataio.sharding.merge import summary
 
     array_task = parse_task(args.task, finish=args.finish)
-    policy = preset_policy(args.codec.preset or default_codec_preset(args.layout), args.codec.size)
+    preset = args.codec.preset or default_codec_preset(args.layout)
+    policy = preset_policy(preset, args.codec.size, args.codec.max_megapixels)
     if args.layout == "synthetic":
         write_synthetic(args.source, **args.synthetic.as_dict())
     layout = layout_of(args)

@@ -156,7 +156,7 @@ class ImageDetector:
         maps = grad_cams(self._detector.model, answer.pixels.clone(), score)
         picture = self._detector.input_picture(answer)
         return ImageExplanation(
-            prediction=_to_prediction(path, answer),
+            prediction=_to_prediction(path, answer, encoded.warning),
             target=target,
             heat=maps.heat[0],
             regions=find_regions(maps.heat[0]),
@@ -191,7 +191,7 @@ class ImageDetector:
             raise UserError(f"{given.path}: not a readable image ({one_line(error)})") from None
 
 
-def _to_prediction(path: str, answer: "Prediction") -> ImagePrediction:
+def _to_prediction(path: str, answer: "Prediction", warning: str) -> ImagePrediction:
     return ImagePrediction(
         path=path,
         verdict=answer.verdict,
@@ -200,4 +200,5 @@ def _to_prediction(path: str, answer: "Prediction") -> ImagePrediction:
         p_generator=answer.p_generator,
         object=answer.object or None,
         calibrated=answer.calibrated,
+        warning=warning or None,
     )

@@ -19,7 +19,7 @@ ImageLike: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np
 """A path (of a file, a folder, a zip or a glob), a file's bytes, a PIL image, or uint8 [H, W, 3]."""
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]+:/{1,2}|data:", re.IGNORECASE)
-_PNG_MODES = frozenset(["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
+_PNG_MODES = frozenset(["1", "L", "LA", "P", "RGB", "RGBA"])
 
 
 def as_inputs(images: ImageLike | Iterable[ImageLike]) -> Iterator[Input]:

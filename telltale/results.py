@@ -24,6 +24,8 @@ class ImagePrediction:
         calibrated: whether `p_fake` and `verdict` follow a calibration; without one the
             verdict is "AI-generated" from `p_fake` 0.5 on.
         credentials: what the file claims about its own origin (C2PA, IPTC); not part of the score.
+        warning: what a strict decoder says of the file, though no pixel of it is missing; None
+            where it says nothing.
     """
 
     path: str
@@ -35,6 +37,7 @@ class ImagePrediction:
     error: str | None = None
     calibrated: bool | None = None
     credentials: str | None = None
+    warning: str | None = None
 
 
 class Predictions(Sequence[ImagePrediction]):

@@ -61,19 +61,24 @@ class CodecPolicy:
     max_megapixels: int = MEGAPIXELS
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        values = asdict(self)
+        if self.max_megapixels == MEGAPIXELS:  # as in plans and manifests from before it was a setting
+            del values["max_megapixels"]
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "CodecPolicy":
         return cls(**values)
 
 
-def preset_policy(name: str, size: int | None = None) -> CodecPolicy:
-    """One of PRESETS, with its side overridden by `size` where given.
+def preset_policy(name: str, size: int | None = None, max_megapixels: int = MEGAPIXELS) -> CodecPolicy:
+    """One of PRESETS, with its side overridden by `size` where given, and a limit of the sources' size.
 
     Raises:
-        UserError: an unknown preset, or a size that makes no sense.
+        UserError: an unknown preset, or a size or limit that makes no sense.
     """
+    if max_megapixels < 1:
+        raise UserError("expected at least 1", field="codec.max_megapixels", value=max_megapixels)
     policies = {
         "default": CodecPolicy(preset="default", resize="shortest", match_history=True),
         # What the reference project did: squash, Pillow's default quality, no history.
@@ -83,13 +88,14 @@ def preset_policy(name: str, size: int | None = None) -> CodecPolicy:
     }
     if name not in policies:
         raise UserError(f"expected one of {', '.join(PRESETS)}", field="codec.preset", value=name)
+    policy = replace(policies[name], max_megapixels=max_megapixels)
     if size is None:
-        return policies[name]
+        return policy
     if name == "keep" or not 8 <= size <= 8192:
         raise UserError(
             "expected 8 to 8192 pixels, and a preset other than keep", field="codec.size", value=size
         )
-    return replace(policies[name], size=size)
+    return replace(policy, size=size)
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,7 +95,7 @@ def open_image(
         image = _decoded(plain, max_megapixels, shortest)
         image.info["exif"] = exif
     _check_data(image, source)
-    white = _white(image, source)
+    white = _white(image) or _png_white(image, source)
     if white is not None:
         image.info[_WHITE] = white
     return image
@@ -137,8 +137,8 @@ def _with_limit(source: bytes, pixels: int) -> Image.Image:
 
 def _too_large(pixels: int, limit: float) -> Undecodable:
     return Undecodable(
-        f"{round(pixels / 1e6, 1):g} megapixels, more than the limit of {limit:g}; raise it with --max-megapixels "
-        "(shard: --codec.max_megapixels)"
+        f"{round(pixels / 1e6, 1):g} megapixels, more than the limit of {limit:g}; make it smaller, or "
+        "raise --max-megapixels (shard: --codec.max_megapixels)"
     )
 
 
@@ -155,6 +155,7 @@ def _load(image: Image.Image) -> None:
                 del exif[tag]
     image.load()
     if orientation != 1:
+        image._size = image.im.size  # which Pillow had set to that of the turned picture
         image.getexif()[ORIENTATION] = orientation
 
 
@@ -226,13 +227,16 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
     Of 16 bits the low byte is dropped. Integers and floats say nowhere which value is white, so
     they are taken where their range or the file leaves no doubt: up to 255 in 32 bits, up to
-    65,535 where the brightest is at least a quarter of that, floats from 0 to 1.
+    65,535 where the brightest is at least a quarter of that, floats from 0 to 1, or to 255 where
+    the brightest is at least a quarter of that.
 
     Raises:
         Undecodable: values of another range, or a mode that Pillow cannot convert.
     """
     if image.mode.startswith(("I", "F")):
         return Image.fromarray(_to_8_bits(image)).convert("RGB")
+    if image.mode in ("La", "RGBa"):  # colors multiplied by alpha
+        image = image.convert(image.mode.upper())
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image if image.mode == "RGB" else image.convert("RGB")
@@ -247,9 +251,9 @@ def _to_8_bits(image: Image.Image) -> NDArray[np.uint8]:
     if image.mode == "F":
         if least >= 0 and most <= 1:
             return np.rint(values * 255).astype(np.uint8)
-        if (values != np.rint(values)).any():
+        if (values != np.rint(values)).any() and not (least >= 0 and 64 <= most <= 255):
             raise _unknown_white(least, most)
-    white = image.info.get(_WHITE)
+    white = image.info.get(_WHITE) or _white(image)
     if white is None:
         if "16" not in image.mode and most <= 255:
             white = 255
@@ -269,30 +273,28 @@ def _unknown_white(least: float, most: float) -> Undecodable:
     )
 
 
-def _white(image: Image.Image, source: bytes) -> int | None:
-    """The value of white by what the format or the file itself says; None where neither does."""
+def _white(image: Image.Image) -> int | None:
+    """The value of white by what the format or a TIFF's tags say; None where neither does."""
     if not image.mode.startswith("I"):
         return None
     if image.format in ("PPM", "JPEG2000"):  # Pillow scales these to 16 bits
         return 65535
-    if image.format == "TIFF":
-        tags = image.tag_v2  # type: ignore[attr-defined]
-        bits = int(tags.get(258, (1,))[0])
-        stated = tags.get(281)
-        stated = int(stated[0] if isinstance(stated, tuple) else stated) if stated is not None else 0
-        if 0 < stated < 2 ** min(bits, 31) - 1:
-            return stated
-        return 2**bits - 1 if 8 < bits < 16 else None
-    if image.format == "PNG":
-        return _png_white(image, source)
-    return None
+    tags = getattr(image, "tag_v2", None)
+    if tags is None:
+        return None
+    bits = int(tags.get(258, (1,))[0])
+    stated = tags.get(281, 0)
+    stated = int(stated[0] if isinstance(stated, tuple) else stated)
+    if 0 < stated < 2 ** min(bits, 31) - 1:
+        return stated
+    return int(2**bits - 1) if 8 < bits < 16 else None
 
 
 def _png_white(image: Image.Image, source: bytes) -> int | None:
-    """From the chunk sBIT, of values that are not scaled to 16 bits, as they should be."""
+    """By the chunk sBIT, where the values are not scaled to 16 bits, as they should be."""
     at = source.find(b"sBIT", 0, max(source.find(b"IDAT"), 0))
-    bits = source[at + 4] if at >= 0 else 16
-    values = np.asarray(image)
-    if not 8 <= bits < 16 or values.max() >= 2**bits or not (values & 2 ** (16 - bits) - 1).any():
+    if image.format != "PNG" or not image.mode.startswith("I") or at < 0:
         return None
-    return int(2**bits - 1)
+    bits, values = source[at + 4], np.asarray(image)
+    unscaled = 8 <= bits < 16 and values.max() < 2**bits and (values & 2 ** (16 - bits) - 1).any()
+    return int(2**bits - 1) if unscaled else None

@@ -18,10 +18,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from PIL import Image
-
 from dataio.core.errors import UserError
-from dataio.images.opening import Undecodable, image_orientation, open_image, to_rgb, upright
+from dataio.images.opening import (
+    MEGAPIXELS,
+    Undecodable,
+    image_orientation,
+    open_header,
+    open_image,
+    to_rgb,
+    upright,
+)
 from dataio.images.stored import draw_history, jpeg_history, jpeg_quality, stored_lossless
 from dataio.perturb.degradations import Operation, degrade, draw_chain, png
 
@@ -166,8 +172,7 @@ def smallest_side(sources: Iterable[bytes]) -> int:
     sides = []
     for source in sources:
         try:
-            with Image.open(io.BytesIO(source)) as image:
-                sides.append(min(image.size))
+            sides.append(min(open_header(source, MEGAPIXELS).size))
         except Exception:  # whatever a parser raises: `open_image` will say so
             continue
     if not sides:

@@ -197,6 +197,7 @@ def summary(manifest: dict[str, Any]) -> str:
     of_them = f" ({known} of them broken in GenImage's release)" if known else ""
     lines.append(f"{len(rejected)} rejected{of_them}, {len(warned)} kept with a warning")
     lines += [f"  rejected {entry['path']}: {entry['reason']}" for entry in rejected[:5]]
+    lines += [f"  kept {entry['path']}: {entry['reason']}" for entry in warned[:5]]
     lines += [f"note: {note}" for note in manifest.get("notes", [])]
     duplicates = manifest.get("duplicates", {})  # not in older folders
     if duplicates.get("exact") or duplicates.get("near"):

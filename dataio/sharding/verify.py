@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dataio.core.errors import UserError
-from dataio.images.opening import Undecodable, open_image
+from dataio.images.opening import MEGAPIXELS, Undecodable, open_image
 from dataio.shards.manifest import IDENTITY, NOT_AN_ARRAY, SAMPLE, read_manifest, sha256_of
 
 
@@ -32,7 +32,7 @@ def verify_shards(folder: str | Path, *, workers: int = 1) -> tuple[int, list[st
     faults: list[str] = []
     jobs: list[_Job] = []
     keys: list[np.ndarray] = []
-    spaces = {name: manifest[name] for name in ("generators", "objects", "subsets")}
+    spaces = {name: manifest[name] for name in ("generators", "objects", "subsets", "codec")}
     for split, entry in manifest["splits"].items():
         rows = _check_rows(folder, entry["index"], entry["samples"], SAMPLE, faults)
         if "identities" in entry:
@@ -80,7 +80,7 @@ def require_intact(folder: str | Path, *, workers: int = 1) -> int:
     return checked
 
 
-# The folder, the shard, the index file and the shard's first row in it, the names.
+# The folder, the shard, the index file and the shard's first row in it, the manifest's names and codec.
 _Job = tuple[Path, dict[str, Any], str, int, dict[str, Any]]
 
 
@@ -183,7 +183,8 @@ def _check_sample(
     except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
         yield f"{about.name} is not a sample's record ({error})"
     try:
-        decoded = open_image(data.read())
+        limit = spaces["codec"].get("max_megapixels", MEGAPIXELS)
+        decoded = open_image(data.read(), max_megapixels=limit)
         if decoded.size != (int(row["width"]), int(row["height"])):
             yield f"is {decoded.size[0]}x{decoded.size[1]}, the index says {row['width']}x{row['height']}"
     except Undecodable as error:

@@ -19,12 +19,13 @@ from PIL import Image
 
 from dataio.core.errors import UserError, one_line, reason_of
 from dataio.core.log import log
-from dataio.images.opening import Undecodable, open_image, to_rgb, upright
+from dataio.images.opening import MEGAPIXELS, Undecodable, open_image, to_rgb, upright
 from dataio.shards.tar_reader import safe_members
 from dataio.vqa.sample_text import UniqueIds, escaped, is_blank, text_fault
 
 IMAGE_PLACEHOLDER = "<image>"
 _ASKS, _ANSWERS = ("human", "user"), ("gpt", "assistant")
+_SHORTEST = 512  # pixels: more than any vision tower takes
 _MEMBERS_KEPT = 64  # tars whose member list each process caches
 
 
@@ -279,15 +280,19 @@ def read_image_bytes(image: str) -> bytes:
         raise UserError(f"{image}: cannot be read ({reason_of(error)})") from None
 
 
-def load_rgb(image: str) -> Image.Image:
-    """Decode an image of any size as upright RGB, as the detector's files are decoded.
+def load_rgb(image: str, max_megapixels: int = MEGAPIXELS) -> Image.Image:
+    """Decode an image as upright RGB, as the detector's files are decoded.
+
+    Args:
+        image: see `read_image_bytes`. max_megapixels: larger ones are refused.
 
     Raises:
         UserError: missing or corrupt.
     """
     data = read_image_bytes(image)
     try:
-        return to_rgb(upright(open_image(data)))
+        opened = open_image(data, max_megapixels=max_megapixels, shortest=_SHORTEST)
+        return to_rgb(upright(opened))
     except Undecodable as error:
         raise UserError(f"{image}: not a readable image ({one_line(error)[:200]})") from None
 

@@ -10,6 +10,7 @@ from transformers import LlavaProcessor, PreTrainedTokenizerBase
 
 from dataio.core.errors import UserError, one_line
 from dataio.core.log import log
+from dataio.images.opening import MEGAPIXELS
 from dataio.vqa.blind_baselines import MULTIPLE_CHOICE, OPEN, VqaItem, kind_of, label_in_text, options_of
 from dataio.vqa.conversations import IMAGE_PLACEHOLDER, load_rgb, resolve_image
 from dataio.vqa.sample_text import UniqueIds, escaped, is_blank, text_fault
@@ -125,7 +126,12 @@ class Answerer:
 
     Args:
         model: in evaluation mode, on its device. batch: questions at a time.
+
+    Attributes:
+        max_megapixels: larger images are refused.
     """
+
+    max_megapixels = MEGAPIXELS
 
     def __init__(
         self, model: TinyLlavaForConditionalGeneration, processor: LlavaProcessor, *, batch: int = 8
@@ -152,7 +158,9 @@ class Answerer:
         for index, row in enumerate(rows):
             ids[index, longest - len(row) :] = row
             mask[index, longest - len(row) :] = 1
-        pixel_values = torch.stack([preprocess_image(self._processor, load_rgb(image)) for image in images])
+        pixel_values = torch.stack(
+            [preprocess_image(self._processor, load_rgb(image, self.max_megapixels)) for image in images]
+        )
         device = self._model.device
         return {
             "input_ids": ids.to(device),

@@ -52,16 +52,21 @@ class Detector:
 
     Args:
         checkpoint: RUN, RUN/best.pt or an export. batch: the most images of one call of
-            `predict`; by default evaluation's batch, at most 64.
+            `predict`; by default evaluation's batch, at most 64. max_megapixels: of an image;
+            by default as in the training shards.
 
     Raises:
         UserError: what `load_model` and `load_calibration` raise.
     """
 
-    def __init__(self, checkpoint: str | Path, batch: int | None = None) -> None:
+    def __init__(
+        self, checkpoint: str | Path, batch: int | None = None, max_megapixels: int | None = None
+    ) -> None:
         self.model, self.config, info = load_model(checkpoint)
         self.calibration = load_calibration(checkpoint, self.model.state_dict())
         self.policy = CodecPolicy.from_dict(info["codec"])
+        if max_megapixels is not None:
+            self.policy = replace(self.policy, max_megapixels=max_megapixels)
         self.batch = batch or min(4 * self.config.train.micro_batch, _LARGEST_BATCH)
         self.device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
         self._precision = resolve_precision(self.config.train.precision, self.device)
@@ -155,21 +160,25 @@ class Detector:
             )
 
 
-def predict_file(detector: Detector, path: str | Path) -> Prediction:
+def predict_file(detector: Detector, path: str | Path) -> tuple[Prediction, str]:
     """Read, prepare and predict one file.
+
+    Returns:
+        the prediction, and the decoder's warning about the file, "" where there is none.
 
     Raises:
         UserError: the file is missing or undecodable.
     """
     try:
-        (prediction,) = detector.predict([detector.prepare(Path(path).read_bytes())])
+        encoded = detector.prepare(Path(path).read_bytes())
+        (prediction,) = detector.predict([encoded])
         if isinstance(prediction, Undecodable):
             raise prediction
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({reason_of(error)})") from None
     except Undecodable as error:
         raise UserError(f"{path}: not a readable image ({error})") from None
-    return prediction
+    return prediction, encoded.warning
 
 
 def to_png(picture: np.ndarray) -> bytes:

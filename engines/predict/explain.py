@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from PIL import Image
 
 from dataio.core.errors import UserError
+from dataio.images.opening import MEGAPIXELS, complaint_of
 from dataio.vqa.blind_baselines import label_in_text
+from dataio.vqa.conversations import load_rgb
 from engines.attribution.gradcam import grad_cam, overlay
 from engines.mlm.vqa_answers import NEW_TOKENS, Answerer
 from engines.predict.detector import Detector, predict_file, to_png
@@ -31,11 +32,13 @@ _VERDICTS = {"real": "Real", "AI-generated": "Fake", "unsure": "Unsure"}
 class Explanation:
     """The answers about one image.
 
-    Fields of a model that was not asked are empty; `error` says why an image cannot be read.
+    Fields of a model that was not asked are empty; `error` says why an image cannot be read, and
+    `warning` what a strict decoder says of one that can.
     """
 
     path: str
     error: str = ""
+    warning: str = ""
     verdict: str = ""
     p_fake: float | None = None
     calibrated: bool = False
@@ -51,13 +54,20 @@ class Explanation:
 
 
 def explain_images(
-    paths: Sequence[str], checkpoint: str | None, answerer: Answerer | None, *, tell: bool, cam: bool
+    paths: Sequence[str],
+    checkpoint: str | None,
+    answerer: Answerer | None,
+    *,
+    tell: bool,
+    cam: bool,
+    max_megapixels: int | None = None,
 ) -> list[Explanation]:
     """Ask the detector, the language model, or both about each image.
 
     Args:
         checkpoint: the detector's; None for no detector. answerer: the language model, or None.
         tell: include the detector's verdict in the language model's prompt. cam: make Grad-CAM maps.
+        max_megapixels: larger images are not read; None is as in the detector's training shards.
 
     Raises:
         UserError: neither is given, or `tell` without a detector, or the checkpoint is bad.
@@ -66,11 +76,15 @@ def explain_images(
         raise UserError("no model: give the checkpoint of a detector, a language model, or both")
     if tell and (checkpoint is None or answerer is None):
         raise UserError("needs both a detector and a language model", field="tell_verdict")
-    detector = Detector(checkpoint, batch=1) if checkpoint is not None else None
+    detector = Detector(checkpoint, 1, max_megapixels) if checkpoint is not None else None
+    if answerer is not None:
+        limit = detector.policy.max_megapixels if detector is not None else MEGAPIXELS
+        answerer.max_megapixels = max_megapixels or limit
     explanations = []
     for path in paths:
         try:
             explanations.append(_explain(path, detector, answerer, tell, cam))
+        # A faulty image is reported; the others still have their turn.
         except UserError as error:
             explanations.append(Explanation(path=str(path), error=str(error)))
     return explanations
@@ -81,7 +95,7 @@ def _explain(
 ) -> Explanation:
     result = Explanation(path=str(path), told_the_verdict=tell)
     if detector is not None:
-        prediction = predict_file(detector, path)
+        prediction, result.warning = predict_file(detector, path)
         result.verdict, result.calibrated = _VERDICTS[prediction.verdict], prediction.calibrated
         result.p_fake, result.generator = prediction.p_fake, prediction.generator
         result.p_generator, result.object = prediction.p_generator, prediction.object
@@ -91,6 +105,11 @@ def _explain(
             heat = grad_cam(detector.model, prediction.pixels.clone(), fake=result.verdict != "Real")
             result.cam = _data_uri(overlay(picture, heat))
     if answerer is not None:
+        if detector is None:
+            thumbnail = load_rgb(path, answerer.max_megapixels)
+            result.warning = complaint_of(thumbnail)
+            thumbnail.thumbnail((384, 384))
+            result.picture = _data_uri(np.asarray(thumbnail))
         question = _QUESTION
         if tell and result.p_fake is not None:
             hint = _HINT_UNSURE if result.verdict == "Unsure" else _HINT
@@ -100,11 +119,6 @@ def _explain(
         result.explanation_verdict = label_in_text(result.explanation) or "unparsed"
         item = {"id": path, "question": question, "ground_truth": ""}
         (result.explanation_p_fake,) = answerer.p_fake([item], [path])
-        if not result.picture:
-            with Image.open(path) as opened:
-                thumbnail = opened.convert("RGB")
-                thumbnail.thumbnail((384, 384))
-                result.picture = _data_uri(np.asarray(thumbnail))
     return result
 
 
@@ -128,6 +142,8 @@ def as_text(explanations: Sequence[Explanation]) -> str:
         lines = [item.path]
         if item.error:
             lines.append(f"  error: {item.error}")
+        if item.warning:
+            lines.append(f"  warning: {item.warning}")
         if item.verdict:
             lines.append(
                 f"  detector: {item.verdict}, P(fake) {item.p_fake:.3f} "

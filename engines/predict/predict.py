@@ -36,6 +36,7 @@ class PredictionRow:
     Attributes:
         p_fake: calibrated where `calibrated`. generator: the likeliest; may be "nature".
         credentials: the origin that the file's metadata state; not used for the score.
+        warning: what a strict decoder says of the file, though no pixel of it is missing.
         maps: the common prefix of the files that `MapWriter` wrote.
     """
 
@@ -48,6 +49,7 @@ class PredictionRow:
     error: str | None = None
     calibrated: bool | None = None
     credentials: str | None = None
+    warning: str | None = None
     maps: str | None = None
 
 
@@ -108,6 +110,7 @@ def _prepare(detector: Detector, given: Input) -> tuple[PredictionRow, Encoded |
         source = given.read()
         encoded = detector.prepare(source)
         row.credentials = read_credentials(source) or None
+        row.warning = encoded.warning or None
         return row, encoded
     except OSError as error:
         row.error = f"cannot be read ({reason_of(error)})"
@@ -130,7 +133,8 @@ def _rows(
         if encoded is not None:
             prediction = next(answers)
             if isinstance(prediction, Undecodable):
-                row.error, row.credentials = f"not a readable image ({prediction})", None
+                row.error = f"not a readable image ({prediction})"
+                row.credentials = row.warning = None
             else:
                 row.verdict, row.p_fake, row.calibrated = (
                     prediction.verdict,
@@ -318,6 +322,7 @@ def print_rows(rows: Iterable[PredictionRow]) -> None:
             generator = f"{row.generator} ({row.p_generator:.3f})"
             extra = [f"object {row.object}"] if row.object else []
             extra += [f"credentials: {row.credentials}"] if row.credentials else []
+            extra += [f"warning: {row.warning}"] if row.warning else []
             extra += [f"maps {row.maps}"] if row.maps else []
             line = f"{row.verdict:<13}{row.p_fake:>8.4f}  {generator:<28}{printable(row.path)}"
             line += f"  [{'; '.join(extra)}]" if extra else ""

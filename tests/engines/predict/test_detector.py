@@ -49,7 +49,8 @@ def test_an_image_that_only_dali_refuses_spoils_no_other(detector):
 
 def test_the_picture_is_evaluations_crop(detector, tmp_path):
     (tmp_path / "a.png").write_bytes(_source(0))
-    prediction = predict_file(detector, tmp_path / "a.png")
+    prediction, warning = predict_file(detector, tmp_path / "a.png")
+    assert warning == ""
     shown = detector.input_picture(prediction)
     encoded = encode(_source(0), preset_policy("default", 32))
     crop = (
