@@ -4,6 +4,7 @@ import io
 import struct
 import zlib
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from dataio.images.opening import Undecodable, complaint_of, open_image, to_rgb
 from tests.dataio.images.pictures import chunk, picture, saved
 
 EOI, IEND = b"\xff\xd9", chunk(b"IEND", b"")
-JPEGS = {
+JPEGS: dict[str, tuple[str, dict[str, Any]]] = {
     "baseline": ("RGB", {}),
     "progressive": ("RGB", {"progressive": True}),
     "gray": ("L", {}),
@@ -47,7 +48,7 @@ def whole(name):
     return source, np.asarray(to_rgb(open_image(source)))
 
 
-OTHERS = {
+OTHERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "PNG": ("PNG", "RGB", {}),
     "PNG, palette": ("PNG", "P", {}),
     "PNG, bilevel": ("PNG", "1", {}),
