@@ -16,8 +16,13 @@ def explain_no_zip(path: Path) -> str:
     if text := explain_piece(path):
         return text
     head = _head(path)
+    size = f"{path.stat().st_size:,} bytes"
+    if not head:
+        return "is empty (0 bytes); download it again"
     if _begins_zip(head):
-        return f"is a zip file that ends early ({path.stat().st_size:,} bytes); download it again"
+        return f"is a zip file that ends early ({size}); download it again"
+    if _pieces(path.parent, path.stem, "z", "01"):
+        return f"is the last part of a split archive and ends early ({size}); download it again"
     if head.lstrip()[:5].lower() in (b"<!doc", b"<html"):
         return "is a web page, not a zip file; download it again"
     return "neither a folder nor a zip file"

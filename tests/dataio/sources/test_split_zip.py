@@ -204,11 +204,18 @@ def test_what_is_no_zip_says_why(one_zip, tmp_path):
     (tmp_path / "cut.zip").write_bytes(one_zip[:5000])
     with pytest.raises(UserError, match=r"is a zip file that ends early \(5,000 bytes\); download it again"):
         Source(tmp_path / "cut.zip")
+    (tmp_path / "none.zip").touch()
+    with pytest.raises(UserError, match=r"is empty \(0 bytes\); download it again"):
+        Source(tmp_path / "none.zip")
+    (tmp_path / "split.z01").write_bytes(b"PK\x07\x08")
+    (tmp_path / "split.zip").write_bytes(b"data without an end")
+    with pytest.raises(UserError, match=r"is the last part of a split archive and ends early \(19 bytes\)"):
+        Source(tmp_path / "split.zip")
     (tmp_path / "page.zip").write_text("\n<!DOCTYPE html><html>too many downloads")
     with pytest.raises(UserError, match="is a web page"):
         Source(tmp_path / "page.zip")
     (tmp_path / "photo.jpg").write_bytes(b"\xff\xd8")
-    (tmp_path / "photo.png").write_bytes(b"")
+    (tmp_path / "photo.png").write_bytes(b"x")
     with pytest.raises(UserError, match="neither a folder nor a zip file"):
         Source(tmp_path / "photo.jpg")
     (tmp_path / "b.zip.002").write_bytes(b"x")
