@@ -12,12 +12,13 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 
 .DELETE_ON_ERROR:
-.PHONY: help venv quickstart test test-slow lint docs clean
+.PHONY: help venv quickstart test test-slow test-long lint docs clean
 
 help:
 	@echo "make quickstart  install, draw a small data set, shard it, train, evaluate (results in $(RUN)/)"
 	@echo "make test        install and run the tests (under 15 minutes on two cores)"
-	@echo "make test-slow   run the longer tests, which CI runs too (half an hour)"
+	@echo "make test-slow   run the longer tests, which CI runs too (under half an hour)"
+	@echo "make test-long   run further variants of the longer tests, as is done weekly (half an hour)"
 	@echo "make lint        ruff, mypy and the import contract"
 	@echo "make docs        build the documentation site into site/; warnings are errors"
 	@echo "make venv        install only, into $(VENV)/"
@@ -42,10 +43,13 @@ quickstart: $(STAMP)
 	@$(BIN)/python launch/evaluate.py --checkpoint $(RUN)/best.pt --data data/quickstart --split test --output $(RUN)/evaluation
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow" -n $(TEST_WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -m "not slow and not long" -n $(TEST_WORKERS) --dist loadfile
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m slow -n $(TEST_WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -m "slow and not long" -n $(TEST_WORKERS) --dist loadfile
+
+test-long: $(STAMP)
+	$(BIN)/python -m pytest -m long -n $(TEST_WORKERS) --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
