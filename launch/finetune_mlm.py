@@ -45,7 +45,7 @@ COMMAND = RunCommand(
     default_config=CONFIGS / "tinyllava_quickstart.yaml",
     kind=_kind,
     run=_run,
-    fits=lambda config, n: config.train.global_batch % (config.train.micro_batch * n) == 0,
+    fits=lambda config, n: n <= config.train.global_batch,
 )
 
 

@@ -149,9 +149,9 @@ class MlmTrainConfig:
     steps: int = 0
     """Optimizer steps; 0: epochs decides."""
     global_batch: int = 128
-    """Conversations per step over all GPUs."""
+    """Conversations per step over all GPUs, however many there are."""
     micro_batch: int = 4
-    """Conversations per GPU in a forward pass."""
+    """The most conversations per GPU in a forward pass; with loss batches, how many are averaged together."""
     gradient_checkpointing: bool = True
     """Recompute activations instead of storing them: less memory, a third more computation."""
     loss: Literal["tokens", "batches"] = "tokens"
@@ -239,7 +239,7 @@ FINETUNE_FREE_KEYS = frozenset(
         "log.images",
         "log.wandb",
         "log.project",
-        "train.micro_batch",  # changes only rounding: the loss is averaged over the global batch
+        "train.micro_batch",  # changes only rounding, but with train.loss batches: see `engines.mlm.resume`
         *(f"data.generate.{key}" for key in ("images", "size", "questions", "val", "benchmark", "seed")),
     ]
 )

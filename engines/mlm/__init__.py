@@ -7,6 +7,7 @@ Public names:
     finetune.run_finetuning: one run, from its configuration to RUN/model.
     prepare_data.open_datasets: the training and validation sets of a run.
     model.load_model_to_tune: the model with frozen parts and adapters.
+    passes.Passes: how a step is dealt out to any number of processes.
     memory_estimate.estimate_memory, finetuning_memory_table: GPU memory before anything is loaded.
     vqa_benchmark.load_for_answers, answer_benchmark, score_answers, write_results: a benchmark.
     vqa_metrics.compute_vqa_metrics: metrics of answered items.

@@ -53,7 +53,7 @@ class ConversationDataset(Dataset[dict[str, Any]]):
     """Tokenized conversations with their images.
 
     Items: input_ids int64 [T], labels int64 [T] (-100 where not learned), pixel_values
-    float32 [3, S, S] or None.
+    float32 [3, S, S] or None. Item ~i is conversation i with all labels -100.
 
     Attributes:
         conversations: the N samples.
@@ -68,10 +68,13 @@ class ConversationDataset(Dataset[dict[str, Any]]):
         return len(self.conversations)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        image, tokens = self.conversations[index].sample.image, self.conversations[index].tokens
+        ignored = index < 0
+        conversation = self.conversations[~index if ignored else index]
+        image, tokens = conversation.sample.image, conversation.tokens
+        labels = torch.from_numpy(tokens.labels)
         return {
             "input_ids": torch.from_numpy(tokens.input_ids),
-            "labels": torch.from_numpy(tokens.labels),
+            "labels": torch.full_like(labels, IGNORE) if ignored else labels,
             "pixel_values": None if image is None else preprocess_image(self._processor, load_rgb(image)),
         }
 

@@ -16,7 +16,7 @@ import transformers
 from transformers import LlavaProcessor, TrainingArguments
 
 from dataio.core.atomic import write_text
-from dataio.core.errors import UserError, as_user_error
+from dataio.core.errors import as_user_error
 from dataio.core.log import log
 from engines.config.mlm import FinetuneConfig
 from engines.config.values import to_dict, to_yaml
@@ -26,6 +26,7 @@ from engines.mlm.dataset import Collator, ConversationDataset
 from engines.mlm.memory_estimate import check_memory, flops_per_token
 from engines.mlm.model import load_model_to_tune, resolve_mlm_precision
 from engines.mlm.output import answer_benchmarks, write_model
+from engines.mlm.passes import Passes
 from engines.mlm.prepare_data import conversations_digest, ensure_conversations, open_datasets
 from engines.mlm.resume import (
     check_same_finetuning,
@@ -132,7 +133,7 @@ class _Setup:
     """All that a run needs besides the model.
 
     Attributes:
-        settings: DeepSpeed's. accumulation: micro-batches of a process per step.
+        settings: DeepSpeed's. passes: of this process in a step.
         stored: the configuration as it was given, for the log and for resuming.
         checkpoint: to resume from, or None.
         source: folder of the weights to start from.
@@ -140,7 +141,7 @@ class _Setup:
 
     settings: dict[str, Any]
     precision: str
-    accumulation: int
+    passes: Passes
     stored: dict[str, Any]
     checkpoint: Path | None
     source: ModelFolder
@@ -157,7 +158,6 @@ def _prepare(config: FinetuneConfig, world: World, folder: Path) -> _Setup:
     """Check everything that can be checked before the weights are loaded."""
     settings = on_all_ranks(world, lambda: zero.read_deepspeed(config.deepspeed))
     precision = on_all_ranks(world, lambda: resolve_mlm_precision(config.model.precision, world.device))
-    accumulation = on_all_ranks(world, lambda: _accumulation(config, world.size))
     stored = to_dict(config)
     checkpoint = on_all_ranks(world, lambda: find_checkpoint(config, folder / "checkpoints"))
     on_rank0(world, lambda: ensure_conversations(config))
@@ -169,7 +169,7 @@ def _prepare(config: FinetuneConfig, world: World, folder: Path) -> _Setup:
     longest = int(train_set.lengths.max())
     on_all_ranks(world, lambda: check_memory(config, source.config, settings, world, precision, longest))
     return _Setup(
-        settings, precision, accumulation, stored, checkpoint, source, processor, train_set, val_set
+        settings, precision, _passes(config, world), stored, checkpoint, source, processor, train_set, val_set
     )
 
 
@@ -207,7 +207,7 @@ def _train(config: FinetuneConfig, world: World, folder: Path, setup: _Setup) ->
     def arguments() -> TrainingArguments:
         count, checkpoints = len(setup.train_set), folder / "checkpoints"
         return training_arguments(
-            config, checkpoints, setup.settings, setup.accumulation, setup.precision, world, count
+            config, checkpoints, setup.settings, setup.passes, setup.precision, world, count
         )
 
     # The arguments must exist before the model: ZeRO-3 reads them to partition it.
@@ -284,6 +284,7 @@ def _make_trainer(
     shape = setup.source.config
     trainer = FinetuneTrainer(
         config,
+        setup.passes,
         model=model,
         args=arguments,
         train_dataset=setup.train_set,
@@ -297,14 +298,11 @@ def _make_trainer(
     return trainer
 
 
-def _accumulation(config: FinetuneConfig, size: int) -> int:
-    micro, batch = config.train.micro_batch, config.train.global_batch
-    if batch % (micro * size):
-        raise UserError(
-            f"train.global_batch is {batch}, expected a multiple of train.micro_batch {micro} times {size} "
-            "processes"
-        )
-    return batch // (micro * size)
+def _passes(config: FinetuneConfig, world: World) -> Passes:
+    train = config.train
+    return Passes.of(
+        train.global_batch, train.micro_batch, rank=world.rank, world=world.size, loss=train.loss
+    )
 
 
 def _open(config: FinetuneConfig) -> ModelFolder:

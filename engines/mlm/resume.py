@@ -70,7 +70,10 @@ def check_same_finetuning(config: FinetuneConfig, mark: dict[str, Any], now: dic
     Raises:
         UserError: names the first difference.
     """
-    refuse_changed_keys(mark["config"], config, FINETUNE_FREE_KEYS | {"deepspeed"})
+    free = FINETUNE_FREE_KEYS | {"deepspeed"}
+    if config.train.loss == "batches":  # then it is what is averaged
+        free -= {"train.micro_batch"}
+    refuse_changed_keys(mark["config"], config, free)
     if mark["stage"] != now["stage"]:
         raise UserError(
             f"deepspeed {config.deepspeed} is ZeRO-{now['stage']}, but the checkpoint was written by "

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from dataio.core.atomic import write_text
@@ -18,6 +18,7 @@ from dataio.core.log import log
 from engines.config.mlm import FinetuneConfig
 from engines.mlm.dataset import ConversationDataset, GlobalOrder
 from engines.mlm.model import mlm_parameter_groups
+from engines.mlm.passes import Passes, PassLoader, PassSampler
 from engines.runtime.command import SharedError
 from engines.runtime.distributed import StopRequest, World
 from engines.runtime.run_log import RunLog
@@ -33,25 +34,37 @@ class FinetuneTrainer(Trainer):
     """The Trainer of one run.
 
     Args:
-        settings: the run's configuration.
+        settings: the run's configuration. passes: of this process in a step.
     """
 
-    def __init__(self, settings: FinetuneConfig, **kwargs: Any) -> None:
+    def __init__(self, settings: FinetuneConfig, passes: Passes, **kwargs: Any) -> None:
         self.optimizer: Any
         self.model: Any
         self.control: Any
         super().__init__(**kwargs)
-        self._settings = settings
+        self._settings, self._passes = settings, passes
+        # The Trainer itself says which backward pass ends a step, and accelerate only repeats that to
+        # DeepSpeed; its own counter stays at 1, which it would warn of.
+        self.accelerator.gradient_accumulation_steps = len(passes.parts)
         self.seen_tokens, self.seen_samples = 0, 0
         if settings.train.loss == "batches":
             # As the reference: average each micro-batch over its tokens, then the micro-batches.
             self.model_accepts_loss_kwargs = False
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The passes of this process, in order; see `engines.mlm.passes`."""
         data: ConversationDataset = self.train_dataset
-        settings = self._settings
+        settings, args = self._settings, self.args
         lengths = data.lengths if settings.data.group_by_length else None
-        return GlobalOrder(len(data), settings.train.global_batch, settings.run.seed, lengths)
+        batch = settings.train.global_batch
+        order = GlobalOrder(len(data), batch, settings.run.seed, lengths)
+        return PassLoader(
+            data,
+            PassSampler(order, batch, self._passes),
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+        )
 
     def create_optimizer(self, model: Any = None) -> Any:
         if self.optimizer is None:
@@ -86,9 +99,24 @@ class FinetuneTrainer(Trainer):
     def training_step(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        self.seen_tokens += int(inputs["attention_mask"].sum())
-        self.seen_samples += len(inputs["input_ids"])
+        learned = (inputs["labels"] != IGNORE).any(1)  # not of a pass without conversations
+        self.seen_tokens += int(inputs["attention_mask"][learned].sum())
+        self.seen_samples += int(learned.sum())
         return super().training_step(model, inputs, num_items_in_batch)
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The loss of a pass, such that the mean over processes of the sum over passes is the step's."""
+        slots = len(self._passes.parts) * self.args.world_size
+        if self._settings.train.loss == "tokens" or slots == self._passes.units:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        # Unequal numbers of micro-batches: the Trainer divides by the passes and DeepSpeed by the
+        # processes, so by `slots`, some of which are empty.
+        tokens = (inputs["labels"][:, 1:] != IGNORE).sum().clamp(min=1)  # an empty one's loss is 0, not NaN
+        outputs = model(**inputs, num_items_in_batch=tokens, use_cache=False)
+        loss = outputs.loss * (slots / self._passes.units)
+        return (loss, outputs) if return_outputs else loss
 
     @torch.no_grad()
     def evaluate(

@@ -6,6 +6,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from engines.config.mlm import FinetuneConfig
+from engines.mlm.passes import Passes
 from engines.runtime.distributed import World
 
 
@@ -13,7 +14,7 @@ def training_arguments(
     config: FinetuneConfig,
     checkpoints: Path,
     settings: dict[str, Any],
-    accumulation: int,
+    passes: Passes,
     precision: str,
     world: World,
     count: int,
@@ -21,7 +22,7 @@ def training_arguments(
     """The run's configuration as the Trainer's arguments.
 
     Args:
-        settings: DeepSpeed's. accumulation: micro-batches of a process per step.
+        settings: DeepSpeed's. passes: of a process in a step.
         count: number of training conversations.
     """
     train, optim = config.train, config.optim
@@ -37,7 +38,8 @@ def training_arguments(
         seed=config.run.seed,
         per_device_train_batch_size=train.micro_batch,
         per_device_eval_batch_size=train.micro_batch,
-        gradient_accumulation_steps=accumulation,
+        # All that this and the batch size mean here is how many passes a step has; see `FinetuneTrainer`.
+        gradient_accumulation_steps=len(passes.parts),
         num_train_epochs=train.epochs,
         max_steps=train.steps or -1,
         learning_rate=optim.lr,

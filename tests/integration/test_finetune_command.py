@@ -59,7 +59,7 @@ def finetune(torchrun, conversations, tmp_path_factory):
         )
         done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stdout + done.stderr[-3000:]
-        return folder, done.stdout
+        return folder, done.stdout + done.stderr
 
     return call
 
@@ -230,8 +230,37 @@ def test_dora_and_an_offloaded_optimiser(alone, finetune):
 
 @pytest.mark.slow
 def test_the_references_averaging_weighs_batches_alike(alone, finetune):
-    by_batch = losses(finetune(1, 2, "--train.loss", "batches", "--train.micro_batch", "2")[0])
+    words = ("--train.loss", "batches", "--train.micro_batch", "3")  # micro-batches of 3, 3 and 2
+    by_batch = losses(finetune(1, 2, *words)[0])
     assert by_batch[0][2] != losses(alone[0])[0][2]
+    # One of the two processes has one micro-batch less than the other.
+    assert_equal_losses(losses(finetune(2, 2, *words)[0]), by_batch)
+
+
+@pytest.mark.slow
+def test_accumulated_gradients_are_those_of_the_whole_batch(alone, finetune):
+    whole, output = finetune(1, 2, "--train.micro_batch", "8", "--train.steps", "1")
+    first, expected = lines(alone[0])[0], lines(whole)[0]
+    assert first["step"] == expected["step"] == 1
+    assert first["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+    assert first["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
+    assert "accumulation" not in output + alone[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+def test_three_processes_train_as_one_does(alone, finetune, stage):
+    """8 conversations are 2, 3 and 3: two passes each, of at most 2."""
+    folder, output = finetune(3, stage, "--train.micro_batch", "2")
+    assert f"DeepSpeed ZeRO-{stage}, 3 x cpu" in output
+    assert_equal_losses(losses(folder), losses(alone[0]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+def test_more_processes_than_conversations_of_a_step(finetune, stage):
+    words = ("--train.global_batch", "2", "--train.steps", "3")
+    assert_equal_losses(losses(finetune(3, stage, *words)[0]), losses(finetune(1, stage, *words)[0]))
 
 
 @pytest.mark.slow
@@ -275,7 +304,6 @@ BAD = {
         r"1: holds the template's own marker '<\|endoftext\|>'",
     ),
     "too long": (None, ["--data.max_length", "20"], r"tokens, more than data\.max_length 20"),
-    "batch": (None, ["--train.micro_batch", "3"], r"train\.global_batch is 8, expected a multiple"),
     "few": (None, ["--train.global_batch", "64"], r"train\.global_batch is 64, but"),
     "weights": (None, ["--model.weights", "/nowhere"], r"model\.weights /nowhere: no such folder"),
     "fp16": (None, ["--model.precision", "fp16"], r"model\.precision is fp16"),
@@ -339,7 +367,7 @@ def test_deepspeeds_launcher_runs_the_quickstart(repo_root, tmp_path, processes)
         processes,
         repo_root,
         *("--run.dir", str(tmp_path / "run"), "--train.steps", "20", "--log.wandb", "off"),
-        *("--train.micro_batch", "8", "--data.generate.images", "400", "--data.generate.questions", "200"),
+        *("--data.generate.images", "400", "--data.generate.questions", "200"),
         *("--data.generate.val", "20", "--data.generate.benchmark", "12"),
         *("--data.conversations", str(files["conversations"]), "--data.val", str(files["val"])),
         *("--evaluate.benchmarks", json.dumps([str(files["true_false"])])),
