@@ -2,7 +2,8 @@
 # Train the detector on any number of nodes; stopped, preempted or requeued, it continues exactly.
 #
 #   sbatch slurm/train_resnet50.sh
-#   sbatch --nodes=4 --time=24:00:00 slurm/train_resnet50.sh --config configs/resnet50_genimage.yaml --optim.lr 0.4
+#   sbatch --nodes=4 --time=24:00:00 slurm/train_resnet50.sh --config configs/resnet50_genimage.yaml \
+#       --train.global_batch 1024 --optim.lr 0.4
 #
 # With nothing else: configs/resnet50_genimage.yaml where there are GPUs, configs/quickstart.yaml
 # where there are none. Arguments go to launch/train.py. Whole nodes are taken, with all their GPUs;
