@@ -34,7 +34,7 @@ def require_both_classes(layout: Layout, counts: Mapping[str, int]) -> None:
         f"has no {what} among its {sum(found.values())} images, only {listed}{more}; add them, {remedy}or accept "
         "one class with allow_one_class (--allow-one-class)",
         field="source",
-        value=layout.root,
+        value=getattr(layout, "path", layout.root),  # a list of images is what the user named
     )
 
 

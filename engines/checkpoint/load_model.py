@@ -18,7 +18,7 @@ def load_model(path: str | Path) -> tuple[DualHead, Config, dict[str, Any]]:
 
     Returns:
         the model, the configuration it was trained with, and the checkpoint's other plain
-        values (step, labels, codec, layout).
+        values (step, labels, codec, layout; missing_class where it was trained on one class).
 
     Raises:
         UserError: missing, damaged, or not a telltale checkpoint.
@@ -31,4 +31,6 @@ def load_model(path: str | Path) -> tuple[DualHead, Config, dict[str, Any]]:
     # The weights that the run validates: RUN/checkpoints hold the raw ones beside the average.
     model.load_state_dict(state.get("ema", state["model"]))
     info = {key: state[key] for key in ("step", "labels", "codec", "layout")}
+    if "missing_class" in state:
+        info["missing_class"] = state["missing_class"]
     return model.eval(), config, info

@@ -12,6 +12,7 @@ from PIL import Image
 
 from dataio.core.cores import cores_per_process
 from dataio.core.errors import UserError, reason_of
+from dataio.core.log import log
 from dataio.images.codec import CodecPolicy, Encoded, encode
 from dataio.images.opening import Undecodable
 from dataio.loading.crops import center_boxes
@@ -64,6 +65,10 @@ class Detector:
     ) -> None:
         self.model, self.config, info = load_model(checkpoint)
         self.calibration = load_calibration(checkpoint, self.model.state_dict())
+        if "missing_class" in info:
+            log.warning(
+                f"{checkpoint}: was trained without {info['missing_class']}, so its verdicts say nothing"
+            )
         self.policy = CodecPolicy.from_dict(info["codec"])
         if max_megapixels is not None:
             self.policy = replace(self.policy, max_megapixels=max_megapixels)

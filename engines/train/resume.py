@@ -89,6 +89,7 @@ def weights_file(trainer: Trainer, model_state: dict[str, torch.Tensor]) -> dict
         },
         "codec": train_set.manifest["codec"],
         "layout": train_set.manifest["layout"],
+        **({"missing_class": train_set.missing_class} if train_set.missing_class else {}),
         "config": to_dict(trainer.config),
     }
 
