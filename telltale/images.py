@@ -20,6 +20,7 @@ ImageLike: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]+:/{1,2}|data:", re.IGNORECASE)
 _PNG_MODES = frozenset(["1", "L", "LA", "P", "RGB", "RGBA"])
+_WITH_ALPHA = {"La": "LA", "RGBa": "RGBA", "PA": "RGBA"}  # what is done with it is for the detector to say
 
 
 def as_inputs(images: ImageLike | Iterable[ImageLike]) -> Iterator[Input]:
@@ -72,6 +73,8 @@ def _from_pillow(image: Image.Image, label: str) -> Input:
         image.load()
         image = upright(image)
         buffer = io.BytesIO()
+        if image.mode in _WITH_ALPHA:
+            image = image.convert(_WITH_ALPHA[image.mode])
         image = image if image.mode in _PNG_MODES else to_rgb(image)
         image.save(buffer, "PNG", compress_level=1, exif=b"")
     except Exception as error:  # a file that is first read here, by parsers that raise anything

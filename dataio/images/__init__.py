@@ -5,5 +5,6 @@ Public names:
     `codec.encode`: apply a policy to one source.
     `opening.open_image`, `opening.upright`, `opening.to_rgb`: from bytes to the picture as viewers show it.
     `stored.stored_lossless`, `stored.jpeg_quality`: how a file stores its picture, by content.
+    `training_decoder.training_fault`: whether training sees the picture that Pillow shows.
     `headers.header_fault`: check an image's header before DALI reads it.
 """

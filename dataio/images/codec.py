@@ -20,17 +20,18 @@ from dataio.images.opening import (
     Undecodable,
     complaint_of,
     failing_as_undecodable,
-    image_orientation,
     open_header,
     open_image,
     to_rgb,
     upright,
 )
 from dataio.images.stored import draw_history, stored_lossless
+from dataio.images.training_decoder import training_fault
+from dataio.images.transparency import Transparency, alpha_of
 
 PRESETS = ("default", "reference", "native-crop", "keep")
 _MOST_PIXELS = 2**25  # of a resized image; a line of one pixel would otherwise use up the memory
-_EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp", "TIFF": "tiff"}
+_EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp", "TIFF": "tiff"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,7 @@ class CodecPolicy:
         history: {"quality:subsampling": count} of the lossy sources; None until planned,
             and where there are none.
         max_megapixels: larger sources are rejected.
+        transparency: see `to_rgb`; "drop" where a policy of an earlier version does not say.
     """
 
     preset: str
@@ -59,6 +61,7 @@ class CodecPolicy:
     match_history: bool = False
     history: dict[str, int] | None = None
     max_megapixels: int = MEGAPIXELS
+    transparency: Transparency = "drop"
 
     def to_dict(self) -> dict[str, Any]:
         values = asdict(self)
@@ -80,11 +83,13 @@ def preset_policy(name: str, size: int | None = None, max_megapixels: int = MEGA
     if max_megapixels < 1:
         raise UserError("expected at least 1", field="codec.max_megapixels", value=max_megapixels)
     policies = {
-        "default": CodecPolicy(preset="default", resize="shortest", match_history=True),
-        # What the reference project did: squash, Pillow's default quality, no history.
+        "default": CodecPolicy(preset="default", resize="shortest", match_history=True, transparency="white"),
+        # What the reference project did: squash, Pillow's default quality, no history, no alpha.
         "reference": CodecPolicy(preset="reference", resize="squash", quality=75, subsampling=2),
-        "native-crop": CodecPolicy(preset="native-crop", resize="none", match_history=True),
-        "keep": CodecPolicy(preset="keep", resize="keep"),
+        "native-crop": CodecPolicy(
+            preset="native-crop", resize="none", match_history=True, transparency="white"
+        ),
+        "keep": CodecPolicy(preset="keep", resize="keep", transparency="white"),
     }
     if name not in policies:
         raise UserError(f"expected one of {', '.join(PRESETS)}", field="codec.preset", value=name)
@@ -138,33 +143,30 @@ def open_source(source: bytes, policy: CodecPolicy) -> Image.Image:
 def encode(source: bytes, policy: CodecPolicy, image: Image.Image | None = None) -> Encoded:
     """Bring one source under the policy; a pure function of its arguments.
 
-    EXIF orientation is applied once, here, except under "keep", which warns of it.
+    EXIF orientation is applied once, here. "keep" keeps the bytes that the training decoder shows
+    as Pillow does, upright and on white; of other files it makes a PNG of that picture and warns.
 
     Args:
         image: the source as `open_source` gives it, where that has been done already.
 
     Raises:
-        Undecodable: see `open_image` and `to_rgb`; also what `policy` cannot keep or resize.
+        Undecodable: see `open_image` and `to_rgb`; also what `policy` cannot resize.
     """
     image = open_source(source, policy) if image is None else image
-    kind = image.format or ""
     warning = complaint_of(image)
-    orientation = image_orientation(image)
+    if policy.transparency == "drop" and alpha_of(image) is not None:
+        warning = warning or "transparency is dropped, so that hidden colors count"
     if policy.resize == "keep":
-        if orientation != 1:
-            warning = warning or f"EXIF orientation {orientation} is not applied under codec preset keep"
-        if kind not in _EXTENSIONS:
-            raise Undecodable(f"format {kind} cannot be kept; use another codec preset")
-        return Encoded(source, _EXTENSIONS[kind], image.width, image.height, warning)
+        return _keep(source, policy, image, warning)
     image = upright(image)
     if policy.resize == "squash":
         if image.mode.startswith(("I", "F")):  # by the range of all values, not of resampled ones
-            image = to_rgb(image)
+            image = to_rgb(image, policy.transparency)
         # The reference resized before converting, so palette images are resized by nearest.
         image = image.resize((policy.size, policy.size), Image.Resampling.BICUBIC)
-        image = to_rgb(image)
+        image = to_rgb(image, policy.transparency)
     else:
-        image = to_rgb(image)
+        image = to_rgb(image, policy.transparency)
         if policy.match_history and policy.history and stored_lossless(source):
             once = _jpeg(image, *draw_history(source, policy.history))
             image = open_header(once, policy.max_megapixels)
@@ -172,6 +174,21 @@ def encode(source: bytes, policy: CodecPolicy, image: Image.Image | None = None)
     return Encoded(
         _jpeg(image, policy.quality, policy.subsampling), "jpg", image.width, image.height, warning
     )
+
+
+def _keep(source: bytes, policy: CodecPolicy, image: Image.Image, warning: str) -> Encoded:
+    kind = image.format or ""
+    if kind not in _EXTENSIONS:
+        fault = f"format {kind} is not kept"
+    else:
+        fault = training_fault(source, image, policy.transparency)
+    if not fault:
+        return Encoded(source, _EXTENSIONS[kind], image.width, image.height, warning)
+    picture, buffer = to_rgb(upright(image), policy.transparency).copy(), io.BytesIO()
+    picture.info = {}  # it may name a transparent color, which PNG would take over
+    picture.save(buffer, "PNG", compress_level=1)
+    warning = "; ".join(filter(None, [warning, f"re-coded as PNG: {fault}"]))
+    return Encoded(buffer.getvalue(), "png", picture.width, picture.height, warning)
 
 
 def _shape(image: Image.Image, policy: CodecPolicy) -> Image.Image:

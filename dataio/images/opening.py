@@ -19,6 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from dataio.core.errors import UserError, one_line
 from dataio.images.jpeg_scans import DamagedJpeg, check_jpeg
 from dataio.images.metadata import METADATA, ORIENTATION, image_orientation, without_metadata
+from dataio.images.transparency import Transparency, alpha_of, on_white
 from dataio.images.unknown_format import unknown_format
 
 MEGAPIXELS = 200  # the largest image by default: the largest phones take 108 and 200
@@ -222,24 +223,30 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 @failing_as_undecodable()
-def to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB from any mode; transparency is dropped.
+def to_rgb(image: Image.Image, transparency: Transparency = "white") -> Image.Image:
+    """8-bit RGB from any mode.
 
     Of 16 bits the low byte is dropped. Integers and floats say nowhere which value is white, so
     they are taken where their range or the file leaves no doubt: up to 255 in 32 bits, up to
     65,535 where the brightest is at least a quarter of that, floats from 0 to 1, or to 255 where
     the brightest is at least a quarter of that.
 
+    Args:
+        transparency: "white" puts a picture that one can see through on white, as a white page
+            shows it; "drop" takes its hidden colors. Without transparent pixels both are the same.
+
     Raises:
         Undecodable: values of another range, or a mode that Pillow cannot convert.
     """
+    alpha = alpha_of(image) if transparency == "white" else None
     if image.mode.startswith(("I", "F")):
-        return Image.fromarray(_to_8_bits(image)).convert("RGB")
-    if image.mode in ("La", "RGBa"):  # colors multiplied by alpha
+        image = Image.fromarray(_to_8_bits(image))
+    elif image.mode in ("La", "RGBa"):
         image = image.convert(image.mode.upper())
-    if image.mode == "P" and "transparency" in image.info:
+    elif image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
-    return image if image.mode == "RGB" else image.convert("RGB")
+    rgb = image if image.mode == "RGB" else image.convert("RGB")
+    return rgb if alpha is None else on_white(rgb, alpha)
 
 
 def _to_8_bits(image: Image.Image) -> NDArray[np.uint8]:

@@ -22,7 +22,9 @@ def unknown_format(source: bytes) -> str:
     if _HEIF.match(source[:32]):
         if "HEIF" in Image.OPEN:
             return "a damaged HEIC image"
-        return "HEIC, which Pillow opens only with pillow-heif: pip install pillow-heif, or convert it to JPEG"
+        return (
+            "HEIC, which Pillow opens only with pillow-heif: pip install pillow-heif, or convert it to JPEG"
+        )
     if source.startswith(_JPEG_XL):
         return "JPEG XL, which Pillow cannot open; convert it to PNG or JPEG"
     return "not an image Pillow knows"

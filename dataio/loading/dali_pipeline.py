@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from dataio.core.cores import cores_per_process
+from dataio.images.training_decoder import DECODER_OPTIONS
 from dataio.loading import augment
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def build_pipeline(
     types: Any = dali_types  # its members are made at run time, unseen by type checkers
 
     gpu = device.type == "cuda"
-    decoder: dict[str, Any] = {"output_type": types.RGB, "adjust_orientation": False}
+    decoder: dict[str, Any] = {"output_type": types.RGB, **DECODER_OPTIONS}
     if gpu:
         decoder["hw_decoder_load"] = 0.0 if config.deterministic else config.hw_decoder_load
         decoder["jpeg_fancy_upsampling"] = config.deterministic

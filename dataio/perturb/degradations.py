@@ -196,8 +196,9 @@ def draw_chain(length: int, seed: int, key: str) -> list[Operation]:
 def degrade(source: bytes, operations: Sequence[Operation], seed: int, key: str) -> bytes:
     """One image file after the operations, in order; a pure function of its arguments.
 
-    EXIF orientation is applied first, and no metadata is kept. Where nothing is changed (no
-    operations, an image that is small enough) the bytes come back as they are.
+    EXIF orientation is applied first, what is transparent becomes white, and no metadata is kept.
+    Where nothing is changed (no operations, an image that is small enough) the bytes come back as
+    they are.
 
     Raises:
         dataio.images.opening.Undecodable: see `open_image`.

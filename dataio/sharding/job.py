@@ -189,7 +189,7 @@ def _merge(job: ShardJob) -> dict[str, Any]:
     plan = read_plan(job.work)
     if plan is None:
         raise UserError(f"{job.output} has no plan and no shards; run the tasks first", field="finish")
-    check_settings(job.output, plan.settings, {**job.settings, "source": job.layout.root})
+    _check_settings(job, plan.settings, {**job.settings, "source": job.layout.root})
     _check_complete(job, plan)
     # All shards are written: whoever holds the folder is about to leave it, or merges too.
     waiting = f"{job.output}: another process is leaving it; waiting for it"
@@ -228,6 +228,15 @@ def _check_complete(job: ShardJob, plan: ShardPlan) -> None:
     )
 
 
+def _check_settings(job: ShardJob, stored: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Raise a UserError where the folder was begun with other settings.
+
+    A folder of an earlier version goes on with its own policy where that lacks a key.
+    """
+    codec = {**settings["codec"], **stored.get("codec", {})}
+    check_settings(job.output, {**stored, "codec": codec}, settings)
+
+
 def _finished(job: ShardJob) -> dict[str, Any] | None:
     """The manifest of a finished folder; None where it is not.
 
@@ -237,7 +246,7 @@ def _finished(job: ShardJob) -> dict[str, Any] | None:
     if not (job.output / "manifest.json").is_file():
         return None
     manifest = read_manifest(job.output)
-    check_settings(job.output, manifest["plan"], job.settings)
+    _check_settings(job, manifest["plan"], job.settings)
     shutil.rmtree(job.work, ignore_errors=True)  # killed between the manifest and this
     return manifest
 
@@ -288,7 +297,7 @@ def _plan(job: ShardJob, lock: IO[str]) -> ShardPlan:
     with _disk_errors(job), locked(job.work / "plan.lock", wait=waiting):
         plan = read_plan(job.work)
         if plan is not None:
-            check_settings(job.output, plan.settings, settings)
+            _check_settings(job, plan.settings, settings)
             return plan
         for leftover in job.work.glob("plan-*"):
             shutil.rmtree(leftover)

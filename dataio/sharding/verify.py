@@ -12,11 +12,12 @@ import numpy as np
 
 from dataio.core.errors import UserError
 from dataio.images.opening import MEGAPIXELS, Undecodable, open_image
+from dataio.images.training_decoder import training_fault
 from dataio.shards.manifest import IDENTITY, NOT_AN_ARRAY, SAMPLE, read_manifest, sha256_of
 
 
 def verify_shards(folder: str | Path, *, workers: int = 1) -> tuple[int, list[str]]:
-    """Check every SHA-256, index, key and image.
+    """Check every SHA-256, index, key and image, which the training decoder must show as Pillow does.
 
     Args:
         folder: written by `dataio.sharding.job.write_shards`. workers: processes.
@@ -183,9 +184,12 @@ def _check_sample(
     except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
         yield f"{about.name} is not a sample's record ({error})"
     try:
+        encoded = data.read()
         limit = spaces["codec"].get("max_megapixels", MEGAPIXELS)
-        decoded = open_image(data.read(), max_megapixels=limit)
+        decoded = open_image(encoded, max_megapixels=limit)
         if decoded.size != (int(row["width"]), int(row["height"])):
             yield f"is {decoded.size[0]}x{decoded.size[1]}, the index says {row['width']}x{row['height']}"
+        if fault := training_fault(encoded, decoded, spaces["codec"].get("transparency", "drop")):
+            yield fault
     except Undecodable as error:
         yield f"not decodable ({error})"
