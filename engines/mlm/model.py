@@ -50,6 +50,8 @@ def load_model_to_tune(config: FinetuneConfig, precision: str, device: torch.dev
     if config.model.dropout >= 0:
         set_dropout(model, config.model.dropout)
     model.config.use_cache = False
+    # Adapters start at random, and loading a folder of weights seeds nothing.
+    torch.manual_seed(config.run.seed)
     return apply_tuning(model, config.tune)
 
 

@@ -24,7 +24,7 @@ class LogConfig:
     every: int = 10
     """Steps between lines of metrics.jsonl."""
     wandb: Literal["auto", "online", "offline", "off"] = "auto"
-    """Weights & Biases: auto is online where a key is configured, else offline."""
+    """Weights & Biases: auto is WANDB_MODE's, else online where a key is configured, else offline."""
     project: str = "telltale"
     """Weights & Biases project."""
     images: int = 0
@@ -79,7 +79,9 @@ class RunLog:
 
             mode = config.wandb
             if mode == "auto":
-                mode = "online" if os.environ.get("WANDB_API_KEY") or _has_netrc_key() else "offline"
+                key = os.environ.get("WANDB_API_KEY") or _has_netrc_key()
+                # An argument beats the environment in W&B, so the environment is asked here.
+                mode = os.environ.get("WANDB_MODE") or ("online" if key else "offline")
             self._wandb = wandb.init(
                 project=config.project,
                 name=folder.name,

@@ -29,11 +29,17 @@ from engines.mlm.memory_estimate import (
     learned_parameters,
     lora_parameters,
 )
-from engines.mlm.model import apply_tuning, mlm_parameter_groups, resolve_mlm_precision, set_dropout
+from engines.mlm.model import (
+    apply_tuning,
+    load_model_to_tune,
+    mlm_parameter_groups,
+    resolve_mlm_precision,
+    set_dropout,
+)
 from engines.mlm.output import result_names
 from engines.runtime.distributed import World
 from launch.finetune_memory import main
-from models.tinyllava.checkpoint import load_tinyllava
+from models.tinyllava.checkpoint import load_tinyllava, save_tinyllava
 from models.tinyllava.config import TINY
 from models.tinyllava.model import PHI2, SIGLIP, make_config, part_of
 from models.tinyllava.text import IGNORE
@@ -172,6 +178,21 @@ def test_what_learns(changes, learns):
         assert not any("encoder.layers.0." in name for name in names)
         # The last layer's output is not used, so that its gradient would be none.
         assert not any("encoder.layers.3." in name or "post_layernorm" in name for name in names)
+
+
+def test_adapters_of_a_weights_folder_start_from_the_runs_seed(repo_root, tmp_path):
+    model, processor = load_tinyllava(TINY)
+    save_tinyllava(model, processor, tmp_path)
+
+    def start(seed):
+        words = ("--tune.language", "lora", "--model.weights", str(tmp_path), "--run.seed", str(seed))
+        tuned = load_model_to_tune(config(repo_root, *words), "fp32", torch.device("cpu"))
+        return torch.cat([p.flatten() for n, p in tuned.named_parameters() if "lora_A" in n])
+
+    first = start(0)
+    torch.rand(7)  # what was drawn before does not matter
+    assert torch.equal(start(0), first)
+    assert not torch.equal(start(1), first)
 
 
 def test_what_learns_gets_a_gradient():
