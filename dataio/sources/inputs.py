@@ -43,7 +43,7 @@ def find_inputs(paths: Iterable[str], stdin: BinaryIO, *, null: bool = False) ->
     links in a circle end). A zip gives its images as "zip/member". A path that does not exist
     and holds *, ? or [ is a glob. "-" reads paths from `stdin`. A file given by its own path is
     always taken; of the others those that are named as images or hold one. All other files are
-    counted by suffix in one log message at the end.
+    counted by suffix: in one log message at the end, or in the error of a path without any image.
 
     Args:
         null: the paths on `stdin` end with a zero byte, not with a newline.
@@ -114,7 +114,8 @@ def _glob(pattern: str, unseen: Unseen) -> Iterator[Input]:
             yield _file(path)
     if not count:
         yield Input(pattern, None, f"no image matches; {here}" if here else "no file matches")
-    unseen.merge(here)
+    else:
+        unseen.merge(here)
 
 
 def _hidden(parts: set[str]) -> bool:
@@ -172,7 +173,8 @@ def _in_folder(top: str, unseen: Unseen) -> Iterator[Input]:
         pending += reversed(folders)
     if not count:
         yield Input(top, None, _no_image(here))
-    unseen.merge(here)
+    else:
+        unseen.merge(here)
 
 
 def _no_image(unseen: Unseen) -> str:
@@ -189,6 +191,7 @@ def _in_zip(path: str, unseen: Unseen) -> Iterator[Input]:
         return
     if not members:
         yield Input(path, None, _no_image(here))
+        return
     unseen.merge(here)
     lock = threading.Lock()  # one file position for all threads
 

@@ -264,6 +264,7 @@ def test_a_zip_a_list_and_a_folder_say_the_same(work: Path, call, tmp_path: Path
         picture = np.random.default_rng(number).integers(0, 255, (40, 40, 3), dtype=np.uint8)
         Image.fromarray(picture).save(tmp_path / "photos" / ("sub" if number % 2 else "") / f"{number}.png")
     files = sorted(p.relative_to(tmp_path) for p in (tmp_path / "photos").rglob("*.png"))
+    (tmp_path / "photos" / "sub" / "note.txt").touch()
     with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
         for path in files:
             archive.write(tmp_path / path, path.relative_to("photos"))
@@ -280,6 +281,8 @@ def test_a_zip_a_list_and_a_folder_say_the_same(work: Path, call, tmp_path: Path
         done = call(tmp_path, "predict", *words, stdin=listed)
         assert done.returncode == 0, done.stderr
         assert "6 images: " in done.stdout and "0 unreadable" in done.stdout
+        others = "warning: 1 other file was not looked at (.txt 1)\n"
+        assert (others in done.stderr) == (what == "folder")
         rows = _rows(tmp_path / "out.jsonl")
         answers[what] = {row["path"].replace(".zip", ""): row["p_fake"] for row in rows}
     assert set(answers["folder"]) == set(map(str, files))
@@ -292,7 +295,8 @@ def test_a_zip_a_list_and_a_folder_say_the_same(work: Path, call, tmp_path: Path
     [
         (["-"], 2, "no images"),
         (["missing.jpg"], 2, "no image could be read; first missing.jpg: cannot be read"),
-        (["cut.zip"], 2, "cut.zip: neither a folder nor a zip"),
+        (["cut.zip"], 2, "cut.zip: is a zip file that ends early (16 bytes)"),
+        (["texts"], 2, "texts: holds no image; 1 other file was not looked at (.txt 1)"),
         (["good.jpg", "--output", "x.txt"], 2, "ends in .csv or .jsonl"),
         (["good.jpg", "--output", "none/x.csv"], 2, "there is no folder none"),
         (["good.jpg", "--batch", "0"], 2, "--batch is 0"),
@@ -303,12 +307,15 @@ def test_a_zip_a_list_and_a_folder_say_the_same(work: Path, call, tmp_path: Path
 def test_runs_that_read_nothing_are_one_line(work, call, tmp_path, flags, code, words) -> None:
     (tmp_path / "good.jpg").write_bytes(_picture("JPEG"))
     (tmp_path / "cut.zip").write_bytes(b"PK\x03\x04 and no more")
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").touch()
     output = [] if "--output" in flags else ["--output", "out.csv"]
     done = call(tmp_path, "predict", "--checkpoint", work / "run", *flags, *output)
     assert done.returncode == code
     lines = [line for line in done.stderr.splitlines() if not line.startswith("not calibrated")]
     assert len(lines) == 1 and lines[0].startswith("error: ") and words in lines[0]
-    left = {"good.jpg", "cut.zip"} | ({"out.csv"} if "first" in words or "cut" in words else set())
+    written = {"out.csv"} if any(word in words for word in ("first", "cut", "holds")) else set()
+    left = {"good.jpg", "cut.zip", "texts"} | written
     assert {file.name for file in tmp_path.iterdir()} == left
 
 
