@@ -15,7 +15,9 @@ from dataio.images.opening import Undecodable
 from dataio.sources.inputs import Input
 from engines.checkpoint import files as checkpoints
 from engines.predict.detector import Detector, predict_file
+from engines.predict.explain import as_html, as_text, explain_images
 from engines.predict.predict import PredictionRow, predict, print_rows, write_rows
+from tests.dataio.images.pictures import exif, oriented, picture, saved, with_exif
 from tests.support import write_detector
 
 
@@ -113,3 +115,50 @@ def test_no_maps_from_a_network_without_convolutions(tmp_path):
     with pytest.raises(UserError, match=r"explain .*leave it out"):
         print_rows(rows)
     assert not (tmp_path / "maps").exists()
+
+
+def test_damage_is_an_error_and_oddities_are_a_warning(detector, tmp_path, capsys):
+    jpeg = saved(picture(160, 120), "JPEG")
+    files = {
+        "whole.jpg": jpeg,
+        "padded.jpg": jpeg[:-2] + bytes(16) + jpeg[-2:],
+        "half.jpg": jpeg[: len(jpeg) * 2 // 3] + b"\xff\xd9",
+        "turned.jpg": with_exif("JPEG", exif(oriented(6), (0x011A, 10, 1, bytes(4)))),
+    }
+    rows = list(
+        predict(detector, [Input(name, partial(bytes, data)) for name, data in files.items()], workers=2)
+    )
+    whole, padded, half, turned = rows
+    assert (whole.warning, turned.error) == (None, None)
+    assert padded.p_fake == pytest.approx(whole.p_fake, abs=1e-5) and "extraneous bytes" in padded.warning
+    assert half.verdict is half.warning is None and "damaged or cut short" in half.error
+    print_rows(rows)
+    assert "[warning: Corrupt JPEG data: " in capsys.readouterr().out
+    write_rows(str(tmp_path / "rows.csv"), iter(rows), maps=False)
+    assert (tmp_path / "rows.csv").read_text().splitlines()[0].endswith(",credentials,warning")
+
+
+def test_the_limit_of_pixels_can_be_raised(detector, tmp_path):
+    source = saved(Image.new("L", (1200, 900)))
+    assert detector.prepare(source).width == 32
+    limited = Detector(write_detector(tmp_path / "best.pt"), 1, max_megapixels=1)
+    (row,) = predict(limited, [Input("a", partial(bytes, source))], workers=1)
+    assert "1.1 megapixels, more than the limit of 1" in row.error and "--max-megapixels" in row.error
+
+
+def test_explain_reports_what_cannot_be_read_and_goes_on(tmp_path):
+    jpeg = saved(picture(160, 120), "JPEG")
+    for name, data in (
+        ("half", jpeg[: len(jpeg) * 2 // 3] + b"\xff\xd9"),
+        ("odd", jpeg[:-2] + bytes(16) + jpeg[-2:]),
+    ):
+        (tmp_path / f"{name}.jpg").write_bytes(data)
+    checkpoint = str(write_detector(tmp_path / "best.pt"))
+    names = ["half", "odd", "missing"]
+    found = explain_images(
+        [str(tmp_path / f"{name}.jpg") for name in names], checkpoint, None, tell=False, cam=False
+    )
+    assert "damaged or cut short" in found[0].error and "cannot be read" in found[2].error
+    assert found[1].verdict and "extraneous bytes" in found[1].warning
+    assert "  warning: Corrupt JPEG data: " in as_text(found)
+    assert "A strict decoder says: Corrupt" in as_html(found, checkpoint="x", model=None, tell=False)
