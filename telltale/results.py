@@ -24,8 +24,8 @@ class ImagePrediction:
         calibrated: whether `p_fake` and `verdict` follow a calibration; without one the
             verdict is "AI-generated" from `p_fake` 0.5 on.
         credentials: what the file claims about its own origin (C2PA, IPTC); not part of the score.
-        warning: what a strict decoder says of the file, though no pixel of it is missing; None
-            where it says nothing.
+        warning: what is odd about a file that was predicted, such as bytes that a strict decoder
+            does not expect, or transparency that the detector does not see; None for nothing.
     """
 
     path: str

@@ -105,7 +105,11 @@ def preset_policy(name: str, size: int | None = None, max_megapixels: int = MEGA
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """The bytes for the shard, their extension, the size in pixels, and a warning or ""."""
+    """The bytes for the shard, their extension, the size in pixels, and a warning or "".
+
+    The warning is of a file that is used nevertheless: a strict decoder's complaint about data
+    that cost no pixel, dropped transparency, a file that could not be kept as it is.
+    """
 
     data: bytes
     extension: str

@@ -169,7 +169,7 @@ def predict_file(detector: Detector, path: str | Path) -> tuple[Prediction, str]
     """Read, prepare and predict one file.
 
     Returns:
-        the prediction, and the decoder's warning about the file, "" where there is none.
+        the prediction, and what is odd about the file, "" for nothing.
 
     Raises:
         UserError: the file is missing or undecodable.

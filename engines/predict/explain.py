@@ -33,7 +33,7 @@ class Explanation:
     """The answers about one image.
 
     Fields of a model that was not asked are empty; `error` says why an image cannot be read, and
-    `warning` what a strict decoder says of one that can.
+    `warning` what is odd about one that can.
     """
 
     path: str

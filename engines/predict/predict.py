@@ -36,7 +36,7 @@ class PredictionRow:
     Attributes:
         p_fake: calibrated where `calibrated`. generator: the likeliest; may be "nature".
         credentials: the origin that the file's metadata state; not used for the score.
-        warning: what a strict decoder says of the file, though no pixel of it is missing.
+        warning: what is odd about a file that was predicted: see `Encoded`.
         maps: the common prefix of the files that `MapWriter` wrote.
     """
 

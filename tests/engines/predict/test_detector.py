@@ -130,10 +130,12 @@ def test_damage_is_an_error_and_oddities_are_a_warning(detector, tmp_path, capsy
     )
     whole, padded, half, turned = rows
     assert (whole.warning, turned.error) == (None, None)
-    assert padded.p_fake == pytest.approx(whole.p_fake, abs=1e-5) and "extraneous bytes" in padded.warning
-    assert half.verdict is half.warning is None and "damaged or cut short" in half.error
+    assert padded.p_fake == pytest.approx(whole.p_fake, abs=1e-5) and "extraneous bytes" in (
+        padded.warning or ""
+    )
+    assert half.verdict is half.warning is None and "damaged or cut short" in (half.error or "")
     print_rows(rows)
-    assert "[warning: Corrupt JPEG data: " in capsys.readouterr().out
+    assert "warning: Corrupt JPEG data: " in capsys.readouterr().out
     write_rows(str(tmp_path / "rows.csv"), iter(rows), maps=False)
     assert (tmp_path / "rows.csv").read_text().splitlines()[0].endswith(",credentials,warning")
 
@@ -143,7 +145,9 @@ def test_the_limit_of_pixels_can_be_raised(detector, tmp_path):
     assert detector.prepare(source).width == 32
     limited = Detector(write_detector(tmp_path / "best.pt"), 1, max_megapixels=1)
     (row,) = predict(limited, [Input("a", partial(bytes, source))], workers=1)
-    assert "1.1 megapixels, more than the limit of 1" in row.error and "--max-megapixels" in row.error
+    assert "1.1 megapixels, more than the limit of 1" in str(row.error) and "--max-megapixels" in str(
+        row.error
+    )
 
 
 def test_explain_reports_what_cannot_be_read_and_goes_on(tmp_path):
@@ -161,4 +165,4 @@ def test_explain_reports_what_cannot_be_read_and_goes_on(tmp_path):
     assert "damaged or cut short" in found[0].error and "cannot be read" in found[2].error
     assert found[1].verdict and "extraneous bytes" in found[1].warning
     assert "  warning: Corrupt JPEG data: " in as_text(found)
-    assert "A strict decoder says: Corrupt" in as_html(found, checkpoint="x", model=None, tell=False)
+    assert "Warning: Corrupt" in as_html(found, checkpoint="x", model=None, tell=False)
