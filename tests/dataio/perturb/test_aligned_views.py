@@ -138,6 +138,23 @@ def test_history_is_drawn_as_the_codec_draws_it_and_lossy_files_stay():
     assert 30 <= drawn.count("75:2") <= 58 and set(drawn) == {"75:2", "92:0"}
 
 
+def test_views_judge_files_by_content():
+    """A phone's MPO is a JPEG, and a lossless WebP is lossless; names are nowhere in it."""
+    mpo = encoded("MPO", quality=96, save_all=True, append_images=[Image.fromarray(pixels(seed=1))])
+    assert opened(mpo).format == "MPO"
+    assert JpegFakes(96)(mpo, "k", real=True) == mpo
+    cut = SizeMatched(32)(mpo, "k", True)
+    assert opened(cut).format == "JPEG" and jpeg_history(cut) == "96:2"
+    view = HistoryMatched({"70:2": 1})
+    assert view(mpo, "k", True) == mpo
+    for kind, options in (("WEBP", {"lossless": True}), ("TGA", {}), ("QOI", {}), ("JPEG2000", {})):
+        assert jpeg_history(view(encoded(kind, **options), "k", False)) == "70:2"
+    for kind, options in (("WEBP", {"quality": 80}), ("TIFF", {"compression": "jpeg"})):
+        source = encoded(kind, **options)
+        assert view(source, "k", False) == source
+    assert history_of([mpo, encoded("WEBP")]) == {"96:2": 1}
+
+
 def test_a_history_matched_file_ends_under_the_default_policy_as_the_source_itself():
     # The policy would have given the source the same history, and gives a JPEG none.
     history = {"75:2": 3, "92:0": 1}

@@ -66,6 +66,20 @@ def test_every_feature_is_measured_on_a_jpeg_and_the_jpegs_own_are_missing_elsew
     assert len(saved(noise(), "PNG")) / 128**2 == png.pixels[PIXEL_NAMES.index("bytes_per_pixel")]
 
 
+def test_the_container_is_read_from_the_content():
+    lossless = CONTAINER_NAMES.index("lossless")
+    values = {
+        "png": measure_image(saved(noise(), "PNG")),
+        "webp": measure_image(saved(noise(), "WEBP", quality=80)),
+        "lossless webp": measure_image(saved(noise(), "WEBP", lossless=True)),
+        "mpo": measure_image(saved(noise(), "MPO", save_all=True, append_images=[Image.fromarray(noise())])),
+    }
+    found = {name: (one.container[lossless], one.is_jpeg) for name, one in values.items()}
+    assert found == {"png": (1, False), "webp": (0, False), "lossless webp": (1, False), "mpo": (0, True)}
+    mpo = values["mpo"].container
+    assert readable_value("format", mpo[CONTAINER_NAMES.index("format")]) == "JPEG"
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("side", [1, 8, 16, 33])
 def test_small_and_plain_images_give_what_they_can(side):
