@@ -7,6 +7,7 @@ fixed silently.
 
 import json
 import os
+import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ from dataio.core.errors import UserError, one_line, reason_of
 from dataio.core.log import log
 from dataio.images.opening import MEGAPIXELS, Undecodable, open_image, to_rgb, upright
 from dataio.shards.tar_reader import safe_members
+from dataio.sources.sniff import named_as_image
 from dataio.vqa.sample_text import UniqueIds, escaped, is_blank, text_fault
 
 IMAGE_PLACEHOLDER = "<image>"
@@ -120,13 +122,21 @@ def _records(path: Path) -> Iterator[Any]:
             "conversations.json or WebDataset tars in it" if path.is_dir() else "a JSON file or a folder"
         )
         raise UserError(f"{path}: not found or empty, expected {expected}")
+    unread = [
+        file.name for file in path.iterdir() if re.search(r"\.(tar\.\w+|tgz)$", file.name, re.IGNORECASE)
+    ]
     for tar in tars:
-        yield from _records_of_tar(tar)
+        yield from _records_of_tar(tar, unread)
+    if unread:
+        log.warning(
+            f"{path}: not read: {len(unread)}, first {unread[0]}; expected uncompressed tars with an image beside "
+            "each .json"
+        )
 
 
 def _read_list(file: Path) -> list[Any]:
     try:
-        records = json.loads(file.read_text(encoding="utf-8"))
+        records = json.loads(file.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{file}: not readable as JSON ({one_line(error)}); fix it or write it again"
@@ -138,14 +148,16 @@ def _read_list(file: Path) -> list[Any]:
     return records
 
 
-def _records_of_tar(tar: Path) -> Iterator[Any]:
+def _records_of_tar(tar: Path, unread: list[str]) -> Iterator[Any]:
+    """The records of one tar; members that belong to none are added to `unread`."""
     members = tar_members(str(tar))
-    stems = {name.rpartition(".")[0]: name for name in members if not name.endswith(".json")}
-    without = [stem for stem in stems if f"{stem}.json" not in members]
-    if without:
-        log.warning(
-            f"{tar}: members without a .json of their own are not read: {len(without)}, first {without[0]}"
-        )
+    images: dict[str, list[str]] = {}
+    for name in members:
+        stem = name.rpartition(".")[0]
+        if named_as_image(name) and f"{stem}.json" in members:
+            images.setdefault(stem, []).append(f"{tar}/{name}")
+        elif not name.endswith(".json"):
+            unread.append(f"{tar.name}/{name}")
     for name in members:
         if name.endswith(".json"):
             stem = name.removesuffix(".json")
@@ -155,8 +167,8 @@ def _records_of_tar(tar: Path) -> Iterator[Any]:
                 record = {"id": f"{tar.name}/{stem}", "broken": str(error)}
             if isinstance(record, dict):
                 record = {"id": f"{tar.stem}/{stem}", **record}
-                if stem in stems:
-                    record["image"] = f"{tar}/{stems[stem]}"
+                if own := images.get(stem):
+                    record["image"] = own[0] if len(own) == 1 else own
             yield record
 
 

@@ -30,7 +30,7 @@ def read_items(path: str | Path) -> list[dict[str, Any]]:
     """
     path = Path(path)
     try:
-        items = json.loads(path.read_text(encoding="utf-8"))
+        items = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         expected = "a benchmark that write_vqa wrote, or the answers.json of an evaluation"
         raise UserError(f"{path}: no such file; expected {expected}") from None

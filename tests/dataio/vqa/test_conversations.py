@@ -187,10 +187,16 @@ def test_webdataset_tars_and_members_of_tars(tmp_path, caplog, monkeypatch):
             record = {"conversations": said("<image>\nReal?", f"Fake {number}.")}
             add(archive, "000000001.json", json.dumps(record).encode())
             add(archive, "000000002.jpg", place.read_bytes())
+            for suffix in ("json", "jpg", "png"):
+                add(archive, f"000000003.{suffix}", json.dumps(record).encode())
+    (tmp_path / "old.tar.gz").touch()
     found, rejected = read_conversations(tmp_path, markers=MARKERS)
-    assert not rejected
+    assert [one.id for one in rejected] == ["000000/000000003", "000001/000000003"]
+    assert "000000003.png'], expected a path" in rejected[0].reason
     assert [one.id for one in found] == ["000000/000000001", "000001/000000001"]
-    assert "000000.tar: members without a .json of their own are not read: 1, first 000000002" in caplog.text
+    assert (
+        f"{tmp_path}: not read: 3, first old.tar.gz; expected uncompressed tars with an image" in caplog.text
+    )
     assert check_images(found)[1] == []
     expected = np.asarray(Image.open(place).convert("RGB"))
     assert (np.asarray(load_rgb(str(found[1].image))) == expected).all()
@@ -212,6 +218,11 @@ def test_files_that_are_no_sets(tmp_path):
         read_conversations(tmp_path / "cut.json")
     with pytest.raises(UserError, match="holds a dict, expected a list"):
         read_conversations(written(tmp_path, {"a": 1}))
+
+
+def test_a_byte_order_mark_is_no_fault(tmp_path):
+    (tmp_path / "bom.json").write_text(json.dumps([sample()]), encoding="utf-8-sig")
+    assert len(read_conversations(tmp_path / "bom.json", markers=MARKERS)[0]) == 1
 
 
 def test_the_reference_set_is_read_whole(shared_data):
