@@ -24,6 +24,7 @@ _WIDE = (  # UTF-32's mark begins with UTF-16's
     (b"\xff\xfe", "UTF-16"),
     (b"\xfe\xff", "UTF-16"),
 )
+_PACKED = ((b"PK\x03\x04", "a zip file or a workbook"), (b"\x1f\x8b", "packed by gzip"))
 _HEAD_BYTES = 4096
 
 
@@ -78,11 +79,19 @@ class CsvTable:
         for line, text in lines:
             fields = self._split(text, line)
             if len(fields) != width:
-                raise self.error(
-                    f"line {line}: {_fields(len(fields))}, expected {width} ({', '.join(names)}); put a "
-                    f'value that holds a comma in quotes, as in "crane, bird", and write every comma'
+                other = next(
+                    (name for mark, name in _SEPARATORS.items() if text.count(mark) == width - 1), ""
                 )
-            if fields == list(names):
+                remedy = (
+                    f"values are separated by {other} there, write commas"
+                    if other and len(fields) == 1
+                    else 'put a value that holds a comma in quotes, as in "crane, bird", and write every comma'
+                )
+                raise self.error(
+                    f"line {line}: {_fields(len(fields))}, expected {width} ({', '.join(names)}); {remedy}"
+                )
+            # As `cat` leaves it between two files, whose second may begin with a mark.
+            if fields[-1] == names[-1] and [_INVISIBLE.sub("", name) for name in fields] == list(names):
                 raise self.error(f"line {line}: repeats the header; remove the line")
             for number in nameless:
                 if fields[number]:
@@ -113,6 +122,9 @@ class CsvTable:
             raise self.error(f"cannot be read ({reason_of(error)})") from None
         except ValueError as error:  # a zero byte in the name
             raise self.error(f"cannot be read ({error})") from None
+        packed = next((what for mark, what in _PACKED if head.startswith(mark)), "")
+        if packed:
+            raise self.error(f"is {packed}, expected a CSV file; unpack it, or save it as CSV UTF-8")
         wide = next((name for mark, name in _WIDE if head.startswith(mark)), "")
         if not wide and head.count(0) * 4 > len(head):  # without a mark
             wide = "UTF-16"

@@ -33,6 +33,11 @@ _BREAKS = re.compile(r"[\s_\-\u2010-\u2015\u2212]+")
 _WORD = re.compile(r"[^\W\d_]+|\d+")
 _JOINED = re.compile(f"({'|'.join(_KINDS)})({'|'.join((*_THINGS, *_FILLERS))})")
 _HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])")
+# Cyrillic and Greek letters that look like Latin ones: a slip where a word has Latin letters too.
+_TWINS = str.maketrans(
+    "\u0430\u0441\u0435\u043e\u0440\u0445\u0443\u0456\u0455\u0458\u03bf\u03b1\u03bd\u03c1\u03c4",
+    "aceopxyisjoavpt",
+)
 # Drawn as nothing, though not in the category of format characters (Cf).
 _DRAWN_AS_NOTHING = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0")
 
@@ -61,11 +66,16 @@ def tidy(text: str) -> str:
 def look_of(text: str) -> str:
     """What two labels share that only look different: case, normal form, quotes, breaks, a number's spelling."""
     plain = unicodedata.normalize("NFKC", tidy(text)).casefold().strip(_QUOTES + " ")
-    plain = unicodedata.normalize("NFKC", plain)
+    plain = _latin(unicodedata.normalize("NFKC", plain))
     if _NUMBER.fullmatch(plain):
         number = Decimal(plain) + 0  # "-0" is 0
         return str(number.to_integral_value() if number == number.to_integral_value() else number.normalize())
     return _BREAKS.sub(" ", plain).strip() or plain
+
+
+def _latin(text: str) -> str:
+    """A text in lower case with Latin letters in place of their twins, if it has Latin ones."""
+    return text.translate(_TWINS) if not text.isascii() and re.search("[a-z]", text) else text
 
 
 def _readings(text: str) -> list[list[str]]:
@@ -74,7 +84,7 @@ def _readings(text: str) -> list[list[str]]:
     readings: list[list[str]] = []
     for written in (_HUMP.sub(" ", plain), plain):
         words: list[str] = []
-        for word in _WORD.findall(written.casefold()):
+        for word in _WORD.findall(_latin(written.casefold())):
             joined = _JOINED.fullmatch(word)
             words += joined.groups() if joined else [word]
         readings.append(words)
@@ -114,7 +124,7 @@ def _are_undecided(words: list[str]) -> bool:
         return False
     if words[0] in ("nonfake", "notfake") or (words[0] in _NOT and len(words) > 1):
         return _FAKE.issuperset(words[1:])
-    if words in (["0"], ["1"]):  # "class 0"
+    if len(words) == 1 and words[0] in _UNDECIDED:  # "class 0"
         return True
     rest = [word for word in words if not word.isdecimal()]
     return bool(rest) and _REAL.issuperset(rest)
@@ -141,7 +151,7 @@ def fold_generators(
     _refuse_look_alikes(names, spellings)
     others = sorted(text for text in chosen if text != PHOTOGRAPHS)
     if others:
-        described = ", ".join(f"{text!r} ({_rows(spellings[text].rows)})" for text in others)
+        described = ", ".join(f"{_shown(text)} ({_rows(spellings[text].rows)})" for text in others)
         notes.append(f"generator {described}: read as photographs, named {PHOTOGRAPHS}")
     notes += _changed("generator", {text: name for text, name in names.items() if text not in chosen})
     if real is None:
@@ -170,7 +180,7 @@ def fold_objects(spellings: Mapping[str, Spelling]) -> tuple[dict[str, str], lis
     alike = defaultdict(set)
     for name in names.values():
         alike[look_of(name)].add(name)
-    pairs = [" and ".join(map(repr, sorted(group))) for group in alike.values() if len(group) > 1]
+    pairs = [" and ".join(map(_shown, sorted(group))) for group in alike.values() if len(group) > 1]
     if pairs:
         notes.append(
             f"objects that look alike are kept apart: {_first(sorted(pairs), quoted=False)}; "
@@ -250,8 +260,12 @@ def _changed(what: str, names: Mapping[str, str]) -> list[str]:
 
 def _where(text: str, spellings: Mapping[str, Spelling]) -> str:
     """A spelling and its line; escaped where a reader would not see what it is."""
-    shown = repr(text) if tidy(text) == text and unicodedata.is_normalized("NFKC", text) else ascii(text)
-    return f"{shown} (line {spellings[text].line})"
+    return f"{_shown(text)} (line {spellings[text].line})"
+
+
+def _shown(text: str) -> str:
+    plain = tidy(text) == text and unicodedata.is_normalized("NFKC", text)
+    return repr(text) if plain and _latin(text.casefold()) == text.casefold() else ascii(text)
 
 
 def _all(spellings: Iterable[str]) -> str:

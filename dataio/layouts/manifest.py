@@ -196,7 +196,7 @@ class ManifestLayout:
                 else:
                     first_missing = first_missing or row["path"]
                     missing += 1
-                    first += [f"{row['path']} (line {line})"] if missing <= 10 else []
+                    first += [f"{row['path']:.200} (line {line})"] if missing <= 10 else []
                 continue
             split, group = self._split(row), tidy(row.get("group", ""))
             if group:

@@ -31,6 +31,8 @@ BAD = {
     "a comma at the end": ("a,b,c,\n", r"line 2: 4 fields, expected 3"),
     "too few fields": ("a,b,c\n\na,b\n", r"line 4: 2 fields, expected 3 \(path, generator, object\)"),
     "one field": ("a\n", r"line 2: 1 field, expected 3"),
+    "other separators below the header": ("a;b;c\n", r"line 2: 1 field, .* separated by ';' there"),
+    "the header again, marked": ("\ufeff" + HEAD, r"line 2: repeats the header"),
     "the header again": ("a,b,c\n" + HEAD, r"line 3: repeats the header"),
     "a zero byte": ("a,b,c\0\n", r"line 2: holds the control character U\+0000"),
     "an escape": ("a,b\x1b[0m,c\n", r"line 2: holds the control character U\+001B"),
@@ -76,6 +78,8 @@ def test_damaged_rows_are_errors_that_name_the_line(tmp_path, case):
         (b"path,generator,object,Object \na,b,c,d\n", "the header has the column 'object' twice"),
         (b"path,generator,object,prompt,prompt\n", "the header has the column 'prompt' twice"),
         (b"path,generator,object,\na,b,crane, bird\n", "line 2: 'bird' is in column 4.*does not name"),
+        (b"PK\x03\x04rest", "is a zip file or a workbook, expected a CSV file"),
+        (b"\x1f\x8b\x08rest", "is packed by gzip, expected a CSV file"),
         (b"", "no column 'path'; expected path, generator, object .*found nothing"),
     ],
 )

@@ -21,14 +21,17 @@ from dataio.layouts.labels import (
 REAL = (
     "nature Nature REAL real photo Photos photographs natural authentic genuine human camera original pristine "
     "0_real 1_real 'real' \"nature\" \u2018real\u2019 real. [real] real-photo RealPhoto realphoto real~images reaL "
-    "natural-image bonafide bona~fide human-made \uff52\uff45\uff41\uff4c re\u200bal r\u00adeal \ufeffreal "
+    "natural-image bonafide bona~fide human-made \uff52\uff45\uff41\uff4c re\u200bal r\u0435al r\u00adeal \ufeffreal "
     "real\u00a0image original_photos"
 )
 FAKE = (
     "realvisxl realistic-vision photoshop naturalspeech Real-ESRGAN unreal not-real fake AI generated synthetic "
     "glide coco_real 1_fake unknown humanart class-3 2 sd1.4 DALL-E-3"
 )
-UNDECIDED = "0 1 1.0 0.0 00 +1 -1 true False YES no nan None NULL n/a - not-fake non-AI real1 real_0 class-0 PhotoReal"
+UNDECIDED = (
+    "0 1 1.0 0.0 00 +1 -1 true False YES no nan None NULL n/a - not-fake non-AI real1 real_0 class-0 "
+    "PhotoReal label~true"
+)
 
 
 def listed(texts):
@@ -57,7 +60,8 @@ def test_every_spelling_becomes_nature_and_is_named(text):
     names, notes = fold_generators(counted("glide", text, "nature", text))
     assert names == {"glide": "glide", text: "nature", "nature": "nature"}
     if text != "nature":
-        assert notes == [f"generator {text!r} (2 rows): read as photographs, named nature"]
+        shown = (repr(text), ascii(text))
+        assert notes[0] in [f"generator {name} (2 rows): read as photographs, named nature" for name in shown]
 
 
 @pytest.mark.parametrize("text", FAKE_NAMES)
@@ -110,7 +114,8 @@ def test_generators_that_look_alike_are_refused_and_objects_are_named(first, sec
         fold_generators(counted("nature", first, second))
     names, (note,) = fold_objects(counted(first, "other", second))
     assert names == {text: text for text in (first, second, "other")}
-    assert "look alike are kept apart" in note and repr(first) in note and repr(second) in note
+    assert repr(first) in note or ascii(first) in note
+    assert "look alike are kept apart" in note and repr(second) in note
 
 
 @pytest.mark.parametrize(
