@@ -42,6 +42,11 @@ def make_parser() -> Parser:
     add = parser.add_argument_group("Prediction").add_argument
     add("--batch", type=int, default=None, help="images per forward pass")
     add("--allow-test", action="store_true", help="let --split be test")
+    add(
+        "--other-codec",
+        action="store_true",
+        help="accept shards of another codec policy than the checkpoint's; the calibration records it",
+    )
     return parser
 
 
@@ -73,7 +78,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-_KEYS = ("checkpoint", "data", "split", "predictions", "false_alarm_rate", "allow_test", "batch")
+_KEYS = (
+    "checkpoint",
+    "data",
+    "split",
+    "predictions",
+    "false_alarm_rate",
+    "allow_test",
+    "other_codec",
+    "batch",
+)
 
 if __name__ == "__main__":
     run_command(main)

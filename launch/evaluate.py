@@ -29,6 +29,11 @@ def make_parser() -> Parser:
     add = parser.add_argument_group("Prediction").add_argument
     add("--batch", type=int, default=None, help="images per forward pass (default: 4 times the training's)")
     add("--mirror", action="store_true", help="predict mirror images too and average; twice the work")
+    add(
+        "--other-codec",
+        action="store_true",
+        help="accept shards of another codec policy than the checkpoint's; metrics.json records it",
+    )
     add("--verify", action="store_true", help="check the SHA-256 of every shard first")
     add = parser.add_argument_group("Report").add_argument
     add("--report", action="store_true", help="write report.html and report.md too")
@@ -83,7 +88,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-_KEYS = ("checkpoint", "data", "split", "output", "batch", "mirror", "verify", "groups", "resamples")
+_KEYS = (
+    "checkpoint",
+    "data",
+    "split",
+    "output",
+    "batch",
+    "mirror",
+    "other_codec",
+    "verify",
+    "groups",
+    "resamples",
+)
 
 if __name__ == "__main__":
     run_command(main)

@@ -4,6 +4,8 @@ r"""Turn a data set into WebDataset shards with a manifest, or verify such a fol
         --val-labels LOC_val_solution.csv --workers 16
     telltale shard verify data/genimage
 
+Images for a trained detector are coded as its training images with --codec.from RUN.
+
 Killed at any moment and run again, it continues and ends with the same bytes. On a cluster,
 the same command with --task i/n (i from 0, as SLURM's --array=0-7 counts) on a shared file
 system writes each n-th shard; when all tasks are done, the same with --finish merges.
@@ -21,8 +23,9 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from dataio.core.cores import worker_count
+from dataio.core.errors import UserError
 from dataio.core.tasks import parse_task
-from dataio.images.codec import PRESETS, preset_policy
+from dataio.images.codec import PRESETS, CodecPolicy, preset_policy
 from dataio.images.opening import MEGAPIXELS
 from engines.config.layout_flags import add_layout_flags, default_codec_preset, layout_of, layout_settings
 from engines.config.parser import Parser
@@ -38,7 +41,13 @@ def make_parser() -> Parser:
     add("--samples-per-shard", type=int, default=1000, help="images in one tar")
     add("--codec.preset", choices=PRESETS, default=None, help="default: default; cifake: keep")
     add("--codec.size", type=int, default=None, help="side of the images, pixels (default 256)")
-    add("--codec.max_megapixels", type=int, default=MEGAPIXELS, help="reject larger images")
+    add(
+        "--codec.from",
+        metavar="RUN",
+        default=None,
+        help="instead: the codec policy of a run, checkpoint, export or shard folder, its JPEG history included",
+    )
+    add("--codec.max_megapixels", type=int, default=None, help=f"reject larger images (default {MEGAPIXELS})")
     add("--seed", type=int, default=0, help="seed of the permutation")
     add("--allow-duplicates", action="store_true", help="accept an image that is in two splits")
     add("--allow-one-class", action="store_true", help="accept a set without photographs, or without fakes")
@@ -62,8 +71,7 @@ def _write(args: Any) -> int:
     from dataio.sharding.merge import summary
 
     array_task = parse_task(args.task, finish=args.finish)
-    preset = args.codec.preset or default_codec_preset(args.layout)
-    policy = preset_policy(preset, args.codec.size, args.codec.max_megapixels)
+    policy = _policy(args)
     if args.layout == "synthetic":
         write_synthetic(args.source, **args.synthetic.as_dict())
     layout = layout_of(args)
@@ -86,6 +94,22 @@ def _write(args: Any) -> int:
         print(summary(finish_job(job) if args.finish else run_job(job)))
         print(f"shards: {args.output}")
     return 0
+
+
+def _policy(args: Any) -> CodecPolicy:
+    """The codec policy that the flags ask for."""
+    source, limit = args["codec.from"], args["codec.max_megapixels"]
+    if source is None:
+        preset = args.codec.preset or default_codec_preset(args.layout)
+        return preset_policy(preset, args.codec.size, MEGAPIXELS if limit is None else limit)
+    given = [f"--codec.{name}" for name in ("preset", "size", "max_megapixels") if args[f"codec.{name}"]]
+    if given:
+        raise UserError(
+            f"brings the whole policy; leave out {' and '.join(given)}", field="codec.from", value=source
+        )
+    from engines.checkpoint.contract import policy_from  # imports torch
+
+    return policy_from(source)
 
 
 def _verify(words: list[str]) -> int:

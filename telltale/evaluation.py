@@ -62,6 +62,7 @@ def evaluate(
     batch: int | None = None,
     resamples: int = 1000,
     held_out: Sequence[str] = (),
+    other_codec: bool = False,
 ) -> Evaluation:
     """Predict a split and compute the metrics, as `telltale evaluate` does.
 
@@ -72,10 +73,12 @@ def evaluate(
         batch: images of one forward pass; None takes 4 times the training's micro-batch.
         resamples: of the bootstrap behind the intervals.
         held_out: generators that the model was not trained on.
+        other_codec: accept shards of another codec policy than the checkpoint's; `metrics["data"]`
+            names the differences.
 
     Raises:
-        UserError: a bad checkpoint or bad shards, label spaces that differ, an output that
-            cannot be written, or a number below 1.
+        UserError: a bad checkpoint or bad shards, label spaces or codec policies that differ, an
+            output that cannot be written, or a number below 1.
 
     Examples:
         >>> import telltale
@@ -101,6 +104,7 @@ def evaluate(
             batch=batch,
             resamples=resamples,
             held_out=held_out,
+            other_codec=other_codec,
         )
         if metrics is None:
             raise RuntimeError("evaluate runs in one process; use `telltale evaluate` for several")

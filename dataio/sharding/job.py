@@ -72,7 +72,7 @@ class ShardJob:
         """Everything the bytes depend on, except the source."""
         return {
             "layout": self.layout.name,
-            "codec": {**self.policy.to_dict(), "history": None},
+            "codec": self.policy.to_dict(),  # with a history only where one was given, not found
             "samples_per_shard": self.samples_per_shard,
             "seed": self.seed,
             **self.extra_settings,

@@ -18,14 +18,14 @@ from dataio.loading.crops import center_boxes
 from dataio.loading.loader import Loader
 from dataio.loading.pixels import normalize, to_pixels
 from dataio.loading.training_order import BatchSpec
-from dataio.shards.manifest import label_mismatch
 from dataio.shards.shard_set import ShardSet
 from engines.attribution.faithfulness import compare_with_random
 from engines.attribution.gradcam import grad_cams, overlay, verdict_score
+from engines.checkpoint.contract import check_shards
 from engines.checkpoint.load_model import load_model
 from engines.config.detector import Config
 from engines.evaluate.calibration import calibration_of
-from engines.evaluate.predictions import label_spaces, probability_column
+from engines.evaluate.predictions import data_info, identities, label_spaces, probability_column
 from models.detector.dual_head import DualHead
 
 GalleryOutcome = Literal["right", "wrong", "abstained"]
@@ -126,13 +126,13 @@ def build_gallery(
         per_outcome: see `choose`. cam: make the maps.
 
     Raises:
-        UserError: a bad checkpoint or bad shards, or a table of other shards or labels.
+        UserError: a bad checkpoint or bad shards, or a table of other shards, labels or codec policy.
     """
     model, config, info = load_model(checkpoint)
     shards = ShardSet(data, split)
-    mismatch = label_mismatch(info["labels"], shards.labels)
-    if mismatch:
-        raise UserError(f"{checkpoint}: its {mismatch} ({data}); give the shards that were predicted")
+    # Whoever predicted another codec has accepted it, and the table says so.
+    accepted = bool(data_info(table).get("codec_differences"))
+    check_shards(checkpoint, info, shards, other_codec=accepted)
     _check_same_samples(table, shards)
     chosen = choose(table, per_outcome)
     if not chosen:
@@ -233,11 +233,25 @@ def _device() -> torch.device:
 def _check_same_samples(table: pa.Table, shards: ShardSet) -> None:
     ids, keys = table["sample_id"].to_numpy(), table["key"].to_pylist()
     fitting = len(ids) == 0 or (ids.min() >= 0 and ids.max() < len(shards))
-    if not fitting or [f"{int(key):09d}" for key in shards.rows[ids]["key"]] != keys:
+    if (
+        not fitting
+        or [f"{int(key):09d}" for key in shards.rows[ids]["key"]] != keys
+        or _others(table, shards)
+    ):
         raise UserError(
             f"{shards.folder}: the {shards.split} split holds other images than the predictions are of; "
             "give the shards and the split that were predicted"
         )
+
+
+def _others(table: pa.Table, shards: ShardSet) -> bool:
+    """Whether the table identifies its images, and they are not those of the shards."""
+    column = identities(table)
+    # Where images would have to be read for it, their places must do.
+    if column is None or {data_info(table).get("identity"), shards.identified_by} != {"source"}:
+        return False
+    found = shards.identities(table["sample_id"].to_numpy())
+    return [row.tobytes().hex() for row in found] != column.to_pylist()
 
 
 def _load(shards: ShardSet, config: Config, ids: NDArray[np.int64]) -> Iterator[torch.Tensor]:

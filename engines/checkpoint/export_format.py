@@ -16,7 +16,7 @@ EXPORT_CALIBRATION = "model.calibration.json"
 FORMAT = "telltale-export"
 VERSION = 1
 # What a program needs to repeat telltale's evaluation of one image, out of data.*.
-_PREPROCESSING = ("size", "eval_crop", "mean", "std")
+PREPROCESSING = ("size", "eval_crop", "mean", "std")
 
 
 def describe_export(config: Config, info: dict[str, Any]) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def describe_export(config: Config, info: dict[str, Any]) -> dict[str, Any]:
         "version": VERSION,
         "generators": info["labels"]["generators"],
         "objects": info["labels"]["objects"],
-        "preprocessing": {key: settings["data"][key] for key in _PREPROCESSING},
+        "preprocessing": {key: settings["data"][key] for key in PREPROCESSING},
         "real_fake": "P(fake) = 1 - softmax(generator logits)[0]",
         "codec": info["codec"],
         "layout": info["layout"],

@@ -30,7 +30,8 @@ def load_model(path: str | Path) -> tuple[DualHead, Config, dict[str, Any]]:
     model = DualHead(config.model, labels["generators"], labels["objects"], image_size=config.data.size)
     # The weights that the run validates: RUN/checkpoints hold the raw ones beside the average.
     model.load_state_dict(state.get("ema", state["model"]))
-    info = {key: state[key] for key in ("step", "labels", "codec", "layout")}
+    info = {key: state[key] for key in ("step", "labels", "layout")}
+    info["codec"] = state.get("codec")  # the first checkpoints may lack it
     if "missing_class" in state:
         info["missing_class"] = state["missing_class"]
     return model.eval(), config, info

@@ -1,15 +1,18 @@
 """Calibrate a checkpoint on a split, or on its predictions; the result lies beside the checkpoint."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
 from dataio.core.errors import UserError
+from engines.checkpoint.contract import other_codec_error
 from engines.checkpoint.files import weights_sha256
 from engines.evaluate.calibration import Calibration, calibration_path, save_calibration
 from engines.evaluate.calibration_fit import fit_calibration
-from engines.evaluate.predictions import build_table, checkpoint_info, read_predictions
+from engines.evaluate.predictions import build_table, checkpoint_info, data_info, read_predictions
 from engines.stats.significance import wilson
 
 
@@ -23,6 +26,7 @@ def calibrate_checkpoint(
     miss_rate: float = 0.05,
     allow_test: bool = False,
     batch: int | None = None,
+    other_codec: bool = False,
 ) -> tuple[Calibration, Path] | None:
     """Predict a split, fit, and write the calibration; under torchrun every rank calls this.
 
@@ -33,13 +37,15 @@ def calibrate_checkpoint(
         false_alarm_rate, miss_rate: see `fit_calibration`.
         allow_test: accept the test split; every later figure on it is then optimistic.
         batch: images per forward pass; None for the default of `predict_split`.
+        other_codec: accept images of another codec policy than the checkpoint's, with a note.
 
     Returns:
         the calibration and its file on rank 0, None on the others.
 
     Raises:
         UserError: neither or both of data and predictions; the test split; predictions of
-            other weights, of another split or of mirror images; what `fit_calibration` raises.
+            other weights, of another split, of mirror images or of another codec policy; what
+            `fit_calibration` raises.
     """
     if (data is None) == (predictions is None):
         raise UserError("calibrate on either data (shards) or predictions (a parquet file): give one of them")
@@ -56,12 +62,14 @@ def calibrate_checkpoint(
             f"{folder}: cannot be written, and the calibration belongs there; copy the checkpoint"
         )
     if predictions is not None:
-        table, weights = _read(checkpoint, predictions, split)
+        table, weights = _read(checkpoint, predictions, split, other_codec)
     else:
         from engines.evaluate.split_inference import predict_split
 
         assert data is not None
-        arrays = predict_split(checkpoint, data, split, batch=batch, calibrated=False)
+        arrays = predict_split(
+            checkpoint, data, split, batch=batch, calibrated=False, other_codec=other_codec
+        )
         if arrays is None:
             return None
         table = build_table(arrays)
@@ -74,10 +82,24 @@ def calibrate_checkpoint(
         split=split,
         weights_sha256=weights,
     )
+    described = data_info(table)
+    notes = [*calibration.notes, *_data_notes(described)]
+    calibration = replace(calibration, data=described, notes=tuple(notes))
     return calibration, save_calibration(checkpoint, calibration)
 
 
-def _read(checkpoint: str, predictions: str, split: str) -> tuple[pa.Table, str]:
+def _data_notes(described: dict[str, Any]) -> list[str]:
+    if not described:
+        return ["the predictions do not say which data and codec policy they are of; evaluate again to check"]
+    if described.get("codec_differences"):
+        differences = "; ".join(described["codec_differences"])
+        return [
+            f"fitted on images of another codec than the training's ({differences}): not for telltale predict"
+        ]
+    return []
+
+
+def _read(checkpoint: str, predictions: str, split: str, other_codec: bool) -> tuple[pa.Table, str]:
     """The table of this checkpoint's predictions on this split, and the SHA-256 of its weights."""
 
     def wrong(message: str) -> UserError:
@@ -106,6 +128,10 @@ def _read(checkpoint: str, predictions: str, split: str) -> tuple[pa.Table, str]
         raise wrong(
             "was predicted with --mirror, which telltale predict does not do; evaluate again without it"
         )
+    described = data_info(table)
+    if described.get("codec_differences") and not other_codec:
+        data, differences = str(described.get("folder")), described["codec_differences"]
+        raise other_codec_error(data, checkpoint, differences)
     return table, weights
 
 

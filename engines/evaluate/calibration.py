@@ -54,6 +54,8 @@ class Calibration:
         split: the split it was fitted on. weights_sha256: of the weights it belongs to.
         counts: on that split: real, fake, false_alarms, misses, unsure_real, unsure_fake.
         before, after: nll (nats per image) and ece (15 bins) on that split.
+        data: the shards it was fitted on, see `engines.checkpoint.contract.check_shards`; empty in
+            older files.
         notes: warnings for the user, one line each.
 
     Raises:
@@ -72,6 +74,7 @@ class Calibration:
     counts: dict[str, int] = field(default_factory=dict)
     before: dict[str, float] = field(default_factory=dict)
     after: dict[str, float] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

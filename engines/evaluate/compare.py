@@ -8,20 +8,20 @@ the interval is the stricter criterion.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from dataio.core import atomic
 from dataio.core.errors import UserError, writing
+from dataio.core.log import log
 from engines.evaluate.columns import Labels
 from engines.evaluate.evaluate import PREDICTIONS
 from engines.evaluate.intervals import Headline, sample_of
-from engines.evaluate.predictions import checkpoint_info, read_predictions
+from engines.evaluate.pairing import Side, pair_images
+from engines.evaluate.predictions import checkpoint_info, data_info, read_predictions
 from engines.evaluate.sections.base import Metric, Show, lacks_class
 from engines.evaluate.sections.registry import shown_in
 from engines.stats.bootstrap import LEVEL, Figures, percentile_interval, resample
@@ -36,14 +36,6 @@ _METHOD = "paired percentile bootstrap, seeded, of images within each true gener
 
 def _compared(metric: Metric) -> Show | None:
     return metric.compared
-
-
-@dataclass(frozen=True)
-class Side:
-    """One of the two detectors: its name for sentences and its predictions table."""
-
-    name: str
-    table: pa.Table
 
 
 def predictions_file(path: str | Path) -> Path:
@@ -70,6 +62,8 @@ def compare_evaluations(
             )
     sides = [Side(path, read_predictions(predictions_file(path))) for path in (a, b)]
     comparison = compare(*sides, resamples=resamples, seed=seed)
+    for note in comparison["notes"]:
+        log.warning(note)
     if output is not None:
         with writing(output, field="output", hint="choose another file"):
             atomic.write_text(Path(output), json.dumps(comparison, indent=2, allow_nan=False) + "\n")
@@ -84,13 +78,14 @@ def compare(a: Side, b: Side, *, resamples: int = 2000, seed: int = 0) -> dict[s
 
     Returns:
         plain JSON values:
-        schema, version, a, b (name and checkpoint), images, groups, level, method, resamples,
+        schema, version, a, b (name, checkpoint, data, and images left out), images, paired_by, notes
+        (see `engines.evaluate.pairing.Pairing`), groups, level, method, resamples,
         seed, resampled ("images" or "groups"), overall and per_generator (by figure: a, b,
         difference = a - b, interval of the difference and, for errors, mcnemar), sentences
         (by error), sentence (the one to quote) and reasons of null values.
 
     Raises:
-        UserError: the tables hold different images, or a damaged calibration.
+        UserError: the tables hold different images (see `pair_images`), or a damaged calibration.
     """
     pair = _Pair(a, b, resamples, seed)
     reasons: dict[str, str] = {} if pair.grouped else {"groups": "no two images share a group"}
@@ -113,9 +108,18 @@ def compare(a: Side, b: Side, *, resamples: int = 2000, seed: int = 0) -> dict[s
     return {
         "schema": SCHEMA,
         "version": VERSION,
-        "a": {"name": a.name, "checkpoint": checkpoint_info(a.table)},
-        "b": {"name": b.name, "checkpoint": checkpoint_info(b.table)},
+        **{
+            letter: {
+                "name": side.name,
+                "checkpoint": checkpoint_info(side.table),
+                "data": data_info(side.table) or None,
+                "left_out": left_out,
+            }
+            for letter, side, left_out in zip("ab", (a, b), pair.pairing.left_out, strict=True)
+        },
         "images": len(pair.sample),
+        "paired_by": pair.pairing.paired_by,
+        "notes": list(pair.pairing.notes),
         "groups": None if pair.sample.cluster is None else int(pair.sample.cluster.max()) + 1,
         "level": LEVEL,
         "method": _METHOD,
@@ -134,9 +138,10 @@ class _Pair:
     """Labels of both sides in the same order of images, their figures and resampled differences."""
 
     def __init__(self, a: Side, b: Side, resamples: int, seed: int) -> None:
-        left, right = (side.table.sort_by("sample_id") for side in (a, b))
-        _check_same_images(Side(a.name, left), Side(b.name, right))
-        self.a, self.b = Labels(left), Labels(right)
+        self.pairing = pair_images(a, b)
+        self.a, self.b = Labels(self.pairing.a), Labels(self.pairing.b)
+        # The draws must depend on the images, not on where one side's shards have them.
+        self.a.sample_id = np.arange(len(self.a.fake))
         # Only one of the tables may have the groups.
         self.a.cluster = self.b.cluster if self.a.cluster is None else self.a.cluster
         self.sample = sample_of(self.a)
@@ -218,25 +223,6 @@ def _mcnemar(
         rows = rows if counted is None else rows & counted
     only_a, only_b = int((a[0] & ~b[0] & rows).sum()), int((b[0] & ~a[0] & rows).sum())
     return {"only_a_wrong": only_a, "only_b_wrong": only_b, "p": mcnemar_p(only_a, only_b)}
-
-
-def _check_same_images(a: Side, b: Side) -> None:
-    """Both tables sorted by sample id."""
-    ids = [side.table["sample_id"].to_numpy() for side in (a, b)]
-    odd = np.setxor1d(*ids)
-    if len(odd):
-        raise UserError(
-            f"{b.name}: predictions of other images than {a.name} has ({len(odd)} samples in only one of "
-            f"them, such as {odd[0]}); compare evaluations of the same split of the same shards"
-        )
-    for column in ("key", "generator", "object"):
-        left, right = a.table[column].to_pylist(), b.table[column].to_pylist()
-        row = next((i for i, pair in enumerate(zip(left, right, strict=True)) if pair[0] != pair[1]), None)
-        if row is not None:
-            raise UserError(
-                f"{b.name}: predictions of other images than {a.name} has (sample {ids[0][row]} has {column} "
-                f"{right[row]!r}, not {left[row]!r}); compare evaluations of the same split of the same shards"
-            )
 
 
 def _sentence(a: str, b: str, where: str, figure: Mapping[str, Any] | None) -> str | None:

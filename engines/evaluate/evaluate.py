@@ -35,6 +35,7 @@ def evaluate_checkpoint(
     groups: str = "",
     resamples: int = DEFAULT_RESAMPLES,
     held_out: Sequence[str] = (),
+    other_codec: bool = False,
 ) -> dict[str, Any] | None:
     """Predict a split, compute its metrics and write both; under torchrun every rank calls this.
 
@@ -49,6 +50,7 @@ def evaluate_checkpoint(
         groups: CSV of path and group of images that are not independent; intervals resample
             whole groups.
         resamples: of the bootstrap. held_out: see `engines.evaluate.open_set.compute_open_set`.
+        other_codec: see `predict_split`; metrics.json records the differences.
 
     Returns:
         the metrics on rank 0, None on the others.
@@ -65,7 +67,14 @@ def evaluate_checkpoint(
     from engines.evaluate.split_inference import predict_split
 
     arrays = predict_split(
-        checkpoint, data, split, batch=batch, mirror=mirror, verify=verify, threads=threads
+        checkpoint,
+        data,
+        split,
+        batch=batch,
+        mirror=mirror,
+        verify=verify,
+        threads=threads,
+        other_codec=other_codec,
     )
     if arrays is None:
         return None

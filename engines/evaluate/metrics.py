@@ -8,6 +8,7 @@ scikit-learn lacks are in `engines.stats.scores`. `engines.evaluate.sections` ho
 one family in each file; docs/metrics.md describes every key.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ import sklearn
 from engines.evaluate.columns import THRESHOLD, Labels
 from engines.evaluate.intervals import DEFAULT_RESAMPLES, DEFAULT_SEED, NO_GROUPS, compute_intervals
 from engines.evaluate.open_set import compute_open_set
-from engines.evaluate.predictions import checkpoint_info
+from engines.evaluate.predictions import checkpoint_info, data_info, identities
 from engines.evaluate.sections.base import SectionValues
 from engines.evaluate.sections.registry import all_sections, averaged_keys
 
@@ -40,7 +41,7 @@ def compute_metrics(
         held_out: see `engines.evaluate.open_set.compute_open_set`.
 
     Returns:
-        plain JSON values: schema, version, checkpoint, threshold, counts, overall,
+        plain JSON values: schema, version, checkpoint, data, threshold, counts, overall,
         per_generator, per_object, over_generators, attribution, confusion (rows are true
         labels, columns predicted), oracle_upper_bound, open_set, intervals and
         reasons. `generator_error_sd_merged` counts Stable Diffusion 1.4
@@ -68,6 +69,7 @@ def _compute(table: pa.Table, resamples: int, seed: int, held_out: Sequence[str]
         "schema": SCHEMA,
         "version": VERSION,
         "checkpoint": checkpoint_info(table),
+        "data": _data(table, reasons),
         "threshold": THRESHOLD,
         "counts": _counts(labels, reasons),
         "overall": overall,
@@ -81,6 +83,22 @@ def _compute(table: pa.Table, resamples: int, seed: int, held_out: Sequence[str]
         ),
         "reasons": reasons,
     }
+
+
+def _data(table: pa.Table, reasons: dict[str, str]) -> dict[str, Any] | None:
+    """The description of the shards, with a digest of the images that the table holds."""
+    described, column = data_info(table), identities(table)
+    if not described:
+        reasons["data"] = "the predictions do not describe the data they are of"
+        return None
+    if described.get("codec_equal") is None:
+        reasons["data.codec_equal"] = "the checkpoint records no codec policy"
+    digest = None
+    if column is None:
+        reasons["data.identities_sha256"] = "the predictions do not identify their images"
+    else:
+        digest = hashlib.sha256("\n".join(sorted(column.to_pylist())).encode()).hexdigest()
+    return {**described, "identities_sha256": digest}
 
 
 def _counts(labels: Labels, reasons: dict[str, str]) -> dict[str, Any]:

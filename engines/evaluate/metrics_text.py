@@ -22,6 +22,10 @@ def format_metrics(metrics: Mapping[str, Any]) -> str:
     lines = [f"{counts['images']} images: {counts['real']} real, {counts['fake']} fake; {known}"]
     if reason := metrics["reasons"].get("overall.real_fake_error"):
         lines.append(f"{reason}: no figure of real against fake, which a constant answer would get right")
+    if (metrics.get("data") or {}).get("codec_differences"):
+        lines.append(
+            f"of another codec than the training's: {'; '.join(metrics['data']['codec_differences'])}"
+        )
     lines += ["", _errors(metrics), ""]
     for section in all_sections():
         if section.lines is not None:

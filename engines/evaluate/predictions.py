@@ -3,10 +3,11 @@
 Columns: sample_id int64; key string; generator (true) and generator_pred string; object
 (true, null where unknown) and object_pred string; p_fake float64; one float32 column of
 probabilities for each generator, named by `probability_column`; object_top5, a list of
-names, best first; and, only where images belong together, group string (null or "" where
-alone). Label spaces and the checkpoint's description are JSON in the schema's metadata
-(`telltale.generators`, `telltale.objects`, `telltale.checkpoint`); `telltale.unseen`, only
-where there are any, names true generators that the model has no output for.
+names, best first; only where images belong together, group string (null or "" where
+alone); and identity string, which older tables lack. Label spaces and the checkpoint's
+description are JSON in the schema's metadata (`telltale.generators`, `telltale.objects`,
+`telltale.checkpoint`); `telltale.unseen`, only where there are any, names true generators that
+the model has no output for, and `telltale.data` describes the shards.
 """
 
 import json
@@ -46,6 +47,9 @@ class PredictionArrays:
         group: N names shared by images that are not independent; None or "" for no group.
         unseen: names of true generators outside of the label space; label G + i means the
             i-th of them.
+        identity: N hexadecimal digests of the images, by which evaluations are compared.
+        data: plain values that describe the shards, see `engines.checkpoint.contract.check_shards`;
+            "identity" is what the digests are of, "source" (files) or "stored" (shards' images).
     """
 
     sample_id: NDArray[np.int64]
@@ -59,6 +63,8 @@ class PredictionArrays:
     checkpoint: dict[str, Any] = field(default_factory=dict)
     group: Sequence[str | None] | None = None
     unseen: Sequence[str] = ()
+    identity: Sequence[str] | None = None
+    data: dict[str, Any] = field(default_factory=dict)
 
 
 def probability_column(generator: str) -> str:
@@ -81,6 +87,23 @@ def checkpoint_info(table: pa.Table) -> dict[str, Any]:
     unsure ([low, high]) and false_alarm_rate, see `engines.evaluate.calibration`. p_fake stays raw.
     """
     return dict(_metadata(table, "checkpoint"))
+
+
+def data_info(table: pa.Table) -> dict[str, Any]:
+    """The description of the shards that were predicted; {} in older tables.
+
+    Raises:
+        UserError: the table's description is not one.
+    """
+    info = _metadata(table, "data", {})
+    if not isinstance(info, dict):
+        raise UserError(f"predictions: telltale.data is a {type(info).__name__}, expected an object")
+    return info
+
+
+def identities(table: pa.Table) -> pa.ChunkedArray | None:
+    """What each image is known by wherever it is, strings [N]; None in older tables."""
+    return table["identity"] if "identity" in table.column_names else None
 
 
 def unseen_generators(table: pa.Table) -> tuple[str, ...]:
@@ -159,7 +182,11 @@ def build_table(arrays: PredictionArrays) -> pa.Table:
     columns["object_top5"] = pa.ListArray.from_arrays(offsets, _names(best.reshape(-1), objects), type=names)
     if a.group is not None:
         columns["group"] = pa.array([a.group[i] for i in order], pa.string())
+    if a.identity is not None:
+        columns["identity"] = pa.array([a.identity[i] for i in order], pa.string())
     values = {"generators": generators, "objects": objects, "checkpoint": a.checkpoint}
+    if a.data:
+        values["data"] = a.data
     if a.unseen:
         values["unseen"] = tuple(a.unseen)
     metadata = {f"telltale.{key}": json.dumps(value) for key, value in values.items()}
@@ -236,8 +263,9 @@ def _check_shapes(arrays: PredictionArrays, count: int, top: int) -> None:
     }
     shapes = {name: np.shape(getattr(arrays, name)) for name in expected}
     shapes["key"] = (len(arrays.key),)
-    if arrays.group is not None:
-        expected["group"], shapes["group"] = (count,), (len(arrays.group),)
+    for name in ("group", "identity"):
+        if (column := getattr(arrays, name)) is not None:
+            expected[name], shapes[name] = (count,), (len(column),)
     for name, shape in expected.items():
         if shapes[name] != shape:
             raise UserError(f"predictions: {name} has shape {list(shapes[name])}, expected {list(shape)}")
@@ -289,10 +317,13 @@ def _check_table(where: str, table: pa.Table) -> None:
     _check_label_spaces(where, generators, objects, unseen)
     names = ["sample_id", "key", "generator", "generator_pred", "object", "object_pred", "p_fake"]
     expected = [*names, *map(probability_column, generators), "object_top5"]
-    if table.column_names[-1:] == ["group"]:
-        if not pa.types.is_string(table["group"].type):
-            raise UserError(f"{where}: column group holds {table['group'].type}, expected strings or nulls")
-        expected.append("group")
+    for name in ("group", "identity"):
+        if name in table.column_names:
+            if not pa.types.is_string(table[name].type):
+                raise UserError(f"{where}: column {name} holds {table[name].type}, expected strings or nulls")
+            expected.append(name)
+    if "identity" in table.column_names and table["identity"].null_count:
+        raise UserError(f"{where}: {table['identity'].null_count} rows have no identity; write it again")
     if table.column_names != expected:
         odd = sorted(set(table.column_names) ^ set(expected)) or ["their order"]
         raise UserError(

@@ -7,11 +7,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from dataio.core.errors import UserError
+from dataio.core.log import log
 from dataio.loading.loader import Loader
 from dataio.loading.training_order import evaluation_specs
-from dataio.shards.manifest import label_mismatch
 from dataio.shards.shard_set import ShardSet
+from engines.checkpoint.contract import check_shards
 from engines.checkpoint.files import weights_sha256
 from engines.checkpoint.load_model import load_model
 from engines.config.detector import Config
@@ -32,6 +32,7 @@ def predict_split(
     verify: bool = False,
     threads: int | None = None,
     calibrated: bool = True,
+    other_codec: bool = False,
 ) -> PredictionArrays | None:
     """Predict every image of a split once; also under torchrun.
 
@@ -43,19 +44,29 @@ def predict_split(
         threads: CPU threads of PyTorch; None for this process's share of the cores.
         calibrated: record the checkpoint's calibration, if there is one; the probabilities
             stay raw. Ignored with `mirror`: a calibration holds for single views only.
+        other_codec: accept shards of another codec policy than the checkpoint's, with a warning.
 
     Returns:
         the predictions on rank 0, None on the others.
 
     Raises:
-        UserError: on every rank, see `load_model` and `ShardSet`; label spaces that differ.
+        UserError: on every rank, see `load_model` and `ShardSet`; label spaces or codec policies
+            that differ.
     """
     world = init_distributed()
     try:
         model, config, info = on_all_ranks(world, lambda: load_model(checkpoint))
         info["checkpoint"], info["split"] = Path(checkpoint).name, split
         on_all_ranks(world, lambda: _describe(checkpoint, model, info, calibrated and not mirror))
-        shards = on_all_ranks(world, lambda: _open(data, split, verify, info, checkpoint))
+        shards = on_all_ranks(world, lambda: ShardSet(data, split, verify=verify))
+        described = on_all_ranks(
+            world, lambda: check_shards(checkpoint, info, shards, other_codec=other_codec)
+        )
+        if world.is_main and described["codec_differences"]:
+            log.warning(
+                f"{data}: coded differently than the images that {checkpoint} was trained on: "
+                f"{'; '.join(described['codec_differences'])}. These figures do not hold for telltale predict"
+            )
         from dataio.core.cores import cores_per_process
 
         torch.set_num_threads(threads or cores_per_process())
@@ -68,7 +79,9 @@ def predict_split(
             parts = [arrays]
         if not world.is_main:
             return None
-        ids, probabilities, top5 = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+        ids, probabilities, top5, identities = (
+            np.concatenate(columns) for columns in zip(*parts, strict=True)
+        )
         rows = shards.rows[ids]
         return PredictionArrays(
             sample_id=ids,
@@ -79,6 +92,8 @@ def predict_split(
             object_top5=top5,
             generators=shards.labels.generators,
             objects=shards.labels.objects,
+            identity=[row.tobytes().hex() for row in identities],
+            data={**described, "identity": shards.identified_by},
             checkpoint={
                 **{key: info[key] for key in _DESCRIBED if key in info},
                 **({"mirror": True} if mirror else {}),
@@ -100,14 +115,6 @@ def _describe(checkpoint: str, model: DualHead, info: dict[str, Any], calibrated
         info["calibration"] = calibration.summary()
 
 
-def _open(data: str, split: str, verify: bool, info: dict[str, Any], checkpoint: str) -> ShardSet:
-    shards = ShardSet(data, split, verify=verify)
-    mismatch = label_mismatch(info["labels"], shards.labels)
-    if mismatch:
-        raise UserError(f"{checkpoint}: its {mismatch} ({data}); evaluate on shards of the same label space")
-    return shards
-
-
 def forward(model: DualHead, image: torch.Tensor, precision: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Both heads' logits, [N, G] and [N, O], in evaluation's precision.
 
@@ -123,8 +130,12 @@ def forward(model: DualHead, image: torch.Tensor, precision: str) -> tuple[torch
 @torch.inference_mode()
 def _predict(
     model: DualHead, config: Config, shards: ShardSet, world: World, batch: int, mirror: bool
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Predict this rank's slice: ids int64 [n], P(generator) float64 [n, G], object top-5 int64 [n, <= 5]."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Predict this rank's slice.
+
+    Returns:
+        ids int64 [n], P(generator) float64 [n, G], object top-5 int64 [n, <= 5], identities uint8 [n, 16].
+    """
     layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
     model = model.to(world.device, memory_format=layout)  # type: ignore[call-overload]
     precision = resolve_precision(config.train.precision, world.device)
@@ -133,6 +144,7 @@ def _predict(
     ids, probabilities, top5 = [np.zeros(0, np.int64)], [], []
     probabilities.append(np.zeros((0, len(shards.labels.generators))))
     top5.append(np.zeros((0, best), np.int64))
+    identities = [shards.identities(np.zeros(0, np.int64))]
     for loaded in Loader(shards, config.data, work, batch=batch, device=world.device, train=False):
         views = [forward(model, loaded.image, precision)]
         if mirror:
@@ -141,6 +153,7 @@ def _predict(
             torch.stack([view[head].double().softmax(1) for view in views]).mean(0) for head in (0, 1)
         )
         ids.append(loaded.sample_id.numpy())
+        identities.append(shards.identities(ids[-1]))  # where images must be read for it, they are cached
         probabilities.append(generator.cpu().numpy())
         top5.append(objects.topk(best).indices.cpu().numpy())
-    return np.concatenate(ids), np.concatenate(probabilities), np.concatenate(top5)
+    return tuple(np.concatenate(parts) for parts in (ids, probabilities, top5, identities))  # type: ignore[return-value]

@@ -9,7 +9,6 @@ from typing import Any
 
 from dataio.core.cores import available_cores
 from dataio.core.errors import UserError
-from dataio.images.codec import CodecPolicy
 from dataio.layouts import open_layout
 from dataio.layouts.base import Layout
 from dataio.perturb.aligned_views import (
@@ -81,11 +80,12 @@ class ViewProtocol(Protocol):
 
     def __init__(self, config: ProtocolConfig) -> None:
         # Imports torch, which the encoding processes must not.
+        from engines.checkpoint.contract import trained_policy
         from engines.checkpoint.load_model import load_model
 
         self.config = config
         _, _, info = load_model(config.checkpoint)
-        self.policy = CodecPolicy.from_dict(info["codec"])
+        self.policy = trained_policy(info["codec"], config.checkpoint)
         layout = _open_originals(config)
         mismatch = label_mismatch(
             info["labels"], LabelSpaces(tuple(layout.generators), tuple(layout.objects))

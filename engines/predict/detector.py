@@ -13,11 +13,12 @@ from PIL import Image
 from dataio.core.cores import cores_per_process
 from dataio.core.errors import UserError, reason_of
 from dataio.core.log import log
-from dataio.images.codec import CodecPolicy, Encoded, encode
+from dataio.images.codec import Encoded, encode
 from dataio.images.opening import Undecodable
 from dataio.loading.crops import center_boxes
 from dataio.loading.dali_pipeline import as_images, build_pipeline, pipeline_inputs, run_pipeline
 from dataio.loading.pixels import to_pixels
+from engines.checkpoint.contract import trained_policy
 from engines.checkpoint.load_model import load_model
 from engines.evaluate.calibration import load_calibration, uncalibrated_verdict
 from engines.evaluate.split_inference import forward
@@ -69,7 +70,7 @@ class Detector:
             log.warning(
                 f"{checkpoint}: was trained without {info['missing_class']}, so its verdicts say nothing"
             )
-        self.policy = CodecPolicy.from_dict(info["codec"])
+        self.policy = trained_policy(info["codec"], checkpoint)
         if max_megapixels is not None:
             self.policy = replace(self.policy, max_megapixels=max_megapixels)
         self.batch = batch or min(4 * self.config.train.micro_batch, _LARGEST_BATCH)

@@ -95,6 +95,7 @@ def _values(table: pa.Table, metrics: Mapping[str, Any], context: Context) -> di
         "reasons": metrics["reasons"],
         "calibration": metrics["checkpoint"].get("calibration"),
         "checkpoint": metrics["checkpoint"],
+        "data": metrics.get("data") or {},
         "context": context,
         "subject": f"{context.run}, " * bool(context.run) + metrics["checkpoint"]["checkpoint"],
         "commit": commit_of(),

@@ -9,10 +9,11 @@ import pyarrow as pa
 
 from dataio.core.errors import UserError, one_line
 from dataio.core.versioned_json import read_versioned_json
+from dataio.shards.manifest import sha256_of
 from engines.attribution.gallery import build_gallery, describe_item, faithfulness_of
 from engines.audit.gate import AUDIT
 from engines.evaluate.evaluate import METRICS, PREDICTIONS
-from engines.evaluate.predictions import read_predictions
+from engines.evaluate.predictions import data_info, read_predictions
 from engines.report.page import Context, write_report
 
 _PROTOCOL = "protocol.json"
@@ -41,10 +42,11 @@ def report_evaluation(
         the path of report.html.
 
     Raises:
-        UserError: a file cannot be read or written.
+        UserError: a file cannot be read or written; the predictions are of other shards.
     """
     table = read_predictions(Path(output) / PREDICTIONS)
     metrics = _read_json(Path(output) / METRICS)
+    _check_data(table, data, split)
     audit = Path(data) / AUDIT
     shown, faithfulness = _gallery(table, data, split, checkpoint, pictures) if pictures else ([], None)
     context = Context(
@@ -65,6 +67,20 @@ def _run_of(checkpoint: str) -> str:
     path = Path(checkpoint).resolve()
     folder = path if path.is_dir() else path.parent
     return folder.parent.name if folder.name == "checkpoints" else folder.name
+
+
+def _check_data(table: pa.Table, data: str, split: str) -> None:
+    """Refuse shards that the predictions say they are not of."""
+    described, manifest = data_info(table), Path(data) / "manifest.json"
+    if not described or not manifest.is_file():
+        return
+    if described["split"] != split or described["manifest_sha256"] != sha256_of(manifest):
+        raise UserError(
+            f"the predictions are of {described['folder']} ({described['split']} split), not of the {split} split of "
+            "these shards; give those, or evaluate again",
+            field="data",
+            value=data,
+        )
 
 
 def read_protocol(folder: str | Path) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """Building the model of a training run: initial weights, class weights, DDP and compilation."""
 
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,9 +11,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dataio.core.errors import as_user_error
 from dataio.loading.balanced_order import class_counts
-from dataio.shards.manifest import LabelSpaces
 from dataio.shards.shard_set import ShardSet
+from engines.checkpoint.contract import codec_differences, preprocessing_differences
 from engines.config.detector import Config
+from engines.config.values import to_dict
 from engines.runtime.distributed import World
 from engines.train.batchnorm import RunningStatistics
 from models.detector.dual_head import DualHead, probe_size, whiten_stem
@@ -31,12 +34,14 @@ def make_deterministic(config: Config) -> None:
 
 
 def build_model(
-    config: Config, labels: LabelSpaces, device: torch.device, first_images: torch.Tensor | None = None
+    config: Config, shards: ShardSet, device: torch.device, first_images: torch.Tensor | None = None
 ) -> tuple[DualHead, WeightReport | None]:
     """The network at its start, on the device, and which tensors of its weights file were loaded.
 
     Args:
-        labels: of both heads. first_images: float [N, 3, size, size], for `model.whiten`.
+        shards: of the training, whose labels both heads have; where the weights' own training had another
+            codec policy or preprocessing, the report notes it.
+        first_images: float [N, 3, size, size], for `model.whiten`.
 
     Raises:
         UserError: weights that cannot be read or do not fit.
@@ -45,15 +50,28 @@ def build_model(
     torch.manual_seed(config.run.seed)
     size = config.data.size
     with as_user_error():
-        model = DualHead(config.model, labels.generators, labels.objects, image_size=size)
+        model = DualHead(config.model, shards.labels.generators, shards.labels.objects, image_size=size)
         # Batch norm that never leaves the evaluation mode takes any micro-batch.
         probe_size(model, size, 2 if config.train.frozen_epochs == -1 else config.train.micro_batch)
         if config.model.weights:
             report = load_weights(model, config.model.weights, config.model.backbone)
+            report.notes += _other_training(report, config, shards.manifest["codec"])
         if config.model.whiten and first_images is not None:
             whiten_stem(model, first_images)
     layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
     return model.to(device, memory_format=layout), report  # type: ignore[call-overload]
+
+
+def _other_training(report: WeightReport, config: Config, codec: Mapping[str, Any]) -> list[str]:
+    """Notes on how the images differed that initial weights of another run were trained on."""
+    theirs = report.origin.get("config")
+    data = theirs.get("data") if isinstance(theirs, dict) else None
+    differences = codec_differences(codec, report.origin.get("codec"), ("here", "in its training"))
+    if isinstance(data, dict):
+        differences += preprocessing_differences(to_dict(config)["data"], data)
+    return (
+        [f"note that the file was trained on other images: {'; '.join(differences)}"] if differences else []
+    )
 
 
 def class_weights(config: Config, shards: ShardSet, device: torch.device) -> torch.Tensor | None:

@@ -11,6 +11,7 @@ from dataio.shards.manifest import label_mismatch
 from dataio.shards.shard_set import ShardSet
 from engines.checkpoint import files as checkpoints
 from engines.checkpoint.async_saver import snapshot
+from engines.checkpoint.contract import codec_differences
 from engines.config.detector import Config
 from engines.config.values import FREE_KEYS, refuse_changed_keys, to_dict
 from engines.runtime.distributed import World
@@ -62,6 +63,12 @@ def check_same_run(config: Config, world: World, state: dict[str, Any], train_se
         raise UserError(
             f"the checkpoint's {mismatch} ({train_set.folder}); use the shards the run was started with or "
             "another run.dir"
+        )
+    differences = codec_differences(train_set.manifest["codec"], state.get("codec"))
+    if differences:
+        raise UserError(
+            f"data.shards {train_set.folder}: coded differently than the images that the run was started with "
+            f"({'; '.join(differences)}); use those or another run.dir"
         )
     if state["data"] != data_fingerprint(train_set):
         raise UserError(

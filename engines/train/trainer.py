@@ -81,7 +81,7 @@ class Trainer:
         self.order = self.data.order
         self.schedule = StepSchedule.of(config, self.order.steps_per_epoch)
         first_images = self.data.first_images() if config.model.whiten else None
-        self.model, self.weight_report = build_model(config, train_set.labels, world.device, first_images)
+        self.model, self.weight_report = build_model(config, train_set, world.device, first_images)
         # Before DDP's hooks are on the parameters.
         self.flops_per_image = training_flops(self.model, config.data.size)
         self.statistics = RunningStatistics(self.model)

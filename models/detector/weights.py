@@ -18,12 +18,18 @@ _HEADS = ("generator_head.", "object_head.")
 
 @dataclass
 class WeightReport:
-    """Which tensors of a weights file were loaded, by name."""
+    """Which tensors of a weights file were loaded, by name.
+
+    Attributes:
+        matched, dropped, fresh: names. notes: for the user. origin: the plain values of a
+            telltale checkpoint (its labels, codec and config), else empty.
+    """
 
     matched: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
     fresh: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    origin: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         text = f"{len(self.matched)} tensors loaded"
@@ -143,6 +149,7 @@ def load_weights(model: DualHead, source: str, backbone: str) -> WeightReport:
     drop: set[str] = set()
     if "labels" in tensors and isinstance(tensors.get("model"), Mapping):
         labels = tensors["labels"]
+        report.origin = {key: tensors[key] for key in ("labels", "codec", "config") if key in tensors}
         for head, ours in (("generator", model.generators), ("object", model.objects)):
             theirs = tuple(labels.get(f"{head}s", ()))
             if theirs != ours:

@@ -183,7 +183,7 @@ def _run(root: Path, folder: Path, *flags: str) -> subprocess.CompletedProcess:
 
 
 def test_command_takes_folders_and_files(tmp_path: Path, repo_root: Path) -> None:
-    a = random_arrays(120, 11)
+    a = replace(random_arrays(120, 11), identity=[f"{i:032x}" for i in range(120)])
     (tmp_path / "a").mkdir()
     write_predictions(tmp_path / "a" / "predictions.parquet", build_table(a))
     write_predictions(tmp_path / "b.parquet", build_table(blurred(a, 0.9)))
