@@ -81,7 +81,7 @@ def preset_policy(name: str, size: int | None = None, max_megapixels: int = MEGA
         UserError: an unknown preset, or a size or limit that makes no sense.
     """
     if max_megapixels < 1:
-        raise UserError("expected at least 1", field="codec.max_megapixels", value=max_megapixels)
+        raise UserError(f"codec.max_megapixels {max_megapixels}: expected at least 1")
     policies = {
         "default": CodecPolicy(preset="default", resize="shortest", match_history=True, transparency="white"),
         # What the reference project did: squash, Pillow's default quality, no history, no alpha.

@@ -5,7 +5,6 @@ one odd file among a million costs that file and nothing else.
 """
 
 import io
-import re
 import struct
 import threading
 import zlib
@@ -111,27 +110,24 @@ def _decoded(source: bytes, max_megapixels: float, shortest: int | None) -> Imag
 
 
 def open_header(source: bytes, max_megapixels: float) -> Image.Image:
-    """The image with its header read and its size checked; raises what Pillow raises, and Undecodable.
-
-    Pillow's limit is a global of the process, and `Image.open` reads no other. So it is ours
-    for as long as that takes, in one thread at a time.
-    """
-    limit = round(max_megapixels * 1e6)
-    try:
-        image = _with_limit(source, limit)
-    except Image.DecompressionBombError as error:
-        pixels = re.search(r"\d+", str(error))
-        raise _too_large(int(pixels[0]) if pixels else 0, max_megapixels) from None
+    """The image with its header read and its size checked; raises what Pillow raises, and Undecodable."""
+    with _no_pillow_limit():
+        image = Image.open(io.BytesIO(source))
     if image.width * image.height > max_megapixels * 1e6:
         raise _too_large(image.width * image.height, max_megapixels)
     return image
 
 
-def _with_limit(source: bytes, pixels: int) -> Image.Image:
+@contextmanager
+def _no_pillow_limit() -> Iterator[None]:
+    """Pillow's limit is a global of the process, and `Image.open` reads no other.
+
+    So there is none for as long as that takes, in one thread at a time; nothing is decoded there.
+    """
     with _pillow_limit:
-        theirs, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, pixels
+        theirs, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            return Image.open(io.BytesIO(source))
+            yield
         finally:
             Image.MAX_IMAGE_PIXELS = theirs
 
@@ -150,6 +146,8 @@ def _load(image: Image.Image) -> None:
     """
     orientation = image_orientation(image) if image.format == "TIFF" else 1
     if image.format == "TIFF":
+        with _no_pillow_limit():  # which Pillow checks once more where it takes the memory
+            image.load_prepare()  # type: ignore[attr-defined]
         exif = image.getexif()
         for tag in (ORIENTATION, *_POINTERS):
             if tag in exif:
@@ -201,7 +199,7 @@ def complaint_of(image: Image.Image) -> str:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, DamagedJpeg):
-        return f"damaged or cut short ({error})"
+        return f"damaged or cut short: {error}"
     if isinstance(error, MemoryError):
         return "more memory is needed to decode it than there is"
     text = one_line(error)

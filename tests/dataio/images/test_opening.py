@@ -178,6 +178,10 @@ def test_the_limit_of_pixels_is_ours_and_pillows_stays(monkeypatch):
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             assert open_image(saved(picture(64, 64))).size == (64, 64)
         assert theirs == Image.MAX_IMAGE_PIXELS
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            for kind in ("TIFF", "GIF", "WEBP", "JPEG", "BMP"):
+                assert open_image(saved(picture(64, 64), kind)).size == (64, 64)
     source = saved(Image.new("1", (1000, 1101)))
     with pytest.raises(Undecodable, match=r"1.1 megapixels, more than the limit of 1"):
         open_image(source, max_megapixels=1)
