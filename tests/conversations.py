@@ -1,8 +1,9 @@
-"""A small conversation set, and the flags of a short finetuning run on it."""
+"""A small conversation set, the flags of a short finetuning run on it, and what the run logged."""
 
 import json
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 LORA = [
@@ -61,3 +62,21 @@ def finetuning_flags(conversations: Path, folder: Path, stage: int = 2, *more: s
         "deepspeed": f"configs/deepspeed/zero{stage}.json",
     }
     return [*(word for key, value in settings.items() for word in (f"--{key}", str(value))), *more]
+
+
+def lines(folder):
+    if not (folder / "metrics.jsonl").is_file():
+        return []
+    text = (folder / "metrics.jsonl").read_text()
+    records = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    return [{key: value for key, value in record.items() if key != "perf"} for record in records]
+
+
+def losses(folder):
+    return [(line["kind"], line["step"], line["loss"]) for line in lines(folder)]
+
+
+def assert_equal_losses(found, expected, tolerance=1e-5):
+    assert [one[:2] for one in found] == [one[:2] for one in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert one[2] == pytest.approx(other[2], abs=tolerance), one

@@ -77,7 +77,7 @@ class RunLog:
         with self._failure_as_warning("starting Weights & Biases"):
             import wandb
 
-            mode = config.wandb
+            mode: Any = config.wandb
             if mode == "auto":
                 key = os.environ.get("WANDB_API_KEY") or _has_netrc_key()
                 # An argument beats the environment in W&B, so the environment is asked here.
