@@ -74,7 +74,10 @@ LOSSLESS: dict[str, Callable[[], bytes]] = {
     "webp animated": lambda: animated(lossless=True),
     "jp2": lambda: saved("JPEG2000"),
     "j2k": lambda: saved("JPEG2000", no_jp2=True),
+    "jp2 tiles": lambda: saved("JPEG2000", tile_size=(32, 32)),
     "avif": identity_avif,
+    "avif at quality 100": lambda: saved("AVIF", quality=100, subsampling="4:4:4"),
+    "avif alpha": lambda: saved("AVIF", "RGBA", quality=100, subsampling="4:4:4"),
 }
 LOSSY: dict[str, Callable[[], bytes]] = {
     "jpeg": lambda: saved("JPEG"),
@@ -90,6 +93,8 @@ LOSSY: dict[str, Callable[[], bytes]] = {
     "jp2": lambda: saved("JPEG2000", irreversible=True),
     "jp2 cut off": lambda: saved("JPEG2000", quality_mode="dB", quality_layers=[35]),
     "avif": lambda: saved("AVIF", quality=80),
+    "avif 4:4:4": lambda: saved("AVIF", quality=95, subsampling="4:4:4"),
+    "avif subsampled": lambda: saved("AVIF", quality=100),
     "dds": lambda: saved("DDS", pixel_format="DXT1"),
 }
 
