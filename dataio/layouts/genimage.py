@@ -296,7 +296,7 @@ def read_val_labels(path: str | Path, wnids: dict[str, int]) -> dict[str, int]:
 
 
 def _read_kaggle(path: Path, lines: list[str], wnids: dict[str, int]) -> dict[str, int]:
-    labels = {}
+    labels: dict[str, int] = {}
     for number, line in enumerate(lines[1:], 2):
         image, _, prediction = line.partition(",")
         wnid = prediction.split(" ", 1)[0]
@@ -304,7 +304,12 @@ def _read_kaggle(path: Path, lines: list[str], wnids: dict[str, int]) -> dict[st
             raise UserError(
                 f"line {number} has {wnid!r}, expected an ImageNet wnid", field="val_labels", value=path
             )
-        labels[image] = wnids[wnid]
+        if labels.setdefault(image, wnids[wnid]) != wnids[wnid]:
+            raise UserError(
+                f"line {number} gives {image} another class than a line before; name it once",
+                field="val_labels",
+                value=path,
+            )
     return labels
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from dataio.core.log import log
+from dataio.layouts.labels import names_photographs
 from engines.runtime.distributed import World
 from engines.train.trainer import Trainer
 
@@ -41,9 +42,15 @@ def start_lines(trainer: Trainer, resumed_from: int | None) -> list[str]:
 
 
 def start_warnings(trainer: Trainer) -> list[str]:
-    """What the figures of a run will lack."""
+    """What the figures of a run will lack, and generators whose names say that they are photographs."""
     splits = [("training", trainer.train_set), ("validation", trainer.val_set)]
-    return [
+    spelled = [name for name in trainer.train_set.labels.generators[1:] if names_photographs(name)]
+    named = [
+        f"generator {name!r} is a word for photographs and is trained as a fake; if they are photographs, shard "
+        "them again"
+        for name in spelled  # of shards that an older version wrote
+    ]
+    return named + [
         f"no {shards.missing_class} among the {name} images: there is no real/fake error for them"
         for name, shards in splits
         if shards is not None and shards.missing_class

@@ -158,6 +158,13 @@ class TestValLabels:
         (tmp_path / "l.csv").write_text("ImageId,PredictionString\nILSVRC2012_val_00000002,n00000000 1 2\n")
         assert "line 2 has 'n00000000'" in self.message(tmp_path, tmp_path / "l.csv")
 
+    def test_two_classes_for_one_photograph(self, tmp_path):
+        rows = "".join(f"ILSVRC2012_val_00000002,{wnid} 1 2\n" for wnid in ("n01440764", "n01443537"))
+        (tmp_path / "l.csv").write_text("ImageId,PredictionString\n" + rows)
+        assert "line 3 gives ILSVRC2012_val_00000002 another class" in self.message(
+            tmp_path, tmp_path / "l.csv"
+        )
+
     def test_photograph_not_listed(self, tmp_path):
         (tmp_path / "l.csv").write_text("ImageId,PredictionString\nILSVRC2012_val_00000001,n01440764 1 2\n")
         assert "not listed in" in self.message(tmp_path, tmp_path / "l.csv")

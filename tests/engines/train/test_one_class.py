@@ -1,12 +1,14 @@
 """Training on one class: refused unless it is wanted, and without a real/fake error then."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from dataio.core.errors import UserError
 from dataio.shards.shard_set import ShardSet
 from engines.config.detector import from_dict
-from engines.train.console import validation_line
+from engines.train.console import start_warnings, validation_line
 from engines.train.meters import MetricSums
 from engines.train.open_data import open_sets
 from engines.train.selection import ModelSelection, check_validation_exists
@@ -60,3 +62,13 @@ def test_the_error_of_one_class_is_null_and_not_printed():
     metrics = sums.metrics(both_classes=False)
     assert metrics["real_fake_error"] is None and metrics["generator_error"] == 0.0
     assert "real/fake" not in validation_line(3, metrics, is_best=False)
+
+
+def test_an_old_folder_with_a_fake_called_real_is_named(tmp_path):
+    # Versions before took every name but "nature" for a generator.
+    shard(listed(tmp_path, ["nature", "adm", "glide"]), tmp_path / "shards")
+    path = tmp_path / "shards" / "manifest.json"
+    path.write_text(path.read_text().replace('"glide"', '"Real"'))
+    trainer = SimpleNamespace(train_set=ShardSet(tmp_path / "shards", "train"), val_set=None)
+    (warning,) = start_warnings(trainer)  # type: ignore[arg-type]
+    assert "generator 'Real' is a word for photographs and is trained as a fake" in warning
