@@ -7,6 +7,7 @@ one odd file among a million costs that file and nothing else.
 import io
 import struct
 import threading
+import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -59,6 +60,14 @@ def failing_as_undecodable() -> Iterator[None]:
     # Pillow's parsers raise what their lines happen to raise, `struct.error` and `AttributeError` too.
     except Exception as error:
         raise Undecodable(_reason(error)) from error
+
+
+@contextmanager
+def quiet_pillow() -> Iterator[None]:
+    """Hide Pillow's warnings of odd metadata, which name no file; around all threads, which share them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")
+        yield
 
 
 @failing_as_undecodable()

@@ -14,7 +14,7 @@ import numpy as np
 from dataio.core.atomic import write_text, write_with
 from dataio.core.errors import UserError, one_line
 from dataio.images.codec import CodecPolicy, Encoded, encode, open_source
-from dataio.images.opening import Undecodable, to_rgb
+from dataio.images.opening import Undecodable, quiet_pillow, to_rgb
 from dataio.sharding.duplicates import FINGERPRINT, image_fingerprint
 from dataio.sharding.plan import ShardPlan, ShardSpec, read_task
 from dataio.shards.manifest import IDENTITY, SAMPLE
@@ -88,7 +88,8 @@ def write_shard(output: Path, plan: ShardPlan, task: ShardSpec, source: Source, 
     if read_sidecar(output, task) is not None:  # another task was faster
         return
     try:
-        _write_shard(output, plan, task, source, label)
+        with quiet_pillow():
+            _write_shard(output, plan, task, source, label)
     except OSError:
         # On a full disk, whole shards only.
         for path in (output / f"{task.name}.tar", output / f"{task.name}.idx"):

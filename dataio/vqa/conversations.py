@@ -20,7 +20,7 @@ from PIL import Image
 
 from dataio.core.errors import UserError, one_line, reason_of
 from dataio.core.log import log
-from dataio.images.opening import MEGAPIXELS, Undecodable, open_image, to_rgb, upright
+from dataio.images.opening import MEGAPIXELS, Undecodable, open_image, quiet_pillow, to_rgb, upright
 from dataio.shards.tar_reader import safe_members
 from dataio.sources.sniff import named_as_image
 from dataio.vqa.sample_text import UniqueIds, escaped, is_blank, text_fault
@@ -327,7 +327,7 @@ def check_images(
             return str(error)
         return ""
 
-    with ThreadPoolExecutor(workers) as pool:
+    with quiet_pillow(), ThreadPoolExecutor(workers) as pool:
         problems = list(pool.map(problem, samples))
     pairs = list(zip(samples, problems, strict=True))
     good = [sample for sample, reason in pairs if not reason]

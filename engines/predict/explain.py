@@ -10,7 +10,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from dataio.core.errors import UserError
-from dataio.images.opening import MEGAPIXELS, complaint_of
+from dataio.images.opening import MEGAPIXELS, complaint_of, quiet_pillow
 from dataio.vqa.blind_baselines import label_in_text
 from dataio.vqa.conversations import load_rgb
 from engines.attribution.gradcam import grad_cam, overlay
@@ -83,7 +83,8 @@ def explain_images(
     explanations = []
     for path in paths:
         try:
-            explanations.append(_explain(path, detector, answerer, tell, cam))
+            with quiet_pillow():
+                explanations.append(_explain(path, detector, answerer, tell, cam))
         # A faulty image is reported; the others still have their turn.
         except UserError as error:
             explanations.append(Explanation(path=str(path), error=str(error)))

@@ -1,12 +1,10 @@
 """Predict a stream of images: rows as CSV, as JSON lines or as a table."""
 
-import contextlib
 import csv
 import io
 import json
 import re
 import sys
-import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,7 +18,7 @@ from tqdm import tqdm
 from dataio.core.atomic import write_with
 from dataio.core.errors import UserError, one_line, reason_of, writing
 from dataio.images.codec import Encoded
-from dataio.images.opening import Undecodable
+from dataio.images.opening import Undecodable, quiet_pillow
 from dataio.sources.inputs import Input
 from dataio.sources.provenance import read_credentials
 from engines.attribution.gradcam import grad_cam, last_convolution, overlay
@@ -66,7 +64,7 @@ def predict(
     """
     maps = MapWriter(detector, Path(explain)) if explain is not None else None
     number = 0
-    with _quiet_pillow(), ThreadPoolExecutor(workers, "prepare") as pool:
+    with quiet_pillow(), ThreadPoolExecutor(workers, "prepare") as pool:
         pending: list[tuple[PredictionRow, Encoded | None]] = []
         for prepared in _ahead(pool, inputs, lambda given: _prepare(detector, given), 2 * detector.batch):
             pending.append(prepared)
@@ -74,14 +72,6 @@ def predict(
                 yield from _rows(detector, pending, maps, number)
                 number, pending = number + len(pending), []
         yield from _rows(detector, pending, maps, number)
-
-
-@contextlib.contextmanager
-def _quiet_pillow() -> Iterator[None]:
-    """Set the filters once for all threads, which share them."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="PIL")
-        yield
 
 
 def _ahead(

@@ -39,7 +39,7 @@ def layout(tmp_path):
     return ManifestLayout(folder / "labels.csv", root=folder)
 
 
-def test_damaged_files_are_rejected_and_odd_ones_are_kept(layout, tmp_path):
+def test_damaged_files_are_rejected_and_odd_ones_are_kept(layout, tmp_path, recwarn):
     write_shards(layout, tmp_path / "out", preset_policy("default", 32), quiet=True)
     with open(tmp_path / "out" / "rejected.csv", newline="") as file:
         rejected = {row["path"]: row["reason"] for row in csv.DictReader(file)}
@@ -50,6 +50,7 @@ def test_damaged_files_are_rejected_and_odd_ones_are_kept(layout, tmp_path):
     assert [entry["path"] for entry in manifest["warnings"]] == ["padded.jpg"]
     assert "  kept padded.jpg: Corrupt JPEG data: " in summary(manifest)
     assert verify_shards(tmp_path / "out") == (8, [])
+    assert not [warning for warning in recwarn if "EXIF" in str(warning.message)]
 
 
 def test_whatever_is_raised_for_one_file_rejects_it(layout, tmp_path, monkeypatch):
