@@ -5,6 +5,7 @@ from pathlib import Path
 
 from dataio.core.csv_table import CsvTable
 from dataio.core.errors import UserError
+from dataio.layouts.labels import tidy
 from dataio.shards.shard_set import ShardSet
 
 
@@ -16,7 +17,9 @@ def read_groups(file: str | Path) -> dict[str, str]:
     """
     groups: dict[str, str] = {}
     for line, row in CsvTable(file, required=("path", "group"), field="groups").rows():
-        path, group = row["path"], row["group"]
+        # As the manifest layout reads both, so that one file serves for both.
+        path = "/".join(part for part in row["path"].split("/") if part not in ("", "."))
+        group = tidy(row["group"])
         if groups.setdefault(path, group) != group:
             raise UserError(
                 f"line {line}: {path} is in {groups[path]!r} and in {group!r}; name it once",

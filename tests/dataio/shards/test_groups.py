@@ -29,6 +29,13 @@ def test_samples_get_the_groups_of_their_sources_in_any_order(tiny_shards, tmp_p
         groups_of(shards, ids, groups, "groups.csv")
 
 
+def test_paths_and_groups_are_read_as_the_manifest_layout_reads_them(tmp_path):
+    rows = [("./a//b.jpg", "caf\u00e9"), ("c.jpg", "cafe\u0301")]
+    assert read_groups(write(tmp_path / "groups.csv", rows)) == {"a/b.jpg": "caf\u00e9", "c.jpg": "caf\u00e9"}
+    with pytest.raises(UserError, match="line 2: 3 fields, expected 2"):
+        read_groups(write(tmp_path / "groups.csv", [("a", "b", "c")]))
+
+
 @pytest.mark.parametrize(
     ("rows", "columns", "message"),
     [
