@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dataio.core.errors import UserError, one_line
-from dataio.images.opening import to_rgb, upright
+from dataio.images.opening import open_image, to_rgb, upright
 from dataio.sources.inputs import Input, find_inputs
 
 ImageLike: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
 """A path (of a file, a folder, a zip or a glob), a file's bytes, a PIL image, or uint8 [H, W, 3]."""
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]+:/{1,2}|data:", re.IGNORECASE)
+_ANY_SIZE = 1e6  # megapixels; the detector has its limit
 _PNG_MODES = frozenset(["1", "L", "LA", "P", "RGB", "RGBA"])
 _WITH_ALPHA = {"La": "LA", "RGBa": "RGBA", "PA": "RGBA"}  # what is done with it is for the detector to say
 
@@ -70,8 +71,7 @@ def _from_path(path: str) -> Iterator[Input]:
 def _from_pillow(image: Image.Image, label: str) -> Input:
     """The image as a PNG: a lossless copy, upright."""
     try:
-        image.load()
-        image = upright(image)
+        image = upright(_decoded(image))
         buffer = io.BytesIO()
         if image.mode in _WITH_ALPHA:
             image = image.convert(_WITH_ALPHA[image.mode])
@@ -80,6 +80,22 @@ def _from_pillow(image: Image.Image, label: str) -> Input:
     except Exception as error:  # a file that is first read here, by parsers that raise anything
         return Input(label, None, f"not a readable image ({one_line(error)})")
     return Input(label, buffer.getvalue)
+
+
+def _decoded(image: Image.Image) -> Image.Image:
+    """The image with its pixels; those of a file that was only opened, by the way of all files."""
+    file = getattr(image, "fp", None)
+    if file is not None and getattr(image, "tile", None) and not image.tell():
+        place = file.tell()
+        file.seek(0)
+        try:
+            opened = open_image(file.read(), max_megapixels=_ANY_SIZE)
+        finally:
+            file.seek(place)
+        if sorted(opened.size) == sorted(image.size):  # not where `draft` was called, for one
+            return opened
+    image.load()
+    return image
 
 
 def _unknown(image: object) -> UserError:

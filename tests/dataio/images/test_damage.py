@@ -14,6 +14,7 @@ from PIL import Image
 
 from dataio.images.codec import encode, preset_policy
 from dataio.images.opening import Undecodable, complaint_of, open_image, to_rgb
+from telltale.images import as_inputs
 from tests.dataio.images.pictures import chunk, picture, saved
 
 EOI, IEND = b"\xff\xd9", chunk(b"IEND", b"")
@@ -109,6 +110,20 @@ def test_a_file_that_is_cut_is_refused_or_whole(name, where):
             assert str(error) and "\n" not in str(error)
         else:
             assert found.shape == pixels.shape and (found == pixels).all()
+
+
+def test_a_damaged_file_that_pillow_has_opened_is_refused_as_well(tmp_path):
+    source, pixels = whole("baseline")
+    (tmp_path / "x.jpg").write_bytes(source[: len(source) * 4 // 5] + EOI)
+    with Image.open(tmp_path / "x.jpg") as image:
+        (half,) = as_inputs(image)
+        assert half.read is None and "damaged or cut short" in half.error
+        assert image.convert("RGB").size == (48, 32)  # the caller's own is as before
+    with Image.open(io.BytesIO(source)) as image:
+        image.draft("RGB", (24, 16))
+        (drafted, again) = as_inputs([image, Image.open(io.BytesIO(source))])
+        assert drafted.read is not None and open_image(drafted.read()).size == (24, 16)
+        assert again.read is not None and (np.asarray(open_image(again.read())) == pixels).all()
 
 
 @pytest.mark.parametrize("name", [*JPEGS, "YCCK", "MPO"])
