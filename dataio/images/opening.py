@@ -104,6 +104,7 @@ def open_image(
         image = _decoded(plain, max_megapixels, shortest)
         image.info["exif"] = exif
     _check_data(image, source)
+    _check_depth(image, source)
     white = _white(image) or _png_white(image, source)
     if white is not None:
         image.info[_WHITE] = white
@@ -278,6 +279,26 @@ def _to_8_bits(image: Image.Image) -> NDArray[np.uint8]:
     if white & (white + 1) == 0 and white >= 255:  # a whole number of bits: the high 8
         return (values.astype(np.int64) >> white.bit_length() - 8).astype(np.uint8)
     return np.rint(values * (255 / white)).astype(np.uint8)
+
+
+def _check_depth(image: Image.Image, source: bytes) -> None:
+    """Refuse color of 16 bits of which Pillow has kept the high 8, and nothing is in these.
+
+    Raises:
+        Undecodable: see `to_rgb`; the brightest is less than a quarter of 65,535.
+    """
+    if image.mode not in ("RGB", "RGBA", "RGBX", "LA"):
+        return
+    if image.format == "PNG":
+        deep = source[24] == 16  # the header's bits of a sample
+    else:
+        bits = getattr(image, "tag_v2", {}).get(258)
+        deep = image.format == "TIFF" and isinstance(bits, tuple) and bits[0] == 16
+    if deep:
+        colors = np.asarray(image)[..., : 1 if image.mode == "LA" else 3]
+        least, most = int(colors.min()), int(colors.max())
+        if most < 2**6:
+            raise _unknown_white(least << 8, (most << 8) + 255)
 
 
 def _unknown_white(least: float, most: float) -> Undecodable:

@@ -4,6 +4,7 @@ import io
 import struct
 import threading
 import warnings
+import zlib
 
 import numpy as np
 import pytest
@@ -146,26 +147,45 @@ def test_a_png_says_how_many_bits_are_significant():
     assert (np.asarray(to_rgb(open_image(scaled)))[:, :, 0] == EIGHT).all()
 
 
+def tiff(data, bits, samples):
+    """A TIFF of 48 x 32 pixels, little endian, in one strip."""
+    tags = {256: 48, 257: 32, 258: bits, 259: 1, 262: 1 if samples == 1 else 2, 273: 0, 277: samples}
+    tags |= {278: 32, 279: len(data)}
+    head = 8 + 2 + 12 * len(tags) + 4
+    tags[273] = head + 6
+    body = struct.pack("<2sHIH", b"II", 42, 8, len(tags))
+    for tag, value in tags.items():
+        if tag == 258 and samples == 3:
+            body += struct.pack("<HHII", tag, 3, 3, head)
+        else:
+            body += struct.pack("<HHII", tag, 4 if tag != 258 else 3, 1, value)
+    return body + bytes(4) + struct.pack("<3H", bits, bits, bits) + data
+
+
+def deep(values, kind):
+    """A color picture of 16 bits a channel, which Pillow cannot write."""
+    rows = np.repeat(np.asarray(values, np.uint16)[:, :, None], 3, axis=2)
+    if kind == "TIFF":
+        return tiff(rows.astype("<u2").tobytes(), 16, 3)
+    lines = rows.astype(">u2").reshape(32, -1).view(np.uint8)
+    stored = zlib.compress(np.pad(lines, ((0, 0), (1, 0))).tobytes())
+    head = struct.pack(">IIBBBBB", 48, 32, 16, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", stored) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_color_of_16_bits_that_has_fewer_is_refused(kind):
+    found = np.asarray(to_rgb(open_image(deep(EIGHT * 257, kind))))
+    assert (found == EIGHT[:, :, None]).all()
+    for factor in (1, 4, 16):
+        with pytest.raises(Undecodable, match=r"its values go from 0 to \d+, .*which is white"):
+            open_image(deep(EIGHT * factor, kind))
+
+
 def test_twelve_bits_in_twelve_bits():
     """A TIFF whose samples have 12 bits: Pillow unpacks them to 16."""
     packed = np.unpackbits((EIGHT * 16).astype(">u2").reshape(-1, 1).view(np.uint8), axis=1)[:, 4:]
-    plain = gray(EIGHT * 16, np.uint16)
-    with Image.open(io.BytesIO(plain)) as image:
-        tags = dict(image.tag_v2)  # type: ignore[attr-defined]
-    entries = {258: 12, 279: 32 * 72}
-    data = np.packbits(packed).tobytes()
-    body = struct.pack("<2sHIH", b"II", 42, 8, 8)
-    for tag, value in {
-        **{tag: tags[tag] for tag in (256, 257)},
-        258: 12,
-        259: 1,
-        262: 1,
-        273: 8 + 2 + 8 * 12 + 4,
-        278: 32,
-        279: entries[279],
-    }.items():
-        body += struct.pack("<HHII", tag, 4, 1, value)
-    source = body + bytes(4) + data
+    source = tiff(np.packbits(packed).tobytes(), 12, 1)
     assert (np.asarray(to_rgb(open_image(source)))[:, :, 0] == EIGHT).all()
 
 
