@@ -209,7 +209,7 @@ def _jpeg_in_tiff(source: bytes) -> bytes | None:
         return None
     tables, strip = tags.get(_TIFF_JPEG_TABLES, b""), source[where[0] : where[0] + size[0]]
     # An abbreviated stream of tables ends in EOI, and each strip begins with SOI.
-    return tables[:-2] + strip[2:] if tables else strip
+    return tables.removesuffix(b"\xff\xd9") + strip[2:] if tables else strip
 
 
 def jpeg_history(source: bytes) -> str | None:
