@@ -149,8 +149,7 @@ def test_views_judge_files_by_content():
     assert view(mpo, "k", True) == mpo
     for kind, options in (("WEBP", {"lossless": True}), ("TGA", {}), ("QOI", {}), ("JPEG2000", {})):
         assert jpeg_history(view(encoded(kind, **options), "k", False)) == "70:2"
-    for kind, options in (("WEBP", {"quality": 80}), ("TIFF", {"compression": "jpeg"})):
-        source = encoded(kind, **options)
+    for source in (encoded("WEBP", quality=80), encoded("TIFF", compression="jpeg")):
         assert view(source, "k", False) == source
     assert history_of([mpo, encoded("WEBP")]) == {"96:2": 1}
 
