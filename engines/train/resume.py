@@ -64,15 +64,11 @@ def check_same_run(config: Config, world: World, state: dict[str, Any], train_se
             f"the checkpoint's {mismatch} ({train_set.folder}); use the shards the run was started with or "
             "another run.dir"
         )
-    differences = codec_differences(train_set.manifest["codec"], state.get("codec"))
-    if differences:
-        raise UserError(
-            f"data.shards {train_set.folder}: coded differently than the images that the run was started with "
-            f"({'; '.join(differences)}); use those or another run.dir"
-        )
     if state["data"] != data_fingerprint(train_set):
+        differences = codec_differences(train_set.manifest["codec"], state.get("codec"))
+        how = f" ({'; '.join(differences)})" if differences else ""
         raise UserError(
-            f"data.shards {train_set.folder}: its training shards are not those the run was started with; "
+            f"data.shards {train_set.folder}: its training shards are not those the run was started with{how}; "
             "use those or another run.dir"
         )
     precision = resolve_precision(config.train.precision, world.device)
