@@ -14,6 +14,7 @@ ORIENTATION = 0x0112  # the tag of EXIF and TIFF 6.0
 METADATA = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")  # where Pillow keeps them
 _RAW_PROFILE = METADATA[1]  # ImageMagick's, in hexadecimal digits
 _PNG = b"\x89PNG\r\n\x1a\n"
+_BLOCK = re.compile(rb"II\*\0|MM\0\*")
 _PNG_METADATA = frozenset([b"eXIf", b"iCCP", b"iTXt", b"tEXt", b"tIME", b"zTXt"])
 _JPEG_METADATA = frozenset([0xE1, 0xE2, 0xED])  # EXIF and XMP, profiles and more pictures, Photoshop
 
@@ -57,9 +58,16 @@ def _from_block(block: bytes) -> int:
 
 
 def without_metadata(source: bytes) -> tuple[bytes, bytes]:
-    """A JPEG or PNG without its metadata, and its EXIF block; other files as they are, and b""."""
+    """A JPEG or PNG without its metadata, and its EXIF block; an AVIF with an empty block, and b"".
+
+    An AVIF says by itself how it is to be turned. Other files come back as they are.
+    """
     if source[:8] == _PNG:
         return _plain_png(source)
+    block = _BLOCK.search(source) if source[4:12] in (b"ftypavif", b"ftypavis") else None
+    if block is not None:
+        empty = b"II*\0\x08\0\0\0\0\0"  # a directory of no entries
+        return source[: block.start()] + empty + source[block.start() + len(empty) :], b""
     return _plain_jpeg(source) if source[:2] == b"\xff\xd8" else (source, b"")
 
 

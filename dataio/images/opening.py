@@ -102,7 +102,8 @@ def open_image(
                 raise Undecodable(unknown_format(source)) from None
             raise
         image = _decoded(plain, max_megapixels, shortest)
-        image.info["exif"] = exif
+        if exif:
+            image.info["exif"] = exif
     _check_data(image, source)
     _check_depth(image, source)
     white = _white(image) or _png_white(image, source)

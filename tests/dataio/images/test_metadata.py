@@ -1,5 +1,6 @@
 """Metadata turn a picture, and nothing in them stops it."""
 
+import io
 import struct
 
 import numpy as np
@@ -122,6 +123,16 @@ def test_a_parser_of_metadata_that_fails_does_not_cost_the_picture():
         changed = bytearray(source)
         changed[place] = 255
         assert (seen(bytes(changed)) == seen(source)).all()
+
+
+def test_an_avif_that_is_turned_by_itself_and_has_a_damaged_block():
+    source = saved(picture(), "AVIF", exif=exif((0x010E, 2, 2, b"x\0\0\0"), oriented(6)))
+    # Text that says to be a number: Pillow writes the block anew, since it takes the orientation out.
+    changed = source.replace(struct.pack("<HHI", 0x010E, 2, 2), struct.pack("<HHI", 0x010E, 11, 1))
+    assert changed != source
+    with pytest.raises(AttributeError):
+        Image.open(io.BytesIO(changed))
+    assert open_image(changed).size == (48, 32) and upright(open_image(changed)).size == (32, 48)
 
 
 def test_files_without_metadata_stay_as_they_are():
