@@ -6,5 +6,7 @@ Public names:
     `opening.open_image`, `opening.upright`, `opening.to_rgb`: from bytes to the picture as viewers show it.
     `stored.stored_lossless`, `stored.jpeg_quality`: how a file stores its picture, by content.
     `training_decoder.training_fault`: whether training sees the picture that Pillow shows.
+    `metadata.image_orientation`: how a picture is to be turned, from damaged metadata too.
+    `jpeg_scans.check_jpeg`: whether a JPEG's data deliver the whole picture.
     `headers.header_fault`: check an image's header before DALI reads it.
 """

@@ -183,10 +183,10 @@ def _check_data(image: Image.Image, source: bytes) -> None:
         tags = image.tag_v2  # type: ignore[attr-defined]
         if tags.get(259) != _JPEG_IN_TIFF:
             return
-        tables = tags.get(347, b"\xff\xd8\xff\xd9")
+        tables = tags.get(347, b"\xff\xd8").removesuffix(b"\xff\xd9")
         kinds = (324, 325) if 324 in tags else (273, 279)  # tiles or strips: where they are, how long
         for at, size in zip(*(tags[kind] for kind in kinds), strict=True):
-            check_jpeg(tables[:-2] + source[at + 2 : at + size])
+            check_jpeg(tables + source[at + 2 : at + size])
 
 
 def _check_png(source: bytes) -> None:
