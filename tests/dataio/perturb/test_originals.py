@@ -7,10 +7,11 @@ import pytest
 from dataio.core.errors import UserError
 from dataio.images.codec import preset_policy
 from dataio.layouts.synthetic import SyntheticLayout, write_synthetic
-from dataio.perturb.aligned_views import LEFT_OUT, Degraded, JpegFakes
+from dataio.perturb.aligned_views import LEFT_OUT, Degraded, JpegAll, JpegFakes
 from dataio.perturb.originals import KeptLayout, choose_originals
 from dataio.sharding.job import write_shards
 from dataio.shards.shard_set import ShardSet
+from dataio.sources.source import identity_of
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +48,14 @@ def test_a_subset_depends_on_seed_and_paths_alone(folder):
     assert paths(source, 5) == paths(source, 10)[:5] == paths(source, 0)[:5]
     assert set(paths(source, 10, seed=1)) != set(paths(source, 10))
     assert len(paths(source, 10_000)) == len(paths(source, 0)) > 10
+
+
+def test_a_view_and_kept_shards_have_the_identity_of_the_original(folder):
+    path = choose_originals(layout(folder), "test", 1, 0).records[0].path
+    original = layout(folder).read(path)
+    for origin in (layout(folder), KeptLayout(folder / "kept", "test")):
+        seen = choose_originals(origin, "test", 1, 0).through(JpegAll(30)).source.read_original(path)
+        assert seen[0] != original and seen[1] == identity_of(original)
 
 
 def test_views_are_applied_while_sharding_and_left_out_images_are_rejected_with_the_reason(folder, tmp_path):

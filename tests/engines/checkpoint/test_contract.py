@@ -122,7 +122,7 @@ def test_the_same_photographs_compare_under_two_policies(work, tmp_path, capsys)
     assert found["notes"][0] in capsys.readouterr().err
 
 
-def test_calibrating_is_refused_alike(work, tmp_path):
+def test_calibrating_is_refused_alike(work, tmp_path, capsys):
     checkpoint = tmp_path / "best.pt"
     checkpoint.write_bytes((work / "best.pt").read_bytes())
     telltale.evaluate(
@@ -139,6 +139,8 @@ def test_calibrating_is_refused_alike(work, tmp_path):
         assert done is not None and "another codec" in done[0].notes[-1]
         assert done[0].data["codec_equal"] is False
         assert load_calibration(checkpoint, checkpoints.load(checkpoint)["model"]) == done[0]
+    telltale.load(checkpoint)
+    assert "its calibration was fitted on images of another codec" in capsys.readouterr().err
 
 
 def test_fakes_alone_match_only_with_the_checkpoints_policy(work):
