@@ -147,12 +147,24 @@ def _hidden(segments: Sequence[_Segment]) -> str:
             done += bytes(segment)
             continue
         said = _complaint(done + bytes(segment) + b"\xff\xd9")
-        extraneous = _EXTRANEOUS.search(said)
-        if extraneous and not _DAMAGE.search(said):
-            coded = segment.coded[: max(0, len(segment.coded) - int(extraneous[1]))]
+        for shorten in (_without_padding, _without_rest):
+            extraneous = _EXTRANEOUS.search(said)
+            if extraneous is None or _DAMAGE.search(said):
+                break
+            coded = shorten(segment.coded, int(extraneous[1]))
             segment = _Segment(segment.marker, segment.body, coded)
             said = _complaint(done + bytes(segment) + b"\xff\xd9")
         if _DAMAGE.search(said):
             return said
         done += bytes(segment)
     return ""
+
+
+def _without_padding(coded: bytes, extraneous: int) -> bytes:
+    """Zeros at the end may be padding, or a file's part that was never written: then data are missing."""
+    bare = coded.rstrip(coded[-1:])
+    return bare + b"\0" if bare.endswith(b"\xff") else bare
+
+
+def _without_rest(coded: bytes, extraneous: int) -> bytes:
+    return coded[: max(0, len(coded) - extraneous)]

@@ -188,6 +188,17 @@ def test_harmless_oddities_are_a_warning_and_hide_no_damage():
     assert complaint_of(open_image(source)) == complaint_of(open_image(saved(picture()))) == ""
 
 
+@pytest.mark.parametrize("share", [0.4, 0.7, 0.95])
+def test_a_file_of_which_the_rest_was_never_written_is_damaged(share):
+    """Zeros are codes of a flat picture, of which more remain than are needed."""
+    source = saved(picture(200, 150), "JPEG", quality=90)
+    start = source.find(b"\xff\xda") + 14
+    stop = start + int(share * (len(source) - start))
+    for end in (b"", EOI):
+        with pytest.raises(Undecodable, match=r"damaged or cut short|truncated"):
+            open_image(source[:stop] + bytes(len(source) - stop - len(end)) + end)
+
+
 def test_bytes_between_scans_are_a_warning_and_hide_no_damage():
     source, pixels = whole("progressive")
     for at in [at for at in range(len(source)) if source[at : at + 2] == b"\xff\xda"][1:]:
