@@ -31,6 +31,7 @@ from engines.mlm.deepspeed_config import read_deepspeed
 from engines.mlm.finetune import start_deepspeed
 from engines.mlm.memory_estimate import check_memory
 from engines.mlm.model import TORCH_DTYPES, apply_tuning, resolve_mlm_precision
+from engines.mlm.passes import Passes
 from engines.mlm.trainer import FinetuneTrainer
 from engines.mlm.trainer_arguments import training_arguments
 from engines.runtime.distributed import World
@@ -202,9 +203,9 @@ def _case(language: str, *, recompute: bool, plain: bool) -> Any:
         with tempfile.TemporaryDirectory(dir=settings.folder) as folder:
             images = sorted((Path(settings.folder) / "large-files").resolve().glob("*.jpg"))
             samples, _ = read_conversations(write_conversations(Path(folder), images), None, MARKERS)
-            arguments = training_arguments(
-                config, Path(folder), zero, config.train.global_batch // 4, precision, world, len(samples)
-            )
+            train = config.train
+            passes = Passes.of(train.global_batch, train.micro_batch, rank=0, world=1, loss=train.loss)
+            arguments = training_arguments(config, Path(folder), zero, passes, precision, world, len(samples))
             model, processor, shape = _model(config, world, precision)
             tokenized, _ = tokenize_conversations(samples, processor, shape, config.data.max_length)
             data = ConversationDataset(tokenized, processor)
@@ -225,7 +226,7 @@ def _case(language: str, *, recompute: bool, plain: bool) -> Any:
                 _as_upstream(arguments)
                 trainer = Trainer(**given)
             else:
-                trainer = FinetuneTrainer(config, **given)
+                trainer = FinetuneTrainer(config, passes, **given)
             trainer.remove_callback(transformers.PrinterCallback)
             with _windows(trainer, pace, settings) as once:
                 yield once
