@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 
+from dataio.images.opening import quiet_pillow
 from dataio.images.stored import PNG_SIGNATURE, jpeg_history, stored_lossless
 from dataio.layouts.base import SPLITS, Layout
 
@@ -56,6 +57,7 @@ def find_history(
     return history, tuple(_notes(sample if any(sample.total) else found, history is not None))
 
 
+@quiet_pillow()
 def _look(layout: Layout, lines: Iterable[tuple[str, str]]) -> _Sample:
     sample, photographs, jpegs = _Sample(), layout.generators[0], 0
     for path, generator in islice(lines, _MOST_LOOKED_AT):

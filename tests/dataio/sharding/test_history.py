@@ -116,3 +116,11 @@ def test_the_search_ends(tmp_path, monkeypatch):
     monkeypatch.setattr(history_module, "_MOST_LOOKED_AT", 0)
     manifest, _ = shard(tmp_path / "none", ("", JPEG), ("", PNG), count=2)
     assert manifest["codec"]["history"] is None and manifest["notes"] == []
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_odd_metadata_bring_no_warning_of_pillow(tmp_path):
+    maker_beyond_the_end = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x0f\x01\x02\0\x64\0\0\0\x32\0\0\0\0\0\0\0"
+    odd = {**JPEG, "exif": maker_beyond_the_end}
+    manifest, _ = shard(tmp_path, (".jpg", odd), (".png", PNG), count=2)
+    assert manifest["codec"]["history"] == {"80:2": 2}
