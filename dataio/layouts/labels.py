@@ -10,10 +10,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from difflib import get_close_matches
 from itertools import pairwise
 
 PHOTOGRAPHS = "nature"
 _SHOWN = 3  # pairs that a note names
+_CLOSE = 0.8  # difflib's ratio of a mistyped word
 
 _KINDS = ("real", "authentic", "genuine", "natural", "original", "pristine", "bonafide")
 _THINGS = ("nature", "photo", "photos", "photograph", "photographs", "camera", "human", "humans")
@@ -122,12 +124,21 @@ def is_undecided(text: str) -> bool:
 def _are_undecided(words: list[str]) -> bool:
     if not words:
         return False
+    if "".join(words) in _REAL:  # "n ature"
+        return True
     if words[0] in ("nonfake", "notfake") or (words[0] in _NOT and len(words) > 1):
         return _FAKE.issuperset(words[1:])
     if len(words) == 1 and words[0] in _UNDECIDED:  # "class 0"
         return True
     rest = [word for word in words if not word.isdecimal()]
     return bool(rest) and _REAL.issuperset(rest)
+
+
+def _resembles_real(name: str) -> bool:
+    """Whether a generator's name holds a word for photographs, or may be one mistyped: "nautre", "photon"."""
+    words = _readings(name)[0]
+    mistyped = len(words) == 1 and len(words[0]) > 3 and get_close_matches(words[0], _REAL, 1, _CLOSE)
+    return not _REAL.isdisjoint(words) or bool(mistyped)
 
 
 def fold_generators(
@@ -155,13 +166,7 @@ def fold_generators(
         notes.append(f"generator {described}: read as photographs, named {PHOTOGRAPHS}")
     notes += _changed("generator", {text: name for text, name in names.items() if text not in chosen})
     if real is None:
-        mentioned = sorted(
-            {
-                name
-                for name in names.values()
-                if name != PHOTOGRAPHS and not _REAL.isdisjoint(_readings(name)[0])
-            }
-        )
+        mentioned = sorted({name for name in names.values() if name != PHOTOGRAPHS and _resembles_real(name)})
         if mentioned:
             notes.append(
                 f"generator {_first(mentioned)}: read as fakes; if they are photographs, say so with real (--real)"

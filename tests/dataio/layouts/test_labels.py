@@ -26,11 +26,11 @@ REAL = (
 )
 FAKE = (
     "realvisxl realistic-vision photoshop naturalspeech Real-ESRGAN unreal not-real fake AI generated synthetic "
-    "glide coco_real 1_fake unknown humanart class-3 2 sd1.4 DALL-E-3"
+    "glide coco_real 1_fake unknown humanart class-3 2 sd1.4 DALL-E-3 nautre photon"
 )
 UNDECIDED = (
     "0 1 1.0 0.0 00 +1 -1 true False YES no nan None NULL n/a - not-fake non-AI real1 real_0 class-0 "
-    "PhotoReal label~true"
+    "PhotoReal label~true n~ature na-ture"
 )
 
 
@@ -69,7 +69,8 @@ def test_other_names_are_generators(text):
     names, notes = fold_generators(counted("nature", text))
     assert names == {"nature": "nature", text: text}
     assert all("read as fakes; if they are photographs" in note for note in notes)
-    assert bool(notes) == (text in ("Real-ESRGAN", "not-real", "coco_real"))
+    noted = ("Real-ESRGAN", "not-real", "coco_real", "photoshop", "unreal", "nautre", "photon")
+    assert bool(notes) == (text in noted)
 
 
 @pytest.mark.parametrize("text", UNDECIDED_NAMES)

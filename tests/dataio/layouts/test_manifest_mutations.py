@@ -76,6 +76,7 @@ def test_no_damage_changes_a_label_silently(tmp_path):
     @example((TABLE.replace("nature,cat", 'nature,"cat'), "utf-8"))
     @example((TABLE.replace('"crane, bird"', "crane, bird"), "utf-8"))
     @example((TABLE.replace("nature,cat,train,a", "nature"), "utf-8"))
+    @example((TABLE.replace("nature,cat", "n ature,cat"), "utf-8"))
     def run(case):
         text, codec = case
         (tmp_path / "m.csv").write_bytes(text.encode(codec, "replace"))
