@@ -52,6 +52,7 @@ def test_training_says_the_verdict_and_refuses_where_it_must(audit, run, shards,
     assert warned.returncode == 0 and "audit: fail: container 1.00" in warned.stdout
 
 
+@pytest.mark.slow
 def test_the_same_command_gives_the_same_bytes(audit, shards, tmp_path):
     for name in ("a", "b"):
         done = audit("--shards", shards, "--split", "train", "--output", tmp_path / f"{name}.json", *WORDS)

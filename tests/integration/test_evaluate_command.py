@@ -90,6 +90,7 @@ def test_every_image_once_by_any_number_of_processes(work: Path, repo_root: Path
     assert dict(zip(names.tolist(), counts.tolist(), strict=True)) == expected
 
 
+@pytest.mark.slow
 def test_held_out_generators_and_resamples_reach_the_metrics(work: Path, repo_root: Path) -> None:
     flags = ["--checkpoint", "best.pt", "--split", "train", "--output", "held"]
     done = _evaluate(repo_root, work, *flags, "--held-out", "adm,glide", "--resamples", "20")
@@ -116,6 +117,7 @@ def test_an_export_predicts_what_its_checkpoint_does_bit_for_bit(work: Path, rep
     assert len(tables[0]) > 0
 
 
+@pytest.mark.slow
 def test_mirror_is_the_mean_over_an_image_and_its_mirror_image(work: Path, repo_root: Path) -> None:
     flags = ["--checkpoint", "best.pt", "--split", "val", "--output", "mirrored", "--mirror"]
     done = _evaluate(repo_root, work, *flags)

@@ -36,7 +36,7 @@ def workers_of(launcher: subprocess.Popen[bytes]) -> list[int]:
     return [pid for pid in pids if any("launch/train.py" in word for word in command_line(pid))]
 
 
-@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.long)])
 def undisturbed(request, tiny_shards, torchrun, tmp_path_factory):
     """A run that nobody disturbed, for each number of processes."""
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
@@ -130,6 +130,7 @@ def test_a_finished_run_says_so_and_a_changed_one_is_refused(undisturbed, tiny_s
     assert (folder / "final.safetensors").read_bytes() == weights
 
 
+@pytest.mark.slow
 def test_two_runs_on_one_folder_never_mix(tiny_shards, repo_root, tmp_path):
     command = [sys.executable, str(repo_root / "launch" / "train.py"), *train(tiny_shards, tmp_path / "run")]
     first = start_and_wait(command, tmp_path / "run", 1)
@@ -148,6 +149,7 @@ def test_two_runs_on_one_folder_never_mix(tiny_shards, repo_root, tmp_path):
     assert [line["step"] for line in lines(tmp_path / "run") if line["kind"] == "train"] == list(range(1, 11))
 
 
+@pytest.mark.slow
 def test_weights_and_biases_offline_is_second_to_the_local_log(tiny_shards, repo_root, run, tmp_path):
     command = [sys.executable, str(repo_root / "launch" / "train.py")]
     done = run([*command, *train(tiny_shards, tmp_path / "run", log__wandb="offline", train__steps=2)])

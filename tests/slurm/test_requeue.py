@@ -47,6 +47,7 @@ def assert_stopped_at_once(cluster: Cluster, job: str, folder: Path, seen: int) 
     assert computed_steps(cluster, job) == ALL == steps(folder)
 
 
+@pytest.mark.slow
 def test_a_warned_job_saves_requeues_itself_and_continues(
     slurm: Cluster, submit: Callable[..., str], undisturbed: Path, tmp_path: Path
 ) -> None:

@@ -98,6 +98,7 @@ def test_two_tasks_one_killed_and_run_again_write_the_bytes_of_one_process(whole
     assert contents(output) == contents(whole)
 
 
+@pytest.mark.slow
 def test_a_plain_run_takes_over_what_tasks_began(whole, run, tmp_path):
     assert run(tmp_path / "out", "--task", "2/3").returncode == 0
     assert run(tmp_path / "out").returncode == 0
@@ -111,6 +112,7 @@ def test_four_tasks_that_start_at_once_make_one_plan(whole, run, start, tmp_path
     assert contents(tmp_path / "out") == contents(whole)
 
 
+@pytest.mark.slow
 def test_several_that_finish_at_once_wait_for_each_other(whole, run, start, tmp_path):
     """The last two tasks of an array may both see that all shards are there."""
     output = tmp_path / "out"
@@ -123,6 +125,7 @@ def test_several_that_finish_at_once_wait_for_each_other(whole, run, start, tmp_
     assert contents(output) == contents(whole)
 
 
+@pytest.mark.slow
 def test_tasks_and_plain_runs_keep_out_of_each_others_way(whole, run, start, tmp_path):
     output = tmp_path / "out"
     running = start(output, "--workers", "1", "--task", "0/2")

@@ -73,6 +73,7 @@ def test_another_format_is_a_fail_that_names_the_format(tmp_path):
     assert "verdict: FAIL" in text and "1.000 [1.000, 1.000] *" in text and "photographs" in text
 
 
+@pytest.mark.slow
 def test_a_leak_of_one_generator_alone_is_found(tmp_path):
     def encode(image, fake):
         # Only the third of four generators' images are wider, by as little as a pixel.
@@ -96,7 +97,7 @@ def test_the_same_container_and_another_blur_is_a_warning(tmp_path):
     assert "radial spectrum" in found["reasons"][0] and "resize" in found["reasons"][0]
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2))])
 def test_identical_distributions_pass(tmp_path, seed):
     layout = make_set(tmp_path / "set", lambda image, fake: jpeg(image), seed=seed)
     found = audit_layout(layout, AuditSettings(**QUIET, seed=seed))
@@ -124,6 +125,7 @@ def test_one_class_alone_is_said(tmp_path):
     format_audit(found)
 
 
+@pytest.mark.slow
 def test_unreadable_images_are_counted_and_named(tmp_path):
     layout = make_set(tmp_path / "set", blurred, 80)
     (tmp_path / "set" / "0003").write_bytes(b"")
@@ -149,6 +151,7 @@ def test_the_figures_depend_on_the_seed_and_not_on_the_number_of_workers(tmp_pat
     assert other["probes"] != alone["probes"] and other["counts"] == alone["counts"]
 
 
+@pytest.mark.slow
 def test_groups_reach_the_folds_and_the_intervals(tmp_path):
     make_set(tmp_path / "set", blurred, 80)
     rows = (tmp_path / "set" / "list.csv").read_text().splitlines()
@@ -159,6 +162,7 @@ def test_groups_reach_the_folds_and_the_intervals(tmp_path):
     assert "interval over groups" in format_audit(found)
 
 
+@pytest.mark.slow
 def test_duplicates_are_named_by_split_and_label(tmp_path):
     make_set(tmp_path / "set", blurred, 40)
     for copy, original in (("0011", "0010"), ("0030", "0020")):

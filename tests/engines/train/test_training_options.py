@@ -88,6 +88,8 @@ OPTIONS: dict[str, dict[str, object]] = {
 
 # Each takes about ten seconds on two cores; these differ little from others that stay.
 LONG = {
+    "ema",
+    "mixup",
     "augmentation",
     "balanced",
     "plateau",

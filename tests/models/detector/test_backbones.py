@@ -25,15 +25,15 @@ def build(backbone, size=32, **config):
     ("name", "size"),
     [
         ("resnet18", 32),
-        ("resnext50_32x4d", 32),
+        pytest.param("resnext50_32x4d", 32, marks=pytest.mark.slow),
         ("convnext_tiny", 32),
-        ("swin_t", 32),
-        ("swin_v2_t", 32),
+        pytest.param("swin_t", 32, marks=pytest.mark.slow),
+        pytest.param("swin_v2_t", 32, marks=pytest.mark.slow),
         ("cifarnet", 32),
         ("cifarnet_narrow", 20),
         ("timm:resnet18", 32),
         ("timm:vit_tiny_patch16_224", 32),
-        ("timm:convnext_atto", 32),
+        pytest.param("timm:convnext_atto", 32, marks=pytest.mark.slow),
         ("timm:mobilenetv3_small_050", 32),
     ],
 )
@@ -126,7 +126,7 @@ def test_hidden_layers_differ_between_heads_and_drop_in_training_only():
     assert torch.equal(model(image)[1], model(image)[1])
 
 
-@pytest.mark.parametrize("name", ["convnext_tiny", "swin_t", "timm:convnext_atto"])
+@pytest.mark.parametrize("name", [pytest.param("swin_t", marks=pytest.mark.slow), "timm:convnext_atto"])
 def test_stochastic_depth_is_off_by_default_and_drops_where_set(name):
     image = torch.randn(2, 3, 32, 32)
     still, dropping = build(name).train(), build(name, stochastic_depth=0.8).train()
