@@ -2,7 +2,8 @@
 
 Python's csv module reads a damaged table without a word: a quote that is never closed swallows
 the rows after it, fields beyond the header's are dropped, missing ones are empty. Here a row is
-one line, so that a quote cannot reach into another row.
+one line, so that a quote cannot reach into another row. Only a column that is not used may hold
+line breaks (prompts do), where none of the lines inside the quotes could be a row of its own.
 """
 
 import re
@@ -77,7 +78,9 @@ class CsvTable:
         names, width = self.columns, len(self.columns)
         nameless = [number for number, name in enumerate(names) if not name and number > 0]
         for line, text in lines:
-            fields = self._split(text, line)
+            fields = self._split(self._whole_row(text, lines) if '"' in text else text, line)
+            if any("\n" in fields[number] for number in self._used if number < len(fields)):
+                self._split(text, line)  # raises: a quote is open
             if len(fields) != width:
                 other = next(
                     (name for mark, name in _SEPARATORS.items() if text.count(mark) == width - 1), ""
@@ -158,7 +161,7 @@ class CsvTable:
         return ""
 
     def _split(self, text: str, line: int) -> list[str]:
-        if character := _CONTROL.search(text):
+        if character := _CONTROL.search(text.replace("\n", " ")):
             raise self.error(
                 f"line {line}: holds the control character U+{ord(character[0]):04X}; remove it, or copy "
                 "the file again if it is damaged"
@@ -177,6 +180,26 @@ class CsvTable:
             if position == len(text):
                 return [*fields, ""] if match[0].endswith(",") else fields
 
+    def _whole_row(self, text: str, lines: Iterator[tuple[int, str]]) -> str:
+        """A row with the lines that follow while a quote is open, joined by line feeds.
+
+        The row is left as it is, with its quote open, where a line inside the quotes could be a row of
+        its own: then the quote was probably forgotten, and would swallow that row.
+        """
+        joined = text
+        while _is_open(joined):
+            following = next(lines, None)
+            if following is None or self._may_be_row(following[1]):
+                return text
+            joined += "\n" + following[1]
+        return joined
+
+    def _may_be_row(self, text: str) -> bool:
+        try:
+            return len(self._split(text, 0)) == len(self.columns)
+        except UserError:
+            return False
+
     def _refuse_tabs(self, fields: Sequence[str], line: int) -> None:
         for number in self._used:
             if "\t" in fields[number]:
@@ -190,6 +213,23 @@ def is_utf8(text: str) -> bool:
     return _SURROGATE.search(text) is None
 
 
+def _is_open(text: str) -> bool:
+    """Whether a quote that a field begins with is not closed in the text."""
+    position = 0
+    while position < len(text):
+        match = _QUOTED.match(text, position) or _PLAIN.match(text, position)
+        if match is None:
+            return _opens(text[position:].lstrip())
+        position = match.end()
+        if match[0] == "":
+            break
+    return False
+
+
+def _opens(field: str) -> bool:
+    return field.startswith('"') and field.replace('""', "").count('"') % 2 == 1
+
+
 def _fields(count: int) -> str:
     return "1 field" if count == 1 else f"{count} fields"
 
@@ -198,10 +238,8 @@ def _quote_problem(text: str, position: int) -> str:
     """Why the field that begins at `position` cannot be read."""
     field = text[position:].lstrip()
     shown = repr(field if len(field) <= 40 else field[:39] + "…")
-    if field.startswith('"') and field.replace('""', "").count('"') % 2:
-        return (
-            f"a quote is opened and not closed on the line, at {shown}; close it (a value has no line breaks)"
-        )
+    if _opens(field):
+        return f"a quote is opened and not closed on the line, at {shown}; close it"
     return (
         f"a quote stands inside a value, at {shown}; put the whole value in quotes and write its own twice, "
         'as in "24"" screen"'

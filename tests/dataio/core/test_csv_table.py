@@ -18,6 +18,10 @@ GOOD = {
     "other case": (' Path , "GENERATOR",object \na,b,c\n', [("a", "b", "c")]),
     "a spreadsheet's empty columns": ("path,generator,object,,\na,b,c,,\n", [("a", "b", "c")]),
     "pandas' index": (",path,generator,object\n0,a,b,c\n", [("a", "b", "c")]),
+    "line breaks in another column": (
+        'path,generator,object,prompt\na,b,c,"a cat,\n\nsitting ""here""\non a, mat"\nd,e,f,"g"\n',
+        [("a", "b", "c"), ("d", "e", "f")],
+    ),
     "a tab in another column": ("path,generator,object,text\na,b,c,d\te\n", [("a", "b", "c")]),
 }
 BAD = {
@@ -97,3 +101,12 @@ def test_a_file_that_cannot_be_read(tmp_path):
 def test_bytes_that_are_not_utf8_are_kept_as_file_names_have_them(tmp_path):
     ((_, row),) = table(tmp_path, HEAD.encode() + b"caf\xe9.jpg,b,c\n").rows()
     assert row["path"] == "caf\udce9.jpg" and not is_utf8(row["path"]) and is_utf8(row["object"])
+
+
+@pytest.mark.parametrize(
+    "rows",
+    ['a,b,c,"x\nd,e,f,y\ng,h,i,"z"\n', 'a,b,c,"x\nd,e,f,"y"\n', 'a,b,c,"x\nd,e,f,y\n', 'a,b,c,"x\n"y\n'],
+)
+def test_a_forgotten_quote_in_another_column_swallows_no_row(tmp_path, rows):
+    with pytest.raises(UserError, match=r"line 2: a quote"):
+        list(table(tmp_path, "path,generator,object,prompt\n" + rows).rows())
