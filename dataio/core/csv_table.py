@@ -25,6 +25,7 @@ _WIDE = (  # UTF-32's mark begins with UTF-16's
     (b"\xff\xfe", "UTF-16"),
     (b"\xfe\xff", "UTF-16"),
 )
+_FILE_NAME = re.compile(r"\.\w{1,5}\"?\s*(?:,|$)")  # its end: a field with a suffix
 _PACKED = ((b"PK\x03\x04", "a zip file or a workbook"), (b"\x1f\x8b", "packed by gzip"))
 _HEAD_BYTES = 4096
 
@@ -189,7 +190,11 @@ class CsvTable:
         joined = text
         while _is_open(joined):
             following = next(lines, None)
-            if following is None or self._may_be_row(following[1]):
+            if following is None:
+                return text
+            # Where paths have suffixes, a prompt's "tree, blue sky, 8k" is no row.
+            named = _FILE_NAME.search(following[1]) or not _FILE_NAME.search(text)
+            if named and self._may_be_row(following[1]):
                 return text
             joined += "\n" + following[1]
         return joined

@@ -50,6 +50,8 @@ class Misfits:
         """
         if fitting == 0:
             other = f"{self._count} other files, first {self._first[0]}" if self._count else "empty"
+            if self._zips and not self._count:
+                other = f"{self._zips} zip file(s), which are not opened, first {self._first_zip}: give it, or unpack"
             raise UserError(
                 f"no images of the {self.layout} layout ({other}), expected {self.expected}; check the layout "
                 "and the source",

@@ -11,6 +11,7 @@ from transformers import LlavaProcessor, PreTrainedTokenizerBase
 from dataio.core.errors import UserError, one_line
 from dataio.core.log import log
 from dataio.images.opening import MEGAPIXELS
+from dataio.layouts.labels import look_of
 from dataio.vqa.blind_baselines import MULTIPLE_CHOICE, OPEN, VqaItem, kind_of, label_in_text, options_of
 from dataio.vqa.conversations import IMAGE_PLACEHOLDER, load_rgb, resolve_image
 from dataio.vqa.sample_text import UniqueIds, escaped, is_blank, text_fault
@@ -19,6 +20,7 @@ from models.tinyllava.text import END, MARKERS, preprocess_image, tokenize_turns
 
 NEW_TOKENS = {"true_false": 16, "multiple_choice": 16, "open": 128}
 VERDICT_START = " This is a"  # the beginning of an open answer, up to its label
+_VERDICTS = {"real": "Real", "fake": "Fake"}
 _WORDS = {"Fake": (" fake", " Fake"), "Real": (" real", " Real")}
 
 
@@ -47,6 +49,8 @@ def read_items(path: str | Path) -> list[dict[str, Any]]:
                 )
         if not isinstance(item.get("metadata", {}), dict):
             raise UserError(f"{path}: item {item['id']} has metadata that is not an object")
+        # "real" and "Fake." are answers to a true/false question, spelled otherwise.
+        item["ground_truth"] = _VERDICTS.get(look_of(item["ground_truth"].strip(" .")), item["ground_truth"])
         item["id"] = ids.name(escaped(item["id"]))
         if fault := _item_fault(item):
             raise UserError(f"{path}: item {item['id']} {fault}; correct it")

@@ -22,6 +22,10 @@ GOOD = {
         'path,generator,object,prompt\na,b,c,"a cat,\n\nsitting ""here""\non a, mat"\nd,e,f,"g"\n',
         [("a", "b", "c"), ("d", "e", "f")],
     ),
+    "commas in another column's lines": (
+        'path,generator,object,prompt\na.png,b,c,"a cat\ntree, blue sky, 8k, soft\n"\nd.png,e,f,g\n',
+        [("a.png", "b", "c"), ("d.png", "e", "f")],
+    ),
     "a tab in another column": ("path,generator,object,text\na,b,c,d\te\n", [("a", "b", "c")]),
 }
 BAD = {
@@ -105,7 +109,13 @@ def test_bytes_that_are_not_utf8_are_kept_as_file_names_have_them(tmp_path):
 
 @pytest.mark.parametrize(
     "rows",
-    ['a,b,c,"x\nd,e,f,y\ng,h,i,"z"\n', 'a,b,c,"x\nd,e,f,"y"\n', 'a,b,c,"x\nd,e,f,y\n', 'a,b,c,"x\n"y\n'],
+    [
+        'a.png,b,c,"x\nd.png,e,f,y\ng.png,h,i,"z"\n',
+        'a,b,c,"x\nd,e,f,y\ng,h,i,"z"\n',
+        'a,b,c,"x\nd,e,f,"y"\n',
+        'a,b,c,"x\nd,e,f,y\n',
+        'a,b,c,"x\n"y\n',
+    ],
 )
 def test_a_forgotten_quote_in_another_column_swallows_no_row(tmp_path, rows):
     with pytest.raises(UserError, match=r"line 2: a quote"):

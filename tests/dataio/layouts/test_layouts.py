@@ -162,6 +162,14 @@ def test_zips_inside_a_source_are_named(tmp_path, caplog, monkeypatch):
     assert "2 zip files in it are not opened, first adm/adm.zip; unpack" in caplog.text
 
 
+def test_a_folder_with_nothing_but_zips_says_so(tmp_path):
+    touch(tmp_path, "adm.zip", "README.md")
+    with pytest.raises(
+        UserError, match=r"1 zip file\(s\), which are not opened, first adm\.zip: give it, or unpack"
+    ):
+        listed("genimage", tmp_path)
+
+
 VAL = ("wukong/val/nature/ILSVRC2012_val_00000001.JPEG", "adm/val/nature/ILSVRC2012_val_00050000.JPEG")
 
 

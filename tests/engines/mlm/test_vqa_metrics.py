@@ -206,3 +206,14 @@ def test_rejected_samples_are_listed_whatever_their_names_hold(tmp_path):
     config.data.skip_rejected = False
     with pytest.raises(UserError, match=r"1 unusable samples: a\\ud83d: \\udcff\.jpg: cannot be read"):
         report_rejected([Rejected("a\ud83d", "\udcff.jpg: cannot be read")], config, tmp_path)
+
+
+@pytest.mark.parametrize(("real", "fake"), [("real", "FAKE"), ("Real.", " Fake "), ("Real\u200b", '"Fake"')])
+def test_spellings_of_real_and_fake_are_one_kind_of_question(tmp_path, real, fake):
+    items = [
+        {"id": truth, "image": "x.png", "question": "Real or Fake?", "ground_truth": truth}
+        for truth in (real, fake)
+    ]
+    (tmp_path / "a.json").write_text(json.dumps(items))
+    read = read_items(tmp_path / "a.json")
+    assert [item["ground_truth"] for item in read] == ["Real", "Fake"]
