@@ -32,7 +32,9 @@ OPTIONS = {
 HELD = {"data__resident": True, "data__augment__rand_augment": 0, "data__augment__jpeg": 0}
 
 
-@pytest.fixture(scope="module", params=[{}, HELD], ids=["decoded", "held"])
+@pytest.fixture(
+    scope="module", params=[{}, pytest.param(HELD, marks=pytest.mark.long)], ids=["decoded", "held"]
+)
 def seen(
     request: pytest.FixtureRequest, tiny_shards: Path, torchrun: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[int, dict[str, Any]]:

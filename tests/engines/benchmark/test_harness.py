@@ -120,7 +120,7 @@ def test_a_tiny_run_measures_every_case_and_is_compared(repo_root, tmp_path):
     assert again.returncode == 1 and "100% below" in again.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_every_group_runs(repo_root, tmp_path):
     rest = [name for name in NAMES if name != "read"]

@@ -86,32 +86,37 @@ OPTIONS: dict[str, dict[str, object]] = {
 }
 
 
-# Each takes about ten seconds on two cores; these differ little from others that stay.
-LONG = {
+# Each takes about ten seconds on two cores.
+SLOW = {
     "ema",
     "mixup",
     "augmentation",
     "balanced",
     "plateau",
-    "linear",
     "early_stop",
+    "stochastic_depth",
+    "frozen_stem",
+}
+# These differ little from others.
+LONG = {
+    "linear",
     "adamw",
     "class_weights",
     "cutmix",
-    "stochastic_depth",
     "square_root",
     "dropout_in_hidden_heads",
     "both_mixes_sometimes",
     "frozen",
-    "frozen_stem",
     "hidden_heads",
     "norms_and_no_nesterov",
 }
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in OPTIONS]
-)
+def _marks(name):
+    return pytest.mark.slow if name in SLOW else pytest.mark.long if name in LONG else ()
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=_marks(name)) for name in OPTIONS])
 def test_a_run_with_the_option_differs_and_resumes_bit_for_bit(build, name):
     options = {**COMMON, **OPTIONS[name]}
     trainer, states = build(**options), {}

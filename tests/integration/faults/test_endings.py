@@ -40,7 +40,9 @@ def test_a_rank_that_dies_and_one_that_hangs_are_named(undisturbed, disturbed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("point", ["validation.batch:step=7", "step.begin:step=9"])
+@pytest.mark.parametrize(
+    "point", ["validation.batch:step=7", pytest.param("step.begin:step=9", marks=pytest.mark.long)]
+)
 def test_a_rank_that_hangs_elsewhere_is_named_in_exit_json(disturbed, point):
     run: Run = disturbed(train__timeout=0.1)
     done = run.go(2, f"hang@{point},rank=1")

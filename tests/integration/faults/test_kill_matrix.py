@@ -56,8 +56,12 @@ def test_killed_at_each_stage_torchrun_restarts_it_to_the_same_bits(undisturbed,
 @pytest.mark.timeout(1200)  # each restart imports PyTorch in every process
 @pytest.mark.parametrize(
     ("processes", "faults"),
-    [(2, REST), (4, CORE), (4, REST[:7]), (4, REST[7:])],
-    ids=["2-rest", "4-core", "4-rest", "4-end"],
+    [
+        pytest.param(2, REST, id="2-rest"),
+        pytest.param(4, CORE, id="4-core", marks=pytest.mark.long),
+        pytest.param(4, REST[:7], id="4-rest", marks=pytest.mark.long),
+        pytest.param(4, REST[7:], id="4-end", marks=pytest.mark.long),
+    ],
 )
 def test_the_rest_of_the_matrix(undisturbed, disturbed, processes, faults):
     run: Run = disturbed()

@@ -93,7 +93,7 @@ def test_a_killed_run_goes_on_as_if_undisturbed(second, torchrun, conversations,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [2, pytest.param(3, marks=pytest.mark.long)])
 def test_two_processes_go_on_as_one(second, third, finetune, tmp_path, stage):
     reference = {2: second, 3: third}[stage][0]
     folder = interrupted(reference, tmp_path)
@@ -109,7 +109,7 @@ def test_one_process_goes_on_as_two(alone, finetune, tmp_path):
     assert_equal_losses(losses(folder), losses(alone[0]))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_best_checkpoint_by_validation_is_the_model(finetune):
     """With a rate that ruins the model behind step 3, the model is that of step 3."""
     folder, output = finetune(1, 2, "--optim.schedule", "constant", "--optim.lr", "0.5", "--optim.clip", "0")
