@@ -148,6 +148,9 @@ def format_result(merged: _Row) -> str:
         lines += _robustness_table(merged)
     else:
         lines += _matrix_tables(merged)
+    unreadable = max((cell["counts"].get("unreadable", 0) for cell in merged["cells"]), default=0)
+    if unreadable:
+        lines.append(f"{unreadable} of the originals could not be read and are not among these images")
     for failure in merged["failed"]:
         lines.append(f"failed: {failure['name']}: {failure['message']}")
     return "\n".join(lines).rstrip()

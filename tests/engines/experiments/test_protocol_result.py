@@ -96,6 +96,9 @@ def test_gaps_are_what_raw_has_more():
     without_raw = merge_cells(viewed("aligned"), cells[1:], {"raw": "broken"})
     assert without_raw["raw"] is None and without_raw["gaps"]["size"]["auroc"] is None
     json.dumps(without_raw, allow_nan=False)
+    assert "could not be read" not in text
+    merged["cells"][0]["counts"]["unreadable"] = 3
+    assert "3 of the originals could not be read" in format_result(merged)
 
 
 def test_curves_are_by_operation_and_genimages_six_have_a_mean():
