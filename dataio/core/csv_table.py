@@ -8,7 +8,7 @@ line breaks (prompts do), where none of the lines inside the quotes could be a r
 
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from dataio.core.errors import UserError, reason_of
 
@@ -148,6 +148,7 @@ class CsvTable:
             if self._optional:
                 expected += f" [, {', '.join(self._optional)}]"
             found = ", ".join(fields) or "nothing"
+            hint = hint or _header_hint(fields[0])
             raise self.error(f"no column {missing[0]!r}; expected {expected}, found {found!s:.200}{hint}")
         twice = next((name for name in names if name and names.count(name) > 1), None)
         if twice is not None:
@@ -216,6 +217,12 @@ class CsvTable:
 def is_utf8(text: str) -> bool:
     """Whether a field's bytes were UTF-8; see `CsvTable.rows`."""
     return _SURROGATE.search(text) is None
+
+
+def _header_hint(first: str) -> str:
+    if first.casefold().startswith("sep="):
+        return "; remove this line of a spreadsheet: the next one names the columns"
+    return "; the first line must name the columns" if PurePath(first).suffix else ""
 
 
 def _is_open(text: str) -> bool:

@@ -78,6 +78,8 @@ def test_damaged_rows_are_errors_that_name_the_line(tmp_path, case):
     [
         (b"path;generator;object\na;b;c\n", "no column 'path'.*separated by ';', write it with commas"),
         (b"path\tgenerator\tobject\na\tb\tc\n", "no column 'path'.*separated by tabs"),
+        (b"sep=,\npath,generator,object\na,b,c\n", "no column 'path'.*remove this line of a spreadsheet"),
+        (b"a/1.png,glide,cat\n", "no column 'path'.*the first line must name the columns"),
         (b"path|generator|object\n", "no column 'path'.*separated by '|'"),
         ((HEAD + "a,b,c").encode("utf-16"), "is UTF-16, expected UTF-8.*iconv -f UTF-16 -t UTF-8"),
         ((HEAD + "a,b,c").encode("utf-16-be"), "is UTF-16, expected UTF-8"),
