@@ -17,18 +17,11 @@ set -euo pipefail
 # sbatch runs a copy from its spool; Slurm knows where the script was.
 here=$(dirname "${BASH_SOURCE[0]}")
 if [[ ! -f $here/common.sh ]]; then
-  command=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=//p' | head -n 1)
-  # Arguments follow the script, and both may hold spaces: it is the first path beside common.sh.
-  script=${command%% *}
-  while [[ ! -f ${script%/*}/common.sh && $script != "$command" ]]; do
-    rest=${command:${#script}+1}
-    script+=" ${rest%% *}"
-  done
+  script=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=//p' | head -n 1)
+  # Arguments follow the script, and both may hold spaces: words are cut off until common.sh is beside it.
+  while [[ ! -f ${script%/*}/common.sh && $script == *" "* ]]; do script=${script% *}; done
   here=${script%/*}
-  if [[ ! -f $here/common.sh ]]; then
-    echo "error: no common.sh beside the script that Slurm names, ${command:-nothing}; submit one of a checkout" >&2
-    exit 2
-  fi
+  [[ -f $here/common.sh ]] || { echo "error: Slurm names ${script:-no script}, without a common.sh beside it; submit a script of a checkout" >&2; exit 2; }
 fi
 # shellcheck source=slurm/common.sh
 source "$here/common.sh"

@@ -74,6 +74,4 @@ def test_a_script_in_the_spool_finds_its_own_folder(
         assert (done.stdout, done.stderr) == (str(here), "")
         (tmp_path / "shown").write_text(SHOWN.format("(null)"))
         done = subprocess.run(["bash", spool], capture_output=True, text=True, env=environment)
-        assert (
-            done.returncode == 2 and "no common.sh beside the script that Slurm names, (null)" in done.stderr
-        )
+        assert done.returncode == 2 and "Slurm names (null), without a common.sh beside it" in done.stderr
