@@ -4,8 +4,8 @@ r"""Explain single images: the detector's verdict, where it looked, and a langua
         --output page.html image.jpg other.png
 
 An image that cannot be read is reported, and the others are explained; the exit code is 2 only
-if none could be read. The language model does not see the detector's verdict unless --tell-verdict is given, and
-the page says which.
+if none could be read. The language model does not see the detector's verdict unless
+--tell-verdict is given, and the page says which.
 """
 
 import sys

@@ -66,8 +66,11 @@ class Detector:
     ) -> None:
         self.model, self.config, info = load_model(checkpoint)
         self.calibration = load_calibration(checkpoint, self.model.state_dict())
-        if self.calibration is not None and self.calibration.data.get("codec_differences"):
-            log.warning(f"{checkpoint}: its calibration was {self.calibration.notes[-1]}; calibrate again")
+        if self.calibration is not None and (how := self.calibration.data.get("codec_differences")):
+            log.warning(
+                f"{checkpoint}: its calibration was fitted on images of another codec than the training's "
+                f"({'; '.join(how)}); calibrate again"
+            )
         if "missing_class" in info:
             log.warning(
                 f"{checkpoint}: was trained without {info['missing_class']}, so its verdicts say nothing"

@@ -45,8 +45,7 @@ def count_processes(gpus: str, fits: Callable[[int], bool]) -> int:
         count = next((n for n in range(available, 1, -1) if fits(n)), 1)
         if count < available:
             log.warning(
-                f"{count} of {available} GPUs are used: train.global_batch cannot be shared among more; "
-                "choose a multiple of train.micro_batch times the number of GPUs"
+                f"{count} of {available} GPUs are used: train.global_batch cannot be shared among more; raise it"
             )
         return count
     if int(gpus) > available:
