@@ -1,6 +1,6 @@
 r"""Submit a configuration to Slurm: the right script, with the options of your site.
 
-    telltale submit configs/resnet50_genimage.yaml --nodes 4 --time 24:00:00 --optim.lr 0.4
+    telltale submit configs/resnet50_genimage_4096.yaml --nodes 4 --time 4:00:00
     telltale submit configs/tinyllava_lora_zero2.yaml --partition gpu --dry-run
 
 Options that are not given come from slurm/site.env (see slurm/site.env.example); dotted flags go

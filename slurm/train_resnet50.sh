@@ -2,11 +2,10 @@
 # Train the detector on any number of nodes; stopped, preempted or requeued, it continues exactly.
 #
 #   sbatch slurm/train_resnet50.sh
-#   sbatch --nodes=4 --time=24:00:00 slurm/train_resnet50.sh --config configs/resnet50_genimage.yaml \
-#       --train.global_batch 1024 --optim.lr 0.4
+#   sbatch --nodes=4 slurm/train_resnet50.sh --config configs/resnet50_genimage_4096.yaml
 #
-# With nothing else: configs/resnet50_genimage.yaml where there are GPUs, configs/quickstart.yaml
-# where there are none. Arguments go to launch/train.py. Whole nodes are taken, with all their GPUs;
+# With nothing else: configs/resnet50_genimage.yaml where there are GPUs (1,024 images a step, for a
+# node of eight), configs/quickstart.yaml where there are none. Arguments go to launch/train.py. Whole nodes are taken, with all their GPUs;
 # docs/slurm.md says how to take less, and what else can be set.
 #SBATCH --job-name=telltale-train
 #SBATCH --nodes=1

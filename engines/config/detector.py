@@ -26,6 +26,8 @@ class OptimConfig:
     """sgd (Nesterov momentum) or adamw."""
     lr: float = 0.1
     """Peak learning rate."""
+    lr_batch: int = 0
+    """Images a step that lr and frozen_lr are for: both are multiplied by train.global_batch / lr_batch. 0: neither."""
     momentum: float = 0.9
     """SGD's momentum."""
     nesterov: bool = True
@@ -56,6 +58,8 @@ class OptimConfig:
     def __post_init__(self) -> None:
         if self.lr <= 0:
             raise ValueError(f"optim.lr is {self.lr}, expected a number above 0")
+        if self.lr_batch < 0:
+            raise ValueError(f"optim.lr_batch is {self.lr_batch}, expected 0 or a number of images")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"optim.momentum is {self.momentum}, expected [0, 1)")
         if self.weight_decay < 0 or self.clip < 0:

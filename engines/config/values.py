@@ -1,6 +1,7 @@
 """A configuration as plain values: dicts for checkpoints, YAML, flat keys, and what changed between two."""
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -90,9 +91,15 @@ def refuse_changed_keys(stored: dict[str, Any], current: Any, free: frozenset[st
     if changes:
         (key, old, new), *others = changes
         more = f" (and {len(others)} more: {', '.join(name for name, *_ in others[:5])})" if others else ""
+        kept = Path(current.run.dir) / "config.yaml"
+        continues = (
+            f"--config {kept} without flags for these continues it as it was"
+            if kept.is_file()
+            else "use the old value"
+        )
         raise UserError(
             f"{key} is {new!r}, but this run was started with {old!r}{more}: that would change its result; "
-            "use the old value or another run.dir"
+            f"{continues}, or give another run.dir"
         )
 
 

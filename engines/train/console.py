@@ -6,6 +6,7 @@ from typing import Any
 from dataio.core.log import log
 from dataio.layouts.labels import names_photographs
 from engines.runtime.distributed import World
+from engines.train.optim import rate_scale
 from engines.train.trainer import Trainer
 
 
@@ -25,6 +26,12 @@ def start_lines(trainer: Trainer, resumed_from: int | None) -> list[str]:
         f"({schedule.steps_per_epoch} per epoch, the last {trainer.order.dropped} images of each epoch dropped), "
         f"{world.size} x {world.device.type}, {trainer.precision}"
     ]
+    if config.optim.lr_batch:
+        rate = config.optim.lr * rate_scale(config.optim, config.train.global_batch)
+        lines.append(
+            f"learning rate {rate:g}: optim.lr {config.optim.lr:g} is for {config.optim.lr_batch} images, a step "
+            f"has {config.train.global_batch}"
+        )
     if trainer.weight_report is not None:
         lines.append(f"{config.model.weights}: {trainer.weight_report}; all names are in weights.txt")
     splits = [s for s in (trainer.data.train_in_memory, trainer.data.val_in_memory) if s is not None]

@@ -39,24 +39,42 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
 
 
+def rate_scale(config: OptimConfig, global_batch: int) -> float:
+    """What `lr` and `frozen_lr` are multiplied by at this global batch; 1 without `lr_batch`.
+
+    The linear scaling rule: k times the batch, k times the rate (Goyal et al., "Accurate, large minibatch
+    SGD", 2017, section 2.1; they warm up over 5 epochs and show it to hold up to 8,192 images).
+    """
+    return global_batch / config.lr_batch if config.lr_batch else 1.0
+
+
 def learning_rate(
-    config: OptimConfig, step: int, total_steps: int, *, frozen_steps: int = 0, cuts: int = 0
+    config: OptimConfig,
+    step: int,
+    total_steps: int,
+    *,
+    global_batch: int = 0,
+    frozen_steps: int = 0,
+    cuts: int = 0,
 ) -> float:
     """The rate of step `step` (from 0) of `total_steps`: linear warm-up, then the schedule.
 
     The cosine is Loshchilov & Hutter, "SGDR", equation 5, without restarts.
 
     Args:
+        global_batch: images of a step, for `rate_scale`; needed where `config.lr_batch` is set.
         frozen_steps: at the start, in which only the heads learn; with `config.frozen_lr` they
             have that rate, and warm-up and schedule follow in the steps after them.
         cuts: how often the plateau schedule has cut the rate so far.
     """
+    assert global_batch or not config.lr_batch
+    scale = rate_scale(config, global_batch)
     if config.frozen_lr:
         if step < frozen_steps:
-            return config.frozen_lr
+            return scale * config.frozen_lr
         step, total_steps = step - frozen_steps, total_steps - frozen_steps
     warmup = round(config.warmup * total_steps)
-    peak = config.lr * config.plateau_factor**cuts
+    peak = scale * config.lr * config.plateau_factor**cuts
     if step < warmup:
         return peak * (step + 1) / warmup
     if config.schedule in ("constant", "plateau"):

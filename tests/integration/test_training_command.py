@@ -1,6 +1,7 @@
 """launch/train.py as a user runs it: killed, stopped, repeated, and given bad input."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -127,6 +128,10 @@ def test_a_finished_run_says_so_and_a_changed_one_is_refused(undisturbed, tiny_s
     )
     assert "Traceback" not in changed.stderr
     assert outcome(folder)["code"] == 2
+    # What the message says: the run's own configuration continues it, whatever the defaults are now.
+    [kept] = re.findall(r"--config (\S+) without flags", changed.stderr)
+    again = run([*command, "--config", kept])
+    assert again.returncode == 0 and "already finished at step 10" in again.stdout
     assert (folder / "final.safetensors").read_bytes() == weights
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from engines.config.detector import OptimConfig
-from engines.train.optim import build_optimizer, learning_rate
+from engines.train.optim import build_optimizer, learning_rate, rate_scale
 
 
 def rates(total=100, **settings):
@@ -31,6 +31,18 @@ def test_linear_and_constant():
 
 def test_a_run_of_one_step_takes_it():
     assert rates(total=1, warmup=0.1) == [0.4]
+
+
+def test_rates_stand_as_they_are_unless_they_are_said_to_be_for_another_batch():
+    plain, scaled = OptimConfig(lr=0.1, frozen_lr=0.03), OptimConfig(lr=0.1, frozen_lr=0.03, lr_batch=256)
+    options = {"total_steps": 40, "frozen_steps": 10}
+    for step in (0, 9, 10, 25, 39):  # the heads' constant rate, the warm-up, the schedule
+        here = learning_rate(plain, step, global_batch=4096, **options)
+        assert here == learning_rate(plain, step, **options)
+        assert learning_rate(scaled, step, global_batch=256, **options) == here
+        assert learning_rate(scaled, step, global_batch=4096, **options) == pytest.approx(16 * here)
+    # Goyal et al. 2017: 0.1 for 256 images, 3.2 for 8,192.
+    assert rate_scale(scaled, 8192) * scaled.lr == pytest.approx(3.2)
 
 
 def model():
