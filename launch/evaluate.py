@@ -27,7 +27,12 @@ def make_parser() -> Parser:
     add("--split", required=True, help="train, val or test")
     add("--output", required=True, help="folder for predictions.parquet and metrics.json")
     add = parser.add_argument_group("Prediction").add_argument
-    add("--batch", type=int, default=None, help="images per forward pass (default: 4 times the training's)")
+    add(
+        "--batch",
+        type=int,
+        default=None,
+        help="images per forward pass (default: 4 times the training's, on a GPU at least 256 of 224 px)",
+    )
     add("--mirror", action="store_true", help="predict mirror images too and average; twice the work")
     add(
         "--other-codec",

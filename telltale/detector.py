@@ -39,7 +39,7 @@ def load(path_or_run: str | PathLike[str], *, batch: int | None = None) -> "Imag
 
     Args:
         path_or_run: a run folder (its best.pt), a checkpoint, or an export (`telltale export`).
-        batch: images of one forward pass; None takes the evaluation's, at most 64.
+        batch: images of one forward pass; None takes the evaluation's, on a CPU at most 64.
 
     Raises:
         UserError: missing, damaged or foreign files, or a batch below 1.

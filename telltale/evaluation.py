@@ -70,7 +70,8 @@ def evaluate(
         path_or_run: as for `load`. data: folder of shards.
         split: "test"; "val" for what is still to be chosen.
         output: folder for predictions.parquet and metrics.json; None keeps no file.
-        batch: images of one forward pass; None takes 4 times the training's micro-batch.
+        batch: images of one forward pass; None takes 4 times the training's micro-batch,
+            on a GPU at least 256 images of 224 px (as many pixels of other sizes).
         resamples: of the bootstrap behind the intervals.
         held_out: generators that the model was not trained on.
         other_codec: accept shards of another codec policy than the checkpoint's; `metrics["data"]`

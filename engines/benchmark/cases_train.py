@@ -14,7 +14,8 @@ from engines.benchmark.case import READY, BenchmarkSettings, Group, Run, timed
 from engines.benchmark.detector import detector_config, make_trainer, synchronize, world_of
 from engines.benchmark.peers_train import step_timm, step_torchvision, train_timm, train_torchvision
 from engines.benchmark.roofline import step_traffic
-from engines.evaluate.split_inference import forward
+from engines.evaluate.split_inference import forward, predict_share
+from engines.runtime.inference import inference_batch
 from engines.train.trainer import Trainer
 from models.detector.dual_head import DualHead
 from models.detector.flops import peak_flops
@@ -74,7 +75,7 @@ def _predicting(settings: BenchmarkSettings, *, load: bool, predict: bool) -> Ca
     model = DualHead(config.model, shards.labels.generators, shards.labels.objects).eval()
     model = model.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     precision = "bf16" if settings.device == "cuda" else "fp32"
-    batch = 4 * config.train.micro_batch
+    batch = inference_batch(config.data.size, 4 * config.train.micro_batch, world.device)
 
     def loaded() -> Iterator[Any]:
         work = evaluation_specs(shards, config.data, batch=batch, rank=0, world=1)
@@ -87,12 +88,9 @@ def _predicting(settings: BenchmarkSettings, *, load: bool, predict: bool) -> Ca
         if not load:
             forward(model, image, precision)
             return len(image)
-        count = 0
-        for each in loaded():
-            if predict:
-                forward(model, each.image, precision)[0].softmax(1).cpu()
-            count += len(each.image)
-        return count
+        if predict:
+            return len(predict_share(model, config, shards, world, batch, False)[0])
+        return sum(len(each.image) for each in loaded())
 
     def once() -> Run:
         images, seconds = timed(work, settings.seconds)

@@ -1,5 +1,6 @@
 """Run a checkpoint over shards: every image once, on any number of processes."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from engines.config.detector import Config
 from engines.evaluate.calibration import load_calibration
 from engines.evaluate.predictions import PredictionArrays
 from engines.runtime.distributed import World, init_distributed, on_all_ranks, shutdown_distributed
+from engines.runtime.inference import HostCopy, fetch_late, inference_batch
 from engines.runtime.precision import PRECISIONS, resolve_precision
 from models.detector.dual_head import DualHead
 
@@ -38,7 +40,8 @@ def predict_split(
 
     Args:
         checkpoint: best.pt or a file of RUN/checkpoints. data: shard folder.
-        batch: images per forward pass; None for 4 times the training's micro-batch.
+        batch: images per forward pass; None for 4 times the training's micro-batch, and
+            on a GPU for at least `inference_batch`.
         mirror: average the probabilities of each image and its mirror image.
         verify: check the shards' SHA-256 first.
         threads: CPU threads of PyTorch; None for this process's share of the cores.
@@ -70,7 +73,8 @@ def predict_split(
         from dataio.core.cores import cores_per_process
 
         torch.set_num_threads(threads or cores_per_process())
-        arrays = _predict(model, config, shards, world, batch or 4 * config.train.micro_batch, mirror)
+        batch = batch or inference_batch(config.data.size, 4 * config.train.micro_batch, world.device)
+        arrays = predict_share(model, config, shards, world, batch, mirror)
         parts: list[Any] = [None] * world.size
         if world.distributed:
             # Ranks hold contiguous slices in rank order.
@@ -121,17 +125,23 @@ def forward(model: DualHead, image: torch.Tensor, precision: str) -> tuple[torch
     Args:
         image: float32 [N, 3, S, S] on the model's device. precision: fp32, bf16 or fp16.
     """
-    with torch.autocast(
-        image.device.type, PRECISIONS.get(precision, torch.bfloat16), enabled=precision != "fp32"
-    ):
+    with autocast(image.device, precision):
         return model(image)
 
 
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context in which `precision` (fp32, bf16 or fp16) holds on the device."""
+    return torch.autocast(device.type, PRECISIONS.get(precision, torch.bfloat16), enabled=precision != "fp32")
+
+
 @torch.inference_mode()
-def _predict(
+def predict_share(
     model: DualHead, config: Config, shards: ShardSet, world: World, batch: int, mirror: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Predict this rank's slice.
+    """Predict this rank's slice; on a GPU the host queues batches ahead of the device.
+
+    Args:
+        model: in evaluation mode. batch: images per forward pass. mirror: see `predict_split`.
 
     Returns:
         ids int64 [n], P(generator) float64 [n, G], object top-5 int64 [n, <= 5], identities uint8 [n, 16].
@@ -145,15 +155,24 @@ def _predict(
     probabilities.append(np.zeros((0, len(shards.labels.generators))))
     top5.append(np.zeros((0, best), np.int64))
     identities = [shards.identities(np.zeros(0, np.int64))]
-    for loaded in Loader(shards, config.data, work, batch=batch, device=world.device, train=False):
-        views = [forward(model, loaded.image, precision)]
-        if mirror:
-            views.append(forward(model, loaded.image.flip(3), precision))
-        generator, objects = (
-            torch.stack([view[head].double().softmax(1) for view in views]).mean(0) for head in (0, 1)
-        )
-        ids.append(loaded.sample_id.numpy())
-        identities.append(shards.identities(ids[-1]))  # where images must be read for it, they are cached
-        probabilities.append(generator.cpu().numpy())
-        top5.append(objects.topk(best).indices.cpu().numpy())
+
+    def answers() -> Iterator[HostCopy]:
+        for loaded in Loader(shards, config.data, work, batch=batch, device=world.device, train=False):
+            views = [forward(model, loaded.image, precision)]
+            if mirror:
+                views.append(forward(model, loaded.image.flip(3), precision))
+            generator, objects = (
+                torch.stack([view[head].double().softmax(1) for view in views]).mean(0) for head in (0, 1)
+            )
+            copy = HostCopy([generator, objects.topk(best).indices])
+            ids.append(loaded.sample_id.numpy())
+            identities.append(shards.identities(ids[-1]))  # where images must be read for it, they are cached
+            yield copy
+
+    # One autocast around all batches: within it the weights are rounded once.
+    with autocast(world.device, precision):
+        for generator, likeliest in fetch_late(answers()):
+            # Copies: pinned memory is used again.
+            probabilities.append(generator.numpy().copy())
+            top5.append(likeliest.numpy().copy())
     return tuple(np.concatenate(parts) for parts in (ids, probabilities, top5, identities))  # type: ignore[return-value]

@@ -22,9 +22,10 @@ from engines.checkpoint.contract import trained_policy
 from engines.checkpoint.load_model import load_model
 from engines.evaluate.calibration import load_calibration, uncalibrated_verdict
 from engines.evaluate.split_inference import forward
+from engines.runtime.inference import HostCopy, inference_batch
 from engines.runtime.precision import resolve_precision
 
-_LARGEST_BATCH = 64  # of images whose bytes wait in memory, by default
+_LARGEST_BATCH = 64  # of images whose bytes wait in memory, by default and on a CPU
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,26 @@ class Prediction:
     object: str
 
 
+@dataclass(frozen=True)
+class Queued:
+    """Images that the network was started on, for `Detector.finish`.
+
+    Attributes:
+        answers: P(generator), P(object) on their way; None where `finished` has the results already.
+        pixels: float32 [N, 3, S, S] on the device.
+    """
+
+    answers: HostCopy | None
+    pixels: torch.Tensor
+    finished: Sequence[Prediction | Undecodable] = ()
+
+
 class Detector:
     """Runs a checkpoint on images in batches, through one DALI pipeline.
 
     Args:
         checkpoint: RUN, RUN/best.pt or an export. batch: the most images of one call of
-            `predict`; by default evaluation's batch, at most 64. max_megapixels: of an image;
+            `predict`; by default evaluation's batch, on a CPU at most 64. max_megapixels: of an image;
             by default as in the training shards.
 
     Raises:
@@ -78,8 +93,9 @@ class Detector:
         self.policy = trained_policy(info["codec"], checkpoint)
         if max_megapixels is not None:
             self.policy = replace(self.policy, max_megapixels=max_megapixels)
-        self.batch = batch or min(4 * self.config.train.micro_batch, _LARGEST_BATCH)
         self.device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+        least = min(4 * self.config.train.micro_batch, _LARGEST_BATCH)
+        self.batch = batch or inference_batch(self.config.data.size, least, self.device)
         self._precision = resolve_precision(self.config.train.precision, self.device)
         layout = torch.channels_last if self.config.train.channels_last else torch.contiguous_format
         self.model.to(self.device, memory_format=layout)  # type: ignore[call-overload]
@@ -102,8 +118,17 @@ class Detector:
         Raises:
             UserError: the network's outputs are not finite.
         """
+        return self.finish(self.start(images))
+
+    def start(self, images: Sequence[Encoded]) -> Queued:
+        """Decode at most `batch` images and start the network on them; on a GPU nothing waits for its answers.
+
+        Raises:
+            UserError: what `predict` raises, where an image has to be looked at alone.
+        """
+        nothing = torch.empty(0)
         if not images:
-            return []
+            return Queued(None, nothing)
         try:
             pixels = self._decode(images)
         except RuntimeError as error:
@@ -112,9 +137,22 @@ class Detector:
             if "memory" in str(error):
                 raise
             if len(images) > 1:
-                return [prediction for image in images for prediction in self.predict([image])]
-            return [Undecodable("DALI cannot decode it")]
-        return list(self._classify(pixels))
+                return Queued(None, nothing, [p for image in images for p in self.predict([image])])
+            return Queued(None, nothing, [Undecodable("DALI cannot decode it")])
+        with torch.inference_mode():
+            heads = [head.double().softmax(1) for head in forward(self.model, pixels, self._precision)]
+        return Queued(HostCopy(heads), pixels)
+
+    def finish(self, queued: Queued) -> list[Prediction | Undecodable]:
+        """The predictions of images that `start` was given, in their order.
+
+        Raises:
+            UserError: the network's outputs are not finite.
+        """
+        if queued.answers is None:
+            return list(queued.finished)
+        generator, objects = (head.numpy() for head in queued.answers.wait())
+        return list(self._predictions(queued.pixels, generator, objects))
 
     def input_picture(self, prediction: Prediction) -> np.ndarray:
         """The network's input as a picture, uint8 [S, S, 3]."""
@@ -145,12 +183,9 @@ class Detector:
         while True:
             yield self._inputs
 
-    def _classify(self, pixels: torch.Tensor) -> Iterator[Prediction]:
-        with torch.inference_mode():
-            generator, objects = (
-                head.double().softmax(1).cpu().numpy()
-                for head in forward(self.model, pixels, self._precision)
-            )
+    def _predictions(
+        self, pixels: torch.Tensor, generator: np.ndarray, objects: np.ndarray
+    ) -> Iterator[Prediction]:
         if not np.isfinite(generator).all():
             raise UserError("the detector's probabilities are not finite; did the training diverge?")
         p_fake = np.clip(generator[:, 1:].sum(1), 0.0, 1.0)

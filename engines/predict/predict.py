@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -22,7 +23,7 @@ from dataio.images.opening import Undecodable, quiet_pillow
 from dataio.sources.inputs import Input
 from dataio.sources.provenance import read_credentials
 from engines.attribution.gradcam import grad_cam, last_convolution, overlay
-from engines.predict.detector import Detector, Prediction, to_png
+from engines.predict.detector import Detector, Prediction, Queued, to_png
 
 _FORMATS = (".csv", ".jsonl")
 
@@ -56,6 +57,8 @@ def predict(
 ) -> Iterator[PredictionRow]:
     """A row for each input, in order. Memory holds a few batches, whatever the number of inputs.
 
+    On a GPU a batch's rows come when the next batch is queued, so that the device always has work.
+
     Args:
         workers: threads that read and encode. explain: folder for pictures and maps, or None.
 
@@ -63,15 +66,36 @@ def predict(
         UserError: the maps cannot be written, or the network has no convolutions to map.
     """
     maps = MapWriter(detector, Path(explain)) if explain is not None else None
-    number = 0
     with quiet_pillow(), ThreadPoolExecutor(workers, "prepare") as pool:
-        pending: list[tuple[PredictionRow, Encoded | None]] = []
-        for prepared in _ahead(pool, inputs, lambda given: _prepare(detector, given), 2 * detector.batch):
-            pending.append(prepared)
-            if len(pending) == detector.batch:
-                yield from _rows(detector, pending, maps, number)
-                number, pending = number + len(pending), []
-        yield from _rows(detector, pending, maps, number)
+        prepared = _ahead(pool, inputs, lambda given: _prepare(detector, given), 2 * detector.batch)
+        yield from predict_prepared(detector, prepared, maps, late=detector.device.type == "cuda")
+
+
+def predict_prepared(
+    detector: Detector,
+    prepared: Iterable[tuple[PredictionRow, Encoded | None]],
+    maps: "MapWriter | None",
+    *,
+    late: bool,
+) -> Iterator[PredictionRow]:
+    """The rows with their predictions, in order.
+
+    Args:
+        prepared: rows and their images, None where there is an error.
+        late: start a batch before the last one's answers are fetched.
+    """
+    started: deque[tuple[list[tuple[PredictionRow, Encoded | None]], Queued]] = deque()
+    prepared, number = iter(prepared), 0
+    while True:
+        batch = list(islice(prepared, detector.batch))
+        if batch:
+            started.append((batch, detector.start([encoded for _, encoded in batch if encoded is not None])))
+        while len(started) > (late and bool(batch)):
+            rows, queued = started.popleft()
+            yield from _rows(detector, rows, detector.finish(queued), maps, number)
+            number += len(rows)
+        if not batch:
+            return
 
 
 def _ahead(
@@ -115,10 +139,11 @@ def _prepare(detector: Detector, given: Input) -> tuple[PredictionRow, Encoded |
 def _rows(
     detector: Detector,
     batch: list[tuple[PredictionRow, Encoded | None]],
+    predictions: Iterable[Prediction | Undecodable],
     maps: "MapWriter | None",
     first: int,
 ) -> Iterator[PredictionRow]:
-    answers = iter(detector.predict([encoded for _, encoded in batch if encoded is not None]))
+    answers = iter(predictions)
     for number, (row, encoded) in enumerate(batch, first + 1):
         if encoded is not None:
             prediction = next(answers)

@@ -8,5 +8,6 @@ Knows neither models nor configurations.
 * `watchdog.HangWatchdog` names a rank that hangs; `rendezvous` survives restarts of the launcher's workers.
 * `run_log.RunLog` writes metrics.jsonl and Weights & Biases; `profiler.StepProfile` traces steps.
 * `fault_injection.inject` lets tests kill or hang a run at a named point.
+* `inference.HostCopy`, `fetch_late`, `inference_batch`: forward passes that keep a GPU busy.
 * `precision`, `versions`, `peak_memory`, `paths`: small facts about the machine and the installation.
 """

@@ -16,7 +16,7 @@ from dataio.sources.inputs import Input
 from engines.checkpoint import files as checkpoints
 from engines.predict.detector import Detector, predict_file
 from engines.predict.explain import as_html, as_text, explain_images
-from engines.predict.predict import PredictionRow, predict, print_rows, write_rows
+from engines.predict.predict import PredictionRow, predict, predict_prepared, print_rows, write_rows
 from tests.dataio.images.pictures import exif, oriented, picture, saved, with_exif
 from tests.support import write_detector
 
@@ -74,6 +74,22 @@ def test_inputs_are_taken_as_they_are_needed(detector):
     rows = list(islice(predict(detector, endless(), workers=2), 50))
     assert [row.path for row in rows] == [f"{number}.png" for number in range(50)]
     assert all(row.verdict for row in rows) and taken <= 50 + 4 * detector.batch
+
+
+def test_rows_are_the_same_where_answers_are_fetched_a_batch_later(detector):
+    # What a GPU does; batches of 4, the last one short, unreadable inputs and an image that only DALI refuses.
+    encoded = [detector.prepare(_source(seed)) for seed in range(6)]
+    encoded.insert(2, Encoded(b"\xff\xd8 looks like a JPEG", "jpg", 32, 32, ""))
+    given = [*encoded[:5], None, *encoded[5:], None, None]
+
+    def rows(late):
+        prepared = ((PredictionRow(str(number)), image) for number, image in enumerate(given))
+        return list(predict_prepared(detector, prepared, None, late=late))
+
+    found = rows(late=True)
+    assert found == rows(late=False)
+    assert [row.path for row in found] == [str(number) for number in range(len(given))]
+    assert [row.verdict is None for row in found] == [number in (2, 5, 8, 9) for number in range(len(given))]
 
 
 def test_errors_nobody_foresaw_stay_in_their_row(detector):
