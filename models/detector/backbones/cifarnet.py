@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from models.detector.backbones.registry import BackboneOptions, register_backbone
 
 
-class _Block(nn.Module):
+class CifarBlock(nn.Module):
     """3x3 convolution, pooling by 2, 3x3 convolution, each with batch norm and GELU."""
 
     def __init__(self, channels_in: int, channels: int, pool_first: bool) -> None:
@@ -43,9 +43,9 @@ class CifarNet(nn.Module):
         # 12 directions of a 2x2 patch and their negatives; see whiten_stem.
         self.conv1 = nn.Conv2d(3, 24, 2)
         self.activation = nn.GELU()
-        self.block1 = _Block(24, widths[0], False)
-        self.block2 = _Block(widths[0], widths[1], frugal)
-        self.block3 = _Block(widths[1], widths[2], frugal)
+        self.block1 = CifarBlock(24, widths[0], False)
+        self.block2 = CifarBlock(widths[0], widths[1], frugal)
+        self.block3 = CifarBlock(widths[1], widths[2], frugal)
         self.pool, self.features = nn.AdaptiveMaxPool2d(1), widths[2]
 
     def forward(self, x: Tensor) -> Tensor:

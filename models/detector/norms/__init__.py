@@ -1,0 +1,7 @@
+"""Batch norm over ghost batches: several units of statistics in one forward pass, fused on a GPU.
+
+* `ghost_norm.use_ghost_norms`: gives a network these norms and the blocks that use them; names are unchanged.
+* `ghost_norm.set_ghosts`: how many ghost batches the coming passes hold.
+* `ghost_modules.GhostBatchNorm2d`: normalizes, adds a residual and applies an activation; plain PyTorch or Triton.
+* `fused_blocks`: the blocks of ResNet and cifarnet that leave addition and activation to the norm.
+"""

@@ -1,0 +1,15 @@
+"""The ghost form of timm's batch norm with an activation; import it only where timm is installed."""
+
+from timm.layers.norm_act import BatchNormAct2d
+from torch import Tensor
+
+from models.detector.norms.ghost_modules import GhostBatchNorm2d
+
+
+class GhostBatchNormAct2d(GhostBatchNorm2d, BatchNormAct2d):
+    """BatchNormAct2d over ghost batches: its `drop` and `act` follow the norm and the residual."""
+
+    def _activate(self, output: Tensor, residual: Tensor | None) -> Tensor:
+        if residual is not None:
+            output = output + residual
+        return self.act(self.drop(output))
