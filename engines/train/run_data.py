@@ -12,6 +12,7 @@ from dataio.shards.shard_set import ShardSet
 from engines.config.detector import Config
 from engines.runtime.distributed import World
 from engines.train.open_data import open_quarantine
+from engines.train.validation_batches import ValidationBatches
 
 STEM_IMAGES = 2048
 """Images whose patches `model.whiten` takes, rounded up to whole steps."""
@@ -26,6 +27,7 @@ class RunData:
     Attributes:
         order: which samples a step takes. train_in_memory, val_in_memory: the decoded splits where
             `data.resident` is set. val_quarantine: of the validation split, see `open_quarantine`.
+        val_batches: of the validation split, for all validations of the run.
 
     Raises:
         UserError: an epoch smaller than a batch; a damaged image while a split is decoded into memory.
@@ -47,6 +49,13 @@ class RunData:
                 train_quarantine=self._train_quarantine,
                 val_quarantine=self.val_quarantine,
             )
+        self.val_batches = (
+            ValidationBatches(
+                val_set, config, world, quarantine=self.val_quarantine, in_memory=self.val_in_memory
+            )
+            if val_set is not None
+            else None
+        )
 
     def training_specs(self, first_step: int, last_step: int) -> Iterator[BatchSpec]:
         """Micro-batches of this rank, of the steps first_step..last_step-1, in order."""

@@ -11,14 +11,13 @@ from numpy.typing import NDArray
 
 from dataio.loading.in_memory import InMemorySplit
 from dataio.loading.loader import Batch
-from dataio.loading.open_loader import open_loader
 from dataio.loading.pixels import to_pixels
 from dataio.loading.quarantine import Quarantine
-from dataio.loading.training_order import evaluation_specs
 from dataio.shards.shard_set import ShardSet
 from engines.config.detector import Config
 from engines.runtime.distributed import World
 from engines.train.meters import MetricSums
+from engines.train.validation_batches import ValidationBatches
 from models.detector.dual_head import DualHead
 
 
@@ -66,39 +65,35 @@ def validate(
     *,
     quarantine: Quarantine | None = None,
     in_memory: InMemorySplit | None = None,
+    batches: ValidationBatches | None = None,
 ) -> Validation:
     """Evaluate `model` on every image of `shards` exactly once, over all ranks.
+
+    All sums stay on the device until the end, so a GPU's host does not wait for it.
 
     Args:
         model: is left in evaluation mode. config: `log.images` is the number of mistakes to keep.
         each_batch: is called before each batch. quarantine, in_memory: of `shards`, see `open_loader`.
+        batches: of `shards`, kept from one validation to the next; then quarantine and in_memory are its own.
     """
     model.eval()
     sums = MetricSums.empty(world.device)
     classes = len(model.generators)
     confusion = torch.zeros(classes * classes, dtype=torch.int64, device=world.device)
-    mistakes: list[Mistake] = []
-    size = config.train.micro_batch
-    work = evaluation_specs(shards, config.data, batch=size, rank=world.rank, world=world.size)
-    loader = open_loader(
-        shards,
-        config.data,
-        work,
-        batch=size,
-        device=world.device,
-        train=False,
-        quarantine=quarantine,
-        in_memory=in_memory,
-    )
-    for batch in loader:
+    hardest = _HardestMistakes(config.log.images)
+    if batches is None:
+        batches = ValidationBatches(
+            shards, config, world, quarantine=quarantine, in_memory=in_memory, keep=False
+        )
+    for batch in batches:
         each_batch()
         generator_logits, object_logits = model(batch.image)
         sums.add(generator_logits, object_logits, batch.generator, batch.object_label)
         pairs = batch.generator * classes + generator_logits.argmax(1)
-        confusion += torch.bincount(pairs, minlength=classes * classes)
+        confusion.scatter_add_(0, pairs, torch.ones_like(pairs))  # bincount waits for the device
         if config.log.images:
-            mistakes += _mistakes(batch, generator_logits.float(), config)
-            mistakes = sorted(mistakes, reverse=True)[: config.log.images]
+            hardest.add(batch, generator_logits.float())
+    mistakes = hardest.mistakes(config)
     if world.distributed:
         dist.all_reduce(confusion)
         if config.log.images:
@@ -113,20 +108,46 @@ def validate(
     return Validation(metrics, confusion.view(classes, classes).cpu().numpy(), mistakes)
 
 
-def _mistakes(batch: Batch, logits: torch.Tensor, config: Config) -> list[Mistake]:
-    """The mistakes of a batch with the highest loss, at most `log.images`."""
-    loss = F.cross_entropy(logits, batch.generator, reduction="none")
-    answer = logits.argmax(1)
-    loss = torch.where(answer == batch.generator, -1.0, loss)
-    hardest, places = loss.topk(min(config.log.images, len(loss)))
-    pixels = to_pixels(batch.image[places], config.data.mean, config.data.std)
-    p_fake = 1 - logits.softmax(1)[places, 0]
-    chosen = batch.sample_id[places.cpu()].tolist()
-    columns = (hardest.tolist(), chosen, batch.generator[places].tolist(), answer[places].tolist())
-    return [
-        Mistake(value, sample_id, image, truth, predicted, fake)
-        for value, sample_id, truth, predicted, image, fake in zip(
-            *columns, pixels, p_fake.tolist(), strict=True
-        )
-        if value >= 0
-    ]
+class _HardestMistakes:
+    """The images with the highest losses among the mistakes so far, kept on the device.
+
+    Args:
+        count: how many at most.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        # loss float [k], -1 where the answer is right; sample id, truth, answer int64 [k]; p_fake float [k];
+        # image float [k, 3, S, S].
+        self._kept: tuple[torch.Tensor, ...] = ()
+
+    def add(self, batch: Batch, logits: torch.Tensor) -> None:
+        """Look at one batch; logits float32 [N, G]. The host does not wait."""
+        loss = F.cross_entropy(logits, batch.generator, reduction="none")
+        answer = logits.argmax(1)
+        loss = torch.where(answer == batch.generator, -1.0, loss)
+        ids = batch.sample_id.to(loss.device, non_blocking=True)
+        p_fake = 1 - logits.softmax(1)[:, 0]
+        found = self._highest((loss, ids, batch.generator, answer, p_fake, batch.image))
+        if self._kept:
+            found = self._highest(tuple(torch.cat(pair) for pair in zip(self._kept, found, strict=True)))
+        self._kept = found
+
+    def _highest(self, columns: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        places = columns[0].topk(min(self._count, len(columns[0]))).indices
+        return tuple(column[places] for column in columns)
+
+    def mistakes(self, config: Config) -> list[Mistake]:
+        """What was found, the hardest first."""
+        if not self._kept:
+            return []
+        *columns, image = self._kept
+        pixels = to_pixels(image, config.data.mean, config.data.std)
+        found = [
+            Mistake(loss, sample_id, picture, truth, answer, p_fake)
+            for loss, sample_id, truth, answer, p_fake, picture in zip(
+                *(column.tolist() for column in columns), pixels, strict=True
+            )
+            if loss >= 0
+        ]
+        return sorted(found, reverse=True)
