@@ -158,6 +158,11 @@ def micro_batches_of(total: int, rank: int, world: int) -> range:
     return range(total * rank // world, total * (rank + 1) // world)
 
 
+def passes_of(share: range, micro_batches: int) -> list[range]:
+    """A rank's micro-batches in passes of at most so many, in order; the last pass may hold fewer."""
+    return [share[start : start + micro_batches] for start in range(0, len(share), micro_batches)]
+
+
 def training_specs(
     order: TrainingOrder,
     *,
@@ -166,20 +171,22 @@ def training_specs(
     world: int,
     first_step: int,
     last_step: int,
+    micro_batches: int = 1,
     announce: bool = True,
 ) -> Iterator[BatchSpec]:
-    """A rank's micro-batches of steps first_step..last_step-1, in order.
+    """A rank's passes of steps first_step..last_step-1, in order.
 
     Args:
+        micro_batch: images. micro_batches: the most that a pass holds.
         announce: tell the shards' cache what is read next; not needed where the split is in memory.
     """
-    numbers = micro_batches_of(order.global_batch // micro_batch, rank, world)
-    begin, end = numbers.start * micro_batch, numbers.stop * micro_batch
+    share = micro_batches_of(order.global_batch // micro_batch, rank, world)
+    passes = passes_of(share, micro_batches)
     for step in range(first_step, last_step):
         if announce:
-            order.announce(step, begin, end)
-        for start in range(begin, end, micro_batch):
-            yield order.work(step, start, start + micro_batch)
+            order.announce(step, share.start * micro_batch, share.stop * micro_batch)
+        for held in passes:
+            yield order.work(step, held.start * micro_batch, held.stop * micro_batch)
 
 
 def evaluation_specs(

@@ -127,7 +127,11 @@ class TrainConfig:
     global_batch: int = 256
     """Images per step over all processes; the result depends on it, not on their number."""
     micro_batch: int = 64
-    """Images per forward pass; batch norm sees this many, on any number of processes. 0: global_batch."""
+    """Images whose statistics batch norm takes (a ghost batch), on any number of processes. 0: global_batch."""
+    pass_images: int | Literal["auto"] = "auto"
+    """Images per forward pass, whole micro-batches, however many: the result is the same. auto: what a GPU can hold."""
+    graph: Literal["auto", "on", "off"] = "auto"
+    """On a GPU: launch forward and backward as one CUDA graph. auto: where the options allow it."""
     frozen_epochs: float = 0.0
     """Epochs at the start in which only the heads learn, the backbone as in evaluation; -1: the whole run."""
     ema: float = 0.0
@@ -167,6 +171,11 @@ class TrainConfig:
         if self.global_batch % self.micro_batch:
             raise ValueError(
                 f"train.global_batch is {self.global_batch}, expected a multiple of train.micro_batch, "
+                f"{self.micro_batch}"
+            )
+        if self.pass_images != "auto" and (self.pass_images < 1 or self.pass_images % self.micro_batch):
+            raise ValueError(
+                f"train.pass_images is {self.pass_images}, expected auto or a multiple of train.micro_batch, "
                 f"{self.micro_batch}"
             )
         if self.threads < 1 or self.validate_every < 0:

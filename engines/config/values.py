@@ -36,6 +36,8 @@ FREE_KEYS = frozenset(
         # Until a step is not finite they change nothing; then a stopped run may go on with skip.
         "train.nonfinite",
         "train.nonfinite_cap",
+        "train.pass_images",
+        "train.graph",
         "train.profile",
         "train.timeout",
         "log.every",

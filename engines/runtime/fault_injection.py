@@ -95,6 +95,11 @@ def parse_faults(text: str) -> list[Fault]:
 _faults: list[Fault] | None = parse_faults(os.environ[VARIABLE]) if os.environ.get(VARIABLE) else None
 
 
+def any_set() -> bool:
+    """Whether this process was started with faults."""
+    return _faults is not None
+
+
 def inject(point: str, step: int | None = None) -> None:
     """Let a fault strike here, if one is set for this point and step."""
     if _faults is not None:

@@ -32,6 +32,8 @@ def start_lines(trainer: Trainer, resumed_from: int | None) -> list[str]:
             f"learning rate {rate:g}: optim.lr {config.optim.lr:g} is for {config.optim.lr_batch} images, a step "
             f"has {config.train.global_batch}"
         )
+    if passes := trainer.runner.describe():
+        lines.append(passes)
     if trainer.weight_report is not None:
         lines.append(f"{config.model.weights}: {trainer.weight_report}; all names are in weights.txt")
     splits = [s for s in (trainer.data.train_in_memory, trainer.data.val_in_memory) if s is not None]

@@ -86,6 +86,7 @@ def _train(config: Config, world: World, folder: Path) -> Outcome:
     if _finished(trainer) and (folder / "final.safetensors").is_file():
         say(world, f"{folder}: already finished at step {trainer.step}")
         return Outcome(0, "already finished")
+    on_all_ranks(world, trainer.prepare)
     return _Run(folder, store, trainer, watchdog, state, profile).to_the_end()
 
 

@@ -57,8 +57,8 @@ class RunData:
             else None
         )
 
-    def training_specs(self, first_step: int, last_step: int) -> Iterator[BatchSpec]:
-        """Micro-batches of this rank, of the steps first_step..last_step-1, in order."""
+    def training_specs(self, first_step: int, last_step: int, micro_batches: int = 1) -> Iterator[BatchSpec]:
+        """Passes of this rank in the steps first_step..last_step-1, of at most so many micro-batches, in order."""
         return training_specs(
             self.order,
             micro_batch=self._config.train.micro_batch,
@@ -66,12 +66,14 @@ class RunData:
             world=self._world.size,
             first_step=first_step,
             last_step=last_step,
+            micro_batches=micro_batches,
             announce=self.train_in_memory is None,
         )
 
-    def training_batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
+    def training_batches(self, first_step: int, last_step: int, micro_batches: int = 1) -> Iterator[Batch]:
         """The images of `training_specs`."""
-        return self._load(self.training_specs(first_step, last_step), self._config.train.micro_batch)
+        specs = self.training_specs(first_step, last_step, micro_batches)
+        return self._load(specs, micro_batches * self._config.train.micro_batch)
 
     def first_batch(self, step: int, size: int) -> Batch:
         """The first images of a step, as the network will see them (before mixing)."""

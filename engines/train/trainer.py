@@ -1,6 +1,5 @@
 """Training the detector: one step at a time, and the state that continues it exactly."""
 
-import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -8,29 +7,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 
-from dataio.core.counter_rng import PURPOSE_FORWARD, hash64
 from dataio.loading.loader import Batch
 from dataio.loading.trace import record_range
 from dataio.shards.shard_set import ShardSet
 from engines.config.detector import Config
 from engines.runtime import fault_injection as faults
 from engines.runtime.distributed import World
-from engines.runtime.precision import PRECISIONS, resolve_precision
-from engines.train.batchnorm import RunningStatistics
-from engines.train.build import build_model, class_weights, make_deterministic, wrap
+from engines.runtime.precision import resolve_precision
+from engines.train.build import build_model, class_weights, make_deterministic
 from engines.train.ema import WeightAverage
 from engines.train.meters import FIELDS, MetricSums
-from engines.train.mixup import mix
 from engines.train.nonfinite import NonFinite, is_bad, mask_update, write_dump
 from engines.train.optim import build_optimizer, learning_rate
+from engines.train.pass_runner import PassRunner
 from engines.train.run_data import RunData
 from engines.train.schedule import StepSchedule, data_fingerprint, share_of_micro_batches
 from engines.train.selection import ModelSelection, SelectionUpdate, check_validation_exists
 from engines.train.validate import Validation, validate
-from models.detector.dual_head import DualHead, dual_head_loss
+from models.detector.dual_head import DualHead
 from models.detector.flops import training_flops
 
 # Stages of a step for `on_progress`; see `engines.runtime.watchdog.HangWatchdog.tick`.
@@ -40,18 +35,20 @@ STEP_DONE, VALIDATING, TRAINING = 0, 1, 2
 class Trainer:
     """Owns the model, the optimizer and the data; one `train_step` at a time.
 
-    The unit of computation is the micro-batch: a step has global_batch / micro_batch of them,
-    dealt out to the ranks. Any number of processes up to that computes the same gradient,
-    because each head's loss divides by its count of known labels in the *global* batch.
+    The unit of statistics is the micro-batch ("ghost batch"; Hoffer, Hubara & Soudry, "Train longer,
+    generalize better", 2017, section 4): a step has global_batch / micro_batch of them, dealt out to
+    the ranks, and a forward pass holds as many as fit. Any number of processes, and passes of any
+    size, compute the same gradient, because each head's loss divides by its count of known labels
+    in the *global* batch.
 
     Args:
         config: the run's. world: the processes. train_set, val_set: opened shards;
             val_set None where the validation split is empty.
         run_dir: where nonfinite.json is written; None for nowhere.
-        on_progress: is called with (steps done, stage) at each micro-batch.
+        on_progress: is called with (steps done, stage) at each pass.
 
     Attributes:
-        step: steps done. meters: float64 [len(FIELDS) + 1] on the device: sums since the last
+        step: steps done. runner: of the passes. meters: float64 [len(FIELDS) + 1] on the device: sums since the last
             `pop_metrics`, and the last gradient's norm.
 
     Raises:
@@ -73,7 +70,6 @@ class Trainer:
         self.train_set, self.val_set = train_set, val_set
         self._run_dir, self._on_progress = run_dir, on_progress
         self.micro_batches = share_of_micro_batches(config.train, world)
-        self._all_micro_batches = config.train.global_batch // config.train.micro_batch
         self.precision = resolve_precision(config.train.precision, world.device)
         make_deterministic(config)
         check_validation_exists(config, train_set, val_set)
@@ -84,14 +80,22 @@ class Trainer:
         self.model, self.weight_report = build_model(config, train_set, world.device, first_images)
         # Before DDP's hooks are on the parameters.
         self.flops_per_image = training_flops(self.model, config.data.size)
-        self.statistics = RunningStatistics(self.model)
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.precision == "fp16")
+        self.runner = PassRunner(
+            config,
+            world,
+            self.micro_batches,
+            self.model,
+            precision=self.precision,
+            scaler=self.scaler,
+            class_weights=class_weights(config, train_set, world.device),
+        )
+        self.statistics = self.runner.statistics
         self.average = WeightAverage(self.model, config.train.ema) if config.train.ema else None
         self.step = 0
         self._prepare_forward()
-        self._class_weights = class_weights(config, train_set, world.device)
         self.selection = ModelSelection(config, self.order.steps_per_epoch)
         self.optimizer = build_optimizer(self.model, config.optim)
-        self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.precision == "fp16")
         self.meters = torch.zeros(len(FIELDS) + 1, dtype=torch.float64, device=world.device)
         self.nonfinite = NonFinite(config.train, world.device)
         # A GPU's host must not wait in every step: there the update is masked instead, and
@@ -114,7 +118,7 @@ class Trainer:
         """Freeze or thaw the backbone, and wrap the model for it: DDP must know what has gradients."""
         self.model.freeze_backbone(self.frozen)
         self._set_training_mode()
-        self.forward = wrap(self.model, self.config, self.world, self.statistics, self.config.data.size)
+        self.runner.wrap_model()
 
     def _thaw(self) -> None:
         """Let the backbone learn too from here on."""
@@ -132,10 +136,21 @@ class Trainer:
 
     # ---- one step -------------------------------------------------------------------
 
+    def prepare(self) -> None:
+        """Settle the size of the passes, and capture them; all ranks call it together, after `load_state`.
+
+        `train_step` does so where nobody did.
+        """
+        self._set_training_mode()
+        self.runner.prepare()
+
     def batches(self) -> Iterator[Batch]:
-        """The micro-batches that `train_step` takes, from the present step on."""
+        """The passes that `train_step` takes, from the present step on."""
         if self._batches is None:
-            self._batches = self.data.training_batches(self.step, self.schedule.total_steps)
+            self.prepare()
+            self._batches = self.data.training_batches(
+                self.step, self.schedule.total_steps, self.runner.micro_batches
+            )
         return self._batches
 
     def use_batches(self, batches: Iterator[Batch]) -> None:
@@ -146,11 +161,6 @@ class Trainer:
         """The first training images of the next step, as the network will see them (before mixing)."""
         size = min(self.config.train.micro_batch, max(1, self.config.log.images))
         return self.data.first_batch(self.step, size)
-
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if self.precision == "fp32":
-            return contextlib.nullcontext()
-        return torch.autocast(self.world.device.type, PRECISIONS[self.precision])
 
     def next_batch(self) -> Batch:
         """The next of `batches`; the time it takes counts as waiting for data."""
@@ -166,13 +176,13 @@ class Trainer:
         Everything here serves one rule: a step's result depends on the run's seed and the step's
         number, not on how many processes share it or how often the run was stopped.
 
-        1. Gradients. A rank runs its micro-batches one after the other, as if they were ranks of
-           their own ("ghost batches"): batch norm sees `micro_batch` images wherever they run.
-           Each head's summed loss is divided by its count of known labels in the *global* batch,
-           which the order knows beforehand, so gradients of micro-batches and ranks just add up.
+        1. Gradients. Batch norm sees `micro_batch` images, whatever a pass holds and wherever it
+           runs. Each head's summed loss is divided by its count of known labels in the *global* batch,
+           which the order knows beforehand, so gradients of passes and ranks just add up.
            Randomness is drawn anew for each micro-batch from (seed, step, micro-batch).
-        2. Synchronization. DDP reduces gradients with the last micro-batch only. Running statistics
-           and metric sums travel together in one more collective.
+        2. Synchronization. DDP reduces gradients with the last pass only; captured passes leave them
+           in one tensor, which is reduced after the last. Batch statistics and metric sums travel
+           together in one more collective.
         3. Update. A loss or gradient that is not finite is seen on the device, and the same on all
            ranks, since it is part of what was reduced. The update is then masked, not branched
            around: a branch would make the host wait for the device.
@@ -185,66 +195,20 @@ class Trainer:
         self.tick(TRAINING)
         if self.step == self.schedule.frozen_steps > 0:
             self._thaw()
-        self._set_training_mode()
+        self.prepare()
         known_objects = max(1, self.order.known_objects(self.step))
-        sums = MetricSums.empty(self.world.device)
-        self.statistics.begin_step()
-        for place, number in enumerate(self.micro_batches):
+        self.runner.begin_step()
+        for micro_batches in self.runner.passes:
             batch = self.next_batch()
             self.tick(TRAINING)
-            self.statistics.begin_micro_batch(place)
-            with self._gradient_sync(number == self.micro_batches[-1]):
-                self._accumulate(batch, number, known_objects, sums)
+            self.runner.run(batch, micro_batches, step=self.step, known_objects=known_objects)
         with record_range("optimizer"):
-            self._update(sums)
+            self._update()
         self.step += 1
         if self.average is not None:
             self.average.update(self.step)
 
-    def _accumulate(self, batch: Batch, micro_batch: int, known_objects: int, sums: MetricSums) -> None:
-        """Add a micro-batch's gradient, and its losses and errors to `sums`.
-
-        Args:
-            micro_batch: its number in the global batch. known_objects: labels in the global batch.
-        """
-        config = self.config
-        # Dropout and stochastic depth draw from torch's generator: the same for this micro-batch on
-        # any number of processes, and after a resume.
-        torch.manual_seed(int(hash64(config.run.seed, self.step, PURPOSE_FORWARD, micro_batch)) >> 1)
-        with record_range("augment"):
-            image, own_share = mix(
-                config.mix, batch.image, seed=config.run.seed, step=self.step, micro_batch=micro_batch
-            )
-        with record_range("forward"), self._autocast():
-            generator_logits, object_logits = self.forward(image)
-        generator_logits = faults.corrupt_logits(generator_logits, self.step)
-        generator_loss, object_loss = dual_head_loss(
-            generator_logits,
-            object_logits,
-            batch.generator,
-            batch.object_label,
-            label_smoothing=config.loss.label_smoothing,
-            generator_weights=self._class_weights,
-            own_share=own_share,
-        )
-        loss = (
-            config.loss.generator * generator_loss / config.train.global_batch
-            + config.loss.object * object_loss / known_objects
-        )
-        with record_range("backward"):
-            # DDP divides by the number of ranks; the loss is already a global mean.
-            self.scaler.scale(loss * self.world.size).backward()
-        with torch.no_grad():
-            # Of the unmixed labels: errors stay comparable with validation's.
-            sums.add(generator_logits, object_logits, batch.generator, batch.object_label)
-
-    def _gradient_sync(self, last: bool) -> contextlib.AbstractContextManager[Any]:
-        """Let DDP reduce the gradient with the last micro-batch only, once per step."""
-        if last or not isinstance(self.forward, DistributedDataParallel):
-            return contextlib.nullcontext()
-        return self.forward.no_sync()
-
-    def _update(self, metric_sums: MetricSums) -> None:
+    def _update(self) -> None:
         """Change the weights by the accumulated gradient, unless it is not finite."""
         rate = learning_rate(
             self.config.optim,
@@ -255,15 +219,15 @@ class Trainer:
         )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self._reduce(metric_sums)
+        self.runner.reduce()
         self.scaler.unscale_(self.optimizer)
         # As torch.nn.utils.get_total_norm, but each gradient's is kept for the report.
         gradients = {n: p.grad for n, p in self.model.named_parameters() if p.grad is not None}
         norms = torch.stack(torch._foreach_norm(list(gradients.values())))
         norm = torch.linalg.vector_norm(norms)
-        bad = is_bad(norm, metric_sums.sums[-2:], self.scaler)
+        bad = is_bad(norm, self.runner.sums.sums[-2:], self.scaler)
         masked = self.nonfinite.update_mask(bad, self.step, norms, list(gradients))
-        sums = metric_sums.sums
+        sums = self.runner.sums.sums
         if self.nonfinite.skips:
             # A skipped step leaves no trace: neither in batch norm's statistics nor in the metrics.
             self.statistics.restore(masked)
@@ -275,26 +239,9 @@ class Trainer:
         mask_update(self.optimizer, self.scaler, masked)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.runner.clear_gradients(self.optimizer)
         self.meters[:-1] += sums
         self.meters[-1] = norm.double()
-
-    def statistics_share(self) -> torch.Tensor:
-        """Its part of the mean of batch statistics over the step's micro-batches, float64 [S].
-
-        Ranks may run unequal numbers of micro-batches, so their means do not count alike.
-        """
-        return self.statistics.flat.double() * len(self.micro_batches) / self._all_micro_batches
-
-    def _reduce(self, metric_sums: MetricSums) -> None:
-        """Average the running statistics and add up the metrics over ranks, in one collective."""
-        if self.world.distributed and self.world.size > 1:
-            flat = self.statistics.flat
-            packed = torch.cat([self.statistics_share(), metric_sums.sums])
-            dist.all_reduce(packed)
-            flat.copy_(packed[: len(flat)])
-            metric_sums.sums = packed[len(flat) :]
-        self.statistics.end_step()
 
     def check_finite(self) -> None:
         """Report a gradient that was not finite: its step, samples and norms.
@@ -348,7 +295,7 @@ class Trainer:
     def validate(self) -> Validation:
         """Errors and loss of `eval_model` on the validation split."""
         assert self.val_set is not None
-        with self._autocast():
+        with self.runner.step_of_pass.autocast():
             return validate(
                 self.eval_model,
                 self.val_set,
@@ -382,6 +329,7 @@ class Trainer:
             **({"ema": self.average.module.state_dict()} if self.average is not None else {}),
             "data": data_fingerprint(self.train_set),
             "precision": self.precision,
+            "pass": self.runner.state(),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -396,5 +344,6 @@ class Trainer:
         if self.average is not None:
             self.average.module.load_state_dict(state["ema"])
         self._batches = None
+        self.runner.load_state(state.get("pass", {}))  # the first checkpoints do not have it
         if self.schedule.frozen_steps:
             self._prepare_forward()

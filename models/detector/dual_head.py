@@ -5,6 +5,7 @@ generator head, so that the two answers can never contradict each other.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -159,6 +160,19 @@ def probe_size(model: DualHead, size: int, micro_batch: int = 2) -> None:
             buffer.copy_(buffers[name])
 
 
+@dataclass(frozen=True)
+class LabelMixture:
+    """The labels that are mixed into a batch's own, as `engines.train.mixup` mixes its images.
+
+    Attributes:
+        before: int64 [N], the image in the batch whose labels are mixed in.
+        own_share: float32 [N], of the image's own label; the rest is the other's.
+    """
+
+    before: torch.Tensor
+    own_share: torch.Tensor
+
+
 def dual_head_loss(
     generator_logits: torch.Tensor,
     object_logits: torch.Tensor,
@@ -167,7 +181,7 @@ def dual_head_loss(
     *,
     label_smoothing: float = 0.0,
     generator_weights: torch.Tensor | None = None,
-    own_share: float = 1.0,
+    mixture: LabelMixture | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Summed cross-entropies of both heads, to be divided by the global counts of labels.
 
@@ -176,35 +190,37 @@ def dual_head_loss(
         generator: int64 [N]. object_label: int64 [N], -1 where unknown (contributes nothing).
         label_smoothing: in [0, 1); Szegedy et al., "Rethinking the inception architecture".
         generator_weights: float32 [classes] of the generator head's classes; None for 1 each.
-        own_share: of each image's own label; the rest is the label of the image before it
-            (`roll(1)`), as `engines.train.mixup.mix` blends them. The sum of the shares of known
-            labels is their count all the same.
+        mixture: the labels mixed in; None for none. The sum of the shares of known labels is their
+            count all the same, where each image is mixed into one other of the same share.
 
     Returns:
         two float32 scalars: the generator head's sum and the object head's sum.
     """
 
     def cross_entropies(
-        generator: torch.Tensor, object_label: torch.Tensor
+        generator: torch.Tensor, object_label: torch.Tensor, reduction: str
     ) -> tuple[torch.Tensor, torch.Tensor]:
         generator_loss = F.cross_entropy(
             generator_logits.float(),
             generator,
             weight=generator_weights,
-            reduction="sum",
+            reduction=reduction,
             label_smoothing=label_smoothing,
         )
         object_loss = F.cross_entropy(
             object_logits.float(),
             object_label,
-            reduction="sum",
+            reduction=reduction,
             ignore_index=-1,
             label_smoothing=label_smoothing,
         )
         return generator_loss, object_loss
 
-    losses = cross_entropies(generator, object_label)
-    if own_share == 1:
-        return losses
-    mixed_in = cross_entropies(generator.roll(1), object_label.roll(1))
-    return torch.lerp(mixed_in[0], losses[0], own_share), torch.lerp(mixed_in[1], losses[1], own_share)
+    if mixture is None:
+        return cross_entropies(generator, object_label, "sum")
+    own = cross_entropies(generator, object_label, "none")
+    others = cross_entropies(generator[mixture.before], object_label[mixture.before], "none")
+    by_generator, by_object = (
+        torch.lerp(other, loss, mixture.own_share).sum() for other, loss in zip(others, own, strict=True)
+    )
+    return by_generator, by_object

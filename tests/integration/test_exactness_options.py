@@ -28,12 +28,16 @@ OPTIONS = {
 }
 
 
+# One process runs two passes of two micro-batches, three run one pass each, of one or two.
+PASSES = {"train__pass_images": 8}
 # What only DALI does cannot be asked for of images held decoded.
 HELD = {"data__resident": True, "data__augment__rand_augment": 0, "data__augment__jpeg": 0}
 
 
 @pytest.fixture(
-    scope="module", params=[{}, pytest.param(HELD, marks=pytest.mark.long)], ids=["decoded", "held"]
+    scope="module",
+    params=[{}, PASSES, pytest.param(HELD, marks=pytest.mark.long)],
+    ids=["decoded", "passes of two", "held"],
 )
 def seen(
     request: pytest.FixtureRequest, tiny_shards: Path, torchrun: Any, tmp_path_factory: pytest.TempPathFactory

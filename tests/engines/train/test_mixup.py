@@ -7,8 +7,27 @@ import torch.nn.functional as F
 from scipy.stats import beta, kstest
 
 from engines.config.detector import MixConfig
-from engines.train.mixup import mix
-from models.detector.dual_head import dual_head_loss
+from engines.train.mixup import apply_mix, draw_mix, image_before
+from models.detector.dual_head import LabelMixture, dual_head_loss
+
+
+def draws(config, side, *, seed=0, step=0, micro_batches=range(1)):
+    return draw_mix(config, height=side, width=side, seed=seed, step=step, micro_batches=micro_batches)
+
+
+def mix(config, image, *, seed, step, micro_batch):
+    """A micro-batch mixed by itself, and its own share."""
+    drawn = draw_mix(
+        config,
+        height=image.shape[2],
+        width=image.shape[3],
+        seed=seed,
+        step=step,
+        micro_batches=range(micro_batch, micro_batch + 1),
+    )
+    before = image_before(len(image), 1, image.device)
+    mixed = apply_mix(image, before, torch.from_numpy(drawn.blend), torch.from_numpy(drawn.box))
+    return mixed, float(drawn.own_share[0])
 
 
 @pytest.fixture
@@ -17,8 +36,7 @@ def image():
 
 
 def shares(config, count=600):
-    images = torch.zeros(2, 1, 64, 64)
-    return np.array([mix(config, images, seed=0, step=s, micro_batch=0)[1] for s in range(count)])
+    return draws(config, 64, micro_batches=range(count)).own_share
 
 
 def test_mixup_blends_each_image_with_the_one_before(image):
@@ -56,8 +74,23 @@ def test_probability_and_both_kinds():
     assert 0.35 < np.mean(pasted) < 0.65
 
 
-def test_off_it_returns_the_very_images(image):
-    assert mix(MixConfig(), image, seed=0, step=0, micro_batch=0) == (image, 1.0)
+def test_a_micro_batch_that_is_not_mixed_keeps_its_very_pixels(image):
+    mixed, own = mix(MixConfig(mixup=1.0, probability=0.0), image, seed=0, step=0, micro_batch=0)
+    assert torch.equal(mixed, image) and own == 1
+
+
+def test_a_pass_mixes_each_micro_batch_as_alone():
+    images = torch.rand(15, 3, 16, 16, generator=torch.Generator().manual_seed(2))
+    both = MixConfig(mixup=0.4, cutmix=1.0, probability=0.8)
+    drawn = draws(both, 16, seed=4, step=9, micro_batches=range(2, 7))
+    together = apply_mix(
+        images, image_before(15, 5, images.device), torch.from_numpy(drawn.blend), torch.from_numpy(drawn.box)
+    )
+    for place in range(5):
+        alone, own = mix(both, images[3 * place : 3 * place + 3], seed=4, step=9, micro_batch=2 + place)
+        assert torch.equal(together[3 * place : 3 * place + 3], alone)
+        assert drawn.own_share[place] == np.float32(own)
+    assert len(set(drawn.own_share.tolist())) > 3
 
 
 def test_only_seed_step_and_place_decide(image):
@@ -71,11 +104,15 @@ def test_only_seed_step_and_place_decide(image):
     assert len({first, once(1, 1, 2), once(0, 2, 2), once(0, 1, 3)}) == 4
 
 
+def rolled(own_share):
+    return LabelMixture(image_before(4, 1, torch.device("cpu")), torch.full((4,), own_share))
+
+
 def test_the_loss_is_that_of_soft_labels_on_both_heads():
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(4, 3, generator=generator), torch.randn(4, 5, generator=generator)
     labels = torch.tensor([0, 2, 1, 2]), torch.tensor([4, 0, 3, 1])
-    found = dual_head_loss(*logits, *labels, own_share=0.7)
+    found = dual_head_loss(*logits, *labels, mixture=rolled(0.7))
     for loss, logit, label in zip(found, logits, labels, strict=True):
         one_hot = F.one_hot(label, logit.shape[1]).float()
         soft = 0.7 * one_hot + 0.3 * one_hot.roll(1, 0)
@@ -85,7 +122,7 @@ def test_the_loss_is_that_of_soft_labels_on_both_heads():
 def test_unknown_objects_stay_out_and_the_shares_sum_to_the_known():
     logits = torch.zeros(4, 2), torch.zeros(4, 2)
     labels = torch.tensor([0, 1, 0, 1]), torch.tensor([1, -1, -1, 0])
-    _, by_object = dual_head_loss(*logits, *labels, own_share=0.6)
+    _, by_object = dual_head_loss(*logits, *labels, mixture=rolled(0.6))
     assert by_object.item() == pytest.approx(2 * np.log(2))
 
 

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from dataio.core.errors import UserError
+from dataio.loading.loader import Batch
+from dataio.loading.training_order import passes_of
 from dataio.shards.shard_set import ShardSet
 from engines.config.detector import parse_config
 from engines.runtime.distributed import World
@@ -110,35 +112,49 @@ def test_more_processes_than_micro_batches_are_refused(build):
         build(world)
 
 
-def test_any_number_of_processes_adds_up_to_the_gradient_and_statistics_of_one(build):
-    """8 micro-batches on 1 to 8 processes, summed by hand as the collectives sum them."""
-    trainer = build(train__global_batch=16, train__micro_batch=2, data__size=16)
+def test_any_number_of_processes_and_passes_of_any_size_add_up_to_the_same_step(build):
+    """8 micro-batches on 1 to 8 processes in passes of 1, 2 and 4, summed by hand as the collectives sum them."""
+    trainer = build(
+        train__global_batch=32,
+        train__micro_batch=4,
+        model__head_hidden=16,
+        model__head_dropout=0.3,
+        mix__mixup=0.5,
+    )
     batches = [trainer.next_batch() for _ in range(8)]
     before = trainer.statistics.flat.clone()
+    trainer._update = lambda: None
 
-    def part(rank, size):
-        """A rank's part of the first step: its micro-batches, gradient, and share of the statistics."""
+    def joined(numbers):
+        parts = [batches[number] for number in numbers]
+        names = ("image", "generator", "object_label", "sample_id")
+        return Batch(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+
+    def part(rank, size, held):
+        """A rank's part of the first step: its micro-batches, gradient, statistics and metrics."""
         world = World(rank=rank, size=size, local_rank=0, device=torch.device("cpu"), distributed=False)
-        trainer.world, trainer.step = world, 0
-        trainer.micro_batches = share_of_micro_batches(trainer.config.train, world)
-        trainer.use_batches(iter([batches[number] for number in trainer.micro_batches]))
+        share = share_of_micro_batches(trainer.config.train, world)
+        trainer.world = trainer.runner._world = world
+        trainer.step, trainer.runner.passes = 0, passes_of(share, held)
+        trainer.use_batches(map(joined, trainer.runner.passes))
         trainer.statistics.flat.copy_(before)
         trainer.optimizer.zero_grad()
         trainer.train_step()
         gradients = [p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None]
-        return trainer.micro_batches, torch.cat(gradients), trainer.statistics_share()
+        sums = trainer.statistics.sums.clone(), trainer.runner.sums.sums.clone()
+        return list(share), torch.cat(gradients), *sums
 
-    trainer._update = lambda sums: None
-    _, gradient, statistics = part(0, 1)
+    _, gradient, statistics, metrics = part(0, 1, 1)
     assert gradient.norm() > 0.1
-    for size in range(2, 9):
-        parts = [part(rank, size) for rank in range(size)]
-        assert [number for numbers, _, _ in parts for number in numbers] == list(range(8))
-        assert {len(numbers) for numbers, _, _ in parts} <= {8 // size, -(-8 // size)}
+    for size, held in [(1, 2), (1, 4), (1, 8), (1, 3), *((size, 1 + size % 3) for size in range(2, 9))]:
+        parts = [part(rank, size, held) for rank in range(size)]
+        assert [number for numbers, *_ in parts for number in numbers] == list(range(8))
+        assert {len(numbers) for numbers, *_ in parts} <= {8 // size, -(-8 // size)}
         # DDP takes the mean over ranks; each rank's loss is multiplied by their number.
-        found = torch.stack([g for _, g, _ in parts]).mean(0)
+        found = torch.stack([g for _, g, *_ in parts]).mean(0)
         assert (found - gradient).norm() <= 1e-5 * gradient.norm()
-        torch.testing.assert_close(sum(s for _, _, s in parts), statistics, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(sum(s for _, _, s, _ in parts), statistics, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(sum(m for *_, m in parts), metrics, rtol=1e-5, atol=1e-6)
 
 
 def test_weights_that_do_not_fit_are_a_users_error(build, tmp_path):

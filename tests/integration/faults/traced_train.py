@@ -26,7 +26,7 @@ def trace(folder: Path) -> None:
     def traced(self: Trainer) -> Any:
         batch = next_batch(self)
         seen.update(step=self.step, number=seen["number"] + 1 if seen["step"] == self.step else 0)
-        place = self.micro_batches[seen["number"]]
+        place = self.runner.passes[seen["number"]].start
         ids = ",".join(map(str, batch.sample_id.tolist()))
         digest = hashlib.sha256(batch.image.contiguous().numpy().tobytes()).hexdigest()[:16]
         os.write(file, f"{self.step} {place} {ids} {digest}\n".encode())

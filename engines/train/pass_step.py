@@ -1,0 +1,194 @@
+"""One forward and backward pass over several micro-batches: its inputs, and its part of the gradient.
+
+Everything that changes from step to step comes in as tensors on the device, so that the same
+function runs eagerly and inside a captured CUDA graph.
+"""
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from dataio.core.counter_rng import PURPOSE_FORWARD, hash64
+from dataio.loading.loader import Batch
+from dataio.loading.trace import record_range
+from engines.config.detector import Config
+from engines.runtime.precision import PRECISIONS
+from engines.train.batchnorm import RunningStatistics
+from engines.train.meters import MetricSums
+from engines.train.mixup import apply_mix, draw_mix, image_before, per_image
+from models.detector.dual_head import DualHead, LabelMixture, dual_head_loss
+from models.detector.keyed_dropout import DropoutKeys
+from models.detector.norms.ghost_norm import set_ghosts
+
+# Rows of `PassInputs.numbers`; BOX takes four. All but KEY are float64's bits.
+_KEY, _KNOWN, _BLEND, _OWN_SHARE, _BOX, _ROWS = 0, 1, 2, 3, 4, 8
+
+
+@dataclass
+class PassInputs:
+    """What a pass computes from, on the device.
+
+    Attributes:
+        image: float [N, 3, H, W], channels-last. generator, object_label: int64 [N].
+        numbers: int64 [8, G], a column for each micro-batch: dropout's key, known objects in the
+            global batch, how it is mixed; one tensor, so that one copy brings all.
+    """
+
+    image: torch.Tensor
+    generator: torch.Tensor
+    object_label: torch.Tensor
+    numbers: torch.Tensor
+
+    @classmethod
+    def blank(
+        cls, images: int, micro_batches: int, size: int, image_type: torch.dtype, device: torch.device
+    ) -> "PassInputs":
+        """Inputs of a shape, all zero but for one known object."""
+        image = torch.zeros(images, 3, size, size, dtype=image_type, device=device)
+        labels = torch.zeros(2, images, dtype=torch.int64, device=device)
+        numbers = torch.ones(_ROWS, micro_batches, dtype=torch.float64, device=device).view(torch.int64)
+        return cls(image.contiguous(memory_format=torch.channels_last), labels[0], labels[1], numbers)
+
+    def copy_(self, other: "PassInputs") -> None:
+        """Take another's values, on the device."""
+        for name in ("image", "generator", "object_label", "numbers"):
+            getattr(self, name).copy_(getattr(other, name), non_blocking=True)
+
+
+class PassStep:
+    """Computes a pass's gradient, metrics and batch statistics; nothing in it waits for the device.
+
+    Args:
+        config: the run's. model: the network, without DDP. keys: of its dropout.
+        statistics: of its batch norms. precision: fp32, bf16 or fp16. scaler: of fp16's loss.
+        class_weights: float32 [G], see `engines.train.build.class_weights`.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        model: DualHead,
+        keys: DropoutKeys,
+        statistics: RunningStatistics,
+        *,
+        precision: str,
+        scaler: torch.amp.GradScaler,
+        class_weights: torch.Tensor | None,
+        device: torch.device,
+    ) -> None:
+        self.config, self._model, self._keys, self._statistics = config, model, keys, statistics
+        self.precision, self._scaler, self.class_weights = precision, scaler, class_weights
+        self._device = device
+        self._mixes = config.mix.mixup > 0 or config.mix.cutmix > 0
+        self._before: dict[tuple[int, int], torch.Tensor] = {}
+
+    @property
+    def image_type(self) -> torch.dtype:
+        """What the loader's images are: half precision where a GPU computes in it."""
+        half = self._device.type == "cuda" and self.precision != "fp32"
+        return torch.float16 if half else torch.float32
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The context of a forward pass."""
+        if self.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self._device.type, PRECISIONS[self.precision])
+
+    def inputs(self, batch: Batch, *, step: int, micro_batches: range, known_objects: int) -> PassInputs:
+        """A batch and what is drawn for its micro-batches.
+
+        Args:
+            step: steps done. micro_batches: their numbers in the global batch.
+            known_objects: labels of objects in the global batch.
+        """
+        config = self.config
+        places = np.arange(micro_batches.start, micro_batches.stop)
+        numbers = np.zeros((_ROWS, len(places)))
+        numbers[_KNOWN] = known_objects
+        if self._mixes:
+            height, width = batch.image.shape[-2:]
+            draws = draw_mix(
+                config.mix,
+                height=height,
+                width=width,
+                seed=config.run.seed,
+                step=step,
+                micro_batches=micro_batches,
+            )
+            numbers[_BLEND], numbers[_OWN_SHARE], numbers[_BOX:] = draws.blend, draws.own_share, draws.box.T
+        table = torch.from_numpy(numbers.view(np.int64))
+        table[_KEY] = torch.from_numpy(
+            hash64(config.run.seed, step, PURPOSE_FORWARD, places.astype(np.uint64)).view(np.int64)
+        )
+        if self._device.type == "cuda":
+            table = table.pin_memory()
+        return PassInputs(
+            batch.image, batch.generator, batch.object_label, table.to(self._device, non_blocking=True)
+        )
+
+    def seed_generator(self, step: int, micro_batches: range) -> None:
+        """Seed torch's generator, for layers that draw from it in spite of the keys."""
+        number = micro_batches.start
+        torch.manual_seed(int(hash64(self.config.run.seed, step, PURPOSE_FORWARD, number)) >> 1)
+
+    def compute(
+        self,
+        inputs: PassInputs,
+        sums: MetricSums,
+        forward: nn.Module,
+        *,
+        loss_scale: int = 1,
+        corrupt: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> None:
+        """Add a pass's gradient to the parameters', its losses and errors to `sums`, its statistics too.
+
+        Args:
+            forward: the model, or what wraps it. loss_scale: the number of ranks where DDP divides by it.
+            corrupt: changes the generator's logits; see `engines.runtime.fault_injection`.
+        """
+        config, numbers = self.config, inputs.numbers
+        micro_batches = numbers.shape[1]
+        real = numbers.view(torch.float64)
+        set_ghosts(self._model, micro_batches)
+        self._keys.keys = numbers[_KEY]
+        image, mixture = inputs.image, None
+        if self._mixes:
+            with record_range("augment"):
+                before = self._partners(len(image), micro_batches)
+                own_share = per_image(real[_OWN_SHARE].float(), len(image) // micro_batches)
+                mixture = LabelMixture(before, own_share)
+                image = apply_mix(image, before, real[_BLEND].float(), real[_BOX:].T.long())
+        with record_range("forward"), self.autocast():
+            generator_logits, object_logits = forward(image)
+        if corrupt is not None:
+            generator_logits = corrupt(generator_logits)
+        generator_loss, object_loss = dual_head_loss(
+            generator_logits,
+            object_logits,
+            inputs.generator,
+            inputs.object_label,
+            label_smoothing=config.loss.label_smoothing,
+            generator_weights=self.class_weights,
+            mixture=mixture,
+        )
+        loss = (
+            config.loss.generator * generator_loss / config.train.global_batch
+            + config.loss.object * object_loss / real[_KNOWN, 0].float()
+        )
+        with record_range("backward"):
+            self._scaler.scale(loss * loss_scale).backward()
+        with torch.no_grad():
+            # Of the unmixed labels: errors stay comparable with validation's.
+            sums.add(generator_logits, object_logits, inputs.generator, inputs.object_label)
+            self._statistics.end_pass(micro_batches)
+
+    def _partners(self, images: int, micro_batches: int) -> torch.Tensor:
+        key = (images, micro_batches)
+        if key not in self._before:
+            self._before[key] = image_before(images, micro_batches, self._device)
+        return self._before[key]
