@@ -5,7 +5,8 @@ buffers and their names are those of torch's classes, so that `module.__class__ 
 into the other. The plain path is the reference for the fused one; see `fused_norm`.
 """
 
-from typing import Literal
+from functools import cache
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,17 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 Activation = Literal["none", "relu", "gelu"]
-NormPath = Literal["auto", "plain"]
+NormPath = Literal["auto", "plain", "triton"]
+
+
+@cache
+def _fused_norm() -> Any:
+    """The module of the fused path, or None where Triton is not installed."""
+    try:
+        from models.detector.norms import fused_norm
+    except ImportError:
+        return None
+    return fused_norm
 
 
 class GhostNorm(_BatchNorm):
@@ -22,8 +33,10 @@ class GhostNorm(_BatchNorm):
     Attributes:
         ghosts: ghost batches in an input of the training mode: equal parts along N, in order.
         activation: applied to the output; "gelu" is the exact one.
-        path: "plain" keeps PyTorch's own operations; "auto" takes the Triton kernels where they
-            apply. Set it on the class for all norms, for comparisons.
+        path: "auto" takes the Triton kernels on CUDA where they apply (a channels_last map, with
+            weight and bias, in bf16, fp16 or fp32, not under torch.compile, which fuses PyTorch's
+            operations itself); "plain" never does; "triton" does on the CPU too, for its
+            interpreter. Set it on the class for all norms, for comparisons.
     """
 
     ghosts: int = 1
@@ -47,7 +60,45 @@ class GhostNorm(_BatchNorm):
         self._check_input_dim(input)
         if self.training and input.shape[0] % self.ghosts:
             raise ValueError(f"{input.shape[0]} images cannot be parted into {self.ghosts} ghost batches")
+        if self._takes_kernels(input, residual):
+            return self._fused(input, residual, self.activation)
         return self._activate(self._normalize(input), residual)
+
+    def _takes_kernels(self, input: Tensor, residual: Tensor | None) -> bool:
+        if (
+            self.path == "plain"
+            or torch.compiler.is_compiling()
+            or not (input.is_cuda or self.path == "triton")
+        ):
+            return False
+        fused, affine = _fused_norm(), (self.weight, self.bias)
+        if fused is None or input.dtype not in fused.FUSED_DTYPES or any(t is None for t in affine):
+            return False
+        if (
+            input.dim() != 4
+            or not input.numel()
+            or not input.is_contiguous(memory_format=torch.channels_last)
+        ):
+            return False
+        if residual is not None and (residual.shape != input.shape or residual.dtype != input.dtype):
+            return False
+        if self.training:
+            return self.momentum is not None
+        # Gradients through statistics that stand still (Grad-CAM) are left to PyTorch.
+        needed = (t is not None and t.requires_grad for t in (input, residual, *affine))
+        return self.running_mean is not None and not (torch.is_grad_enabled() and any(needed))
+
+    def _fused(self, input: Tensor, residual: Tensor | None, activation: str) -> Tensor:
+        if residual is not None:
+            residual = residual.contiguous(memory_format=torch.channels_last)
+        arguments = (input, residual, self.weight, self.bias)
+        options: dict[str, Any] = {"eps": self.eps, "activation": activation}
+        mean, var = self.running_mean, self.running_var
+        if not self.training:
+            return _fused_norm().fused_evaluation_norm(*arguments, mean, var, **options)
+        running = (mean, var) if self.track_running_stats else None
+        options |= {"ghosts": self.ghosts, "momentum": self.momentum}
+        return _fused_norm().fused_training_norm(*arguments, running, **options)
 
     def _activate(self, output: Tensor, residual: Tensor | None) -> Tensor:
         # In place as in torchvision's blocks: batch norm's backward does not need its output.

@@ -33,7 +33,7 @@ def network(name, dtype=torch.float64):
         if isinstance(module, _BatchNorm):
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias)
-            module.running_mean.normal_()
+            nn.init.normal_(module.get_buffer("running_mean"))
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     return net.to(dtype).train()
@@ -78,7 +78,8 @@ def test_a_pass_over_ghost_batches_is_a_pass_over_each(name):
     one, several = network(name), network(name)
     assert use_ghost_norms(several) == []
     start = {n: b.clone() for n, b in statistics(one).items()}
-    total, outputs = {}, []
+    total: dict[str, torch.Tensor] = {}
+    outputs = []
     for part in images.chunk(3):
         one.load_state_dict(start, strict=False)
         outputs.append(one(part))
