@@ -131,7 +131,7 @@ class TrainConfig:
     pass_images: int | Literal["auto"] = "auto"
     """Images per forward pass, whole micro-batches, however many: the result is the same. auto: what a GPU can hold."""
     graph: Literal["auto", "on", "off"] = "auto"
-    """On a GPU: launch forward and backward as one CUDA graph. auto: where the options allow it."""
+    """On a GPU: launch forward and backward as one CUDA graph. auto: where the options allow it; on: or stop."""
     frozen_epochs: float = 0.0
     """Epochs at the start in which only the heads learn, the backbone as in evaluation; -1: the whole run."""
     ema: float = 0.0

@@ -119,12 +119,8 @@ def _settle_buckets(
     in the last bits on 4 ranks. Two passes of zero loss settle it beforehand.
     """
     statistics.begin_step()
-    counters = {n: b.clone() for n, b in model.named_buffers() if n.endswith("num_batches_tracked")}
     for _ in range(2):
         generator_logits, object_logits = wrapped(image)
         (generator_logits.sum() * 0 + object_logits.sum() * 0).backward()
     model.zero_grad(set_to_none=True)
     statistics.restore()
-    for name, buffer in model.named_buffers():
-        if name in counters:
-            buffer.copy_(counters[name])

@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from dataio.core.errors import UserError
 from dataio.loading.loader import Batch
 from dataio.loading.training_order import passes_of
 from engines.config.detector import Config
@@ -73,18 +74,18 @@ class PassRunner:
         self.eager_reason = ""
         self._forward: nn.Module = model
 
-    def wrap_model(self) -> None:
-        """Wrap the model for what has gradients now, and forget captured passes.
-
-        DDP must know it, and a graph is of it.
-        """
+    def forget(self) -> None:
+        """Prepare anew: what has gradients has changed, which DDP must know, and a graph is of it."""
         self._graphs, self._prepared = None, False
-        self._forward = wrap(self._model, self._config, self._world, self.statistics, self._config.data.size)
 
     def prepare(self) -> None:
         """Choose how many micro-batches a pass holds, and capture the passes; all ranks call it together.
 
-        The model is in the mode it is trained in. State is as before.
+        Where passes are not captured, the model is wrapped in DDP, or compiled. It is in the mode it is
+        trained in. State is as before.
+
+        Raises:
+            UserError: `train.graph` is on and the passes cannot be captured.
         """
         if self._prepared:
             return
@@ -98,6 +99,12 @@ class PassRunner:
             )
             self.passes = passes_of(self._share, self.micro_batches)
         self._capture()
+        if self.eager_reason and self._config.train.graph == "on":
+            raise UserError(f"train.graph is on, but {self.eager_reason}; set it to auto or off")
+        if self.eager_reason:
+            size = self._config.data.size
+            self.step_of_pass.expect_one_micro_batch()
+            self._forward = wrap(self._model, self._config, self._world, self.statistics, size)
         self._prepared = True
 
     def _blank_inputs(self, micro_batches: int) -> PassInputs:
@@ -122,6 +129,10 @@ class PassRunner:
         self.eager_reason = forbidden(self._config, self._world, self._seeded_layers)
         if self.eager_reason:
             return
+        if self._world.distributed and self._world.size > 1:
+            # As DDP does: a start that was computed may differ between machines.
+            for tensor in self._model.state_dict().values():
+                dist.broadcast(tensor, 0)
         graphs = PassGraphs(
             self.step_of_pass, self._model, self.statistics, self.sums, self._blank_inputs, self._world
         )
@@ -205,7 +216,8 @@ class PassRunner:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """The inverse of `state`, on a device of the same name; before `prepare`."""
-        self.passes, self._graphs, self._prepared = [], None, False
+        self.passes = []
+        self.forget()
         self._stored = state["micro_batches"] if state.get("device") == self._device_name() else 0
 
     def _device_name(self) -> str:

@@ -131,6 +131,11 @@ class PassStep:
             batch.image, batch.generator, batch.object_label, table.to(self._device, non_blocking=True)
         )
 
+    def expect_one_micro_batch(self) -> None:
+        """Let the model take a single micro-batch, outside of `compute`."""
+        set_ghosts(self._model, 1)
+        self._keys.keys = torch.zeros(1, dtype=torch.int64, device=self._device)
+
     def seed_generator(self, step: int, micro_batches: range) -> None:
         """Seed torch's generator, for layers that draw from it in spite of the keys."""
         number = micro_batches.start
@@ -181,7 +186,7 @@ class PassStep:
             + config.loss.object * object_loss / real[_KNOWN, 0].float()
         )
         with record_range("backward"):
-            self._scaler.scale(loss * loss_scale).backward()
+            self._scaler.scale(loss if loss_scale == 1 else loss * loss_scale).backward()
         with torch.no_grad():
             # Of the unmixed labels: errors stay comparable with validation's.
             sums.add(generator_logits, object_logits, inputs.generator, inputs.object_label)

@@ -115,10 +115,9 @@ class Trainer:
         return self.step < self.schedule.frozen_steps
 
     def _prepare_forward(self) -> None:
-        """Freeze or thaw the backbone, and wrap the model for it: DDP must know what has gradients."""
+        """Freeze or thaw the backbone."""
         self.model.freeze_backbone(self.frozen)
-        self._set_training_mode()
-        self.runner.wrap_model()
+        self.runner.forget()
 
     def _thaw(self) -> None:
         """Let the backbone learn too from here on."""
@@ -130,6 +129,8 @@ class Trainer:
                 self.optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
 
     def _set_training_mode(self) -> None:
+        if self.model.training and self.model.backbone.training != self.frozen:
+            return  # it takes a while for hundreds of modules
         self.model.train()
         if self.frozen:  # its running statistics must not change either
             self.model.backbone.eval()

@@ -238,7 +238,7 @@ def test_class_weights_are_inverse_to_the_counts_and_weigh_the_loss(build, tiny_
     counts = torch.bincount(torch.from_numpy(rows["generator"].astype("int64")))
     weights = trainer.runner.step_of_pass.class_weights
     torch.testing.assert_close(weights * counts, torch.full((5,), float(len(rows) / 5)))
-    root = build(loss__class_weights="inverse_sqrt")._class_weights
+    root = build(loss__class_weights="inverse_sqrt").runner.step_of_pass.class_weights
     torch.testing.assert_close((root / root[0]) ** 2, weights / weights[0])
     assert (root * counts).sum().item() == pytest.approx(len(rows))
 
