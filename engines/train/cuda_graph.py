@@ -1,7 +1,6 @@
 """Forward and backward as one CUDA graph per size of a pass: the host launches once instead of a thousand times."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -88,10 +87,17 @@ class PassGraphs:
         reason = ""
         self._statistics.begin_step()
         try:
+            inputs = {count: self._blank(count) for count in {len(each) for each in passes}}
+            for held in inputs.values():
+                self._warm_up(held)
             pool = torch.cuda.graph_pool_handle()
             # The largest first: the smaller ones then fit into its memory.
-            for count in sorted({len(each) for each in passes}, reverse=True):
-                self._graphs[count] = self._captured(self._blank(count), pool)
+            for count in sorted(inputs, reverse=True):
+                graph = torch.cuda.CUDAGraph()
+                # Other threads (the loader's) may allocate meanwhile.
+                with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+                    self._step.compute(inputs[count], self._sums, self._model)
+                self._graphs[count] = graph, inputs[count]
         except RuntimeError as error:  # of PyTorch: an operation that waits for the device, or no memory
             reason = f"the passes cannot be captured ({one_line(error)[:200]})"
             self._graphs.clear()
@@ -104,19 +110,15 @@ class PassGraphs:
             reason = reason or ("another process cannot capture its passes" if failed.item() else "")
         return reason
 
-    def _captured(self, inputs: PassInputs, pool: Any) -> tuple[torch.cuda.CUDAGraph, PassInputs]:
+    def _warm_up(self, inputs: PassInputs) -> None:
+        """Let libraries choose their algorithms and allocate, on a stream of its own as captures have."""
         device = self._world.device
-        side = torch.cuda.Stream(device)
-        side.wait_stream(torch.cuda.current_stream(device))
+        side, current = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+        side.wait_stream(current)
         with torch.cuda.stream(side):
             for _ in range(_WARM_UP):
                 self._step.compute(inputs, self._sums, self._model)
-        torch.cuda.current_stream(device).wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        # Other threads (the loader's) may allocate meanwhile.
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-            self._step.compute(inputs, self._sums, self._model)
-        return graph, inputs
+        current.wait_stream(side)
 
     def run(self, inputs: PassInputs) -> None:
         """Add a pass's gradient, metrics and statistics."""

@@ -82,7 +82,7 @@ def test_a_pass_computes_the_same_from_inputs_that_keep_their_memory(build):
 
 
 def test_a_graph_that_is_asked_for_and_cannot_be_is_an_error(build):
-    with pytest.raises(UserError, match="train.graph is on, but there is no GPU; set it to auto or off"):
+    with pytest.raises(UserError, match=r"train\.graph is on, but there is no GPU; set it to auto or off"):
         build(train__graph="on").train_step()
 
 
