@@ -1,5 +1,6 @@
 """The DALI pipeline: one definition for the CPU and the GPU, without any state of its own."""
 
+import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ from dataio.loading import augment
 
 if TYPE_CHECKING:
     from dataio.loading.config import DataConfig
+
+_building = threading.Lock()  # loaders' threads build their own; DALI counts operators without a lock
 
 
 def pipeline_inputs(
@@ -29,11 +32,9 @@ def pipeline_inputs(
     return encoded, start, shape, flips
 
 
-def run_pipeline(pipeline: Any, device: torch.device) -> Any:
-    """The pipeline's next batch as a DALI tensor list; on a GPU in PyTorch's current stream."""
-    if device.type == "cuda":
-        return pipeline.run(torch.cuda.current_stream(device))[0]
-    return pipeline.run()[0]
+def run_pipeline(pipeline: Any, stream: torch.cuda.Stream | None) -> Any:
+    """The pipeline's next batch as a DALI tensor list; on a GPU for use in `stream`."""
+    return pipeline.run(stream)[0]
 
 
 def as_images(batch: Any) -> torch.Tensor:
@@ -55,6 +56,7 @@ def build_pipeline(
     augmented: bool,
     largest: tuple[int, int] = (0, 0),
     raw: bool = False,
+    half: bool = False,
 ) -> Any:
     """Build the pipeline from encoded bytes to normalized images, float32 HWC.
 
@@ -66,6 +68,7 @@ def build_pipeline(
         augmented: the source yields params, and `config.augment` applies.
         largest: width and height that no image exceeds, pixels; (0, 0): unknown.
         raw: return the decoded boxes, uint8.
+        half: round the images to float16.
     """
     from nvidia.dali import fn, pipeline_def
     from nvidia.dali import types as dali_types
@@ -119,7 +122,7 @@ def build_pipeline(
         image = fn.crop_mirror_normalize(
             image,
             mirror=flip,
-            dtype=types.FLOAT,
+            dtype=types.FLOAT16 if half else types.FLOAT,
             output_layout="HWC",
             mean=fill,
             std=[255.0 * s for s in config.std],
@@ -128,6 +131,7 @@ def build_pipeline(
             image = augment.erase(image, inputs[4])
         return image
 
-    built = pipeline()
-    built.build()
+    with _building:
+        built = pipeline()
+        built.build()
     return built

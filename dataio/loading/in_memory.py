@@ -25,8 +25,12 @@ from dataio.loading.quarantine import Quarantine
 from dataio.loading.training_order import BatchSpec
 from dataio.shards.shard_set import ShardSet
 
-# Images decoded together; below 32, DALI survives damaged headers (see `dataio.images.headers`).
-_CHUNK = 31
+# Images decoded together. The loader has checked their headers; without that check a chunk would have
+# to stay below 32, see `dataio.images.headers`.
+_CHUNK = 256
+# Pixels of a side up to which the CPU decodes for a GPU, too: in a small image, a GPU's decoder waits
+# for its launches most of the time.
+_SMALL = 128
 
 
 class InMemorySplit:
@@ -56,18 +60,26 @@ class InMemorySplit:
             self.pixels[:] = torch.from_numpy((255.0 * np.array(config.mean)).astype(np.uint8)).to(device)
         whole = _whole_images(len(shards), height, width)
         inner = self.pixels[:, pad : pad + height, pad : pad + width]
+        decoder = torch.device("cpu") if max(height, width) <= _SMALL else device
         loader = Loader(
             shards,
             config,
             whole,
             batch=_CHUNK,
-            device=device,
+            device=decoder,
             train=False,
             raw=True,
             quarantine=quarantine,
         )
         for loaded in loader:
-            inner[loaded.sample_id.to(device)] = loaded.image.permute(0, 2, 3, 1)
+            image, ids = loaded.image.permute(0, 2, 3, 1), loaded.sample_id
+            if decoder != device:
+                image = image.pin_memory()
+            first, last = int(ids[0]), int(ids[-1])
+            if last - first + 1 == len(ids):  # none is damaged
+                inner[first : last + 1].copy_(image, non_blocking=True)
+            else:
+                inner[ids.to(device)] = image.to(device)
         labels = np.stack([shards.rows["generator"], shards.rows["object"]]).astype(np.int64)
         self.generator, self.object_label = torch.from_numpy(labels).to(device)
         if device.type == "cuda":
@@ -111,7 +123,8 @@ def preload(
     """Decode the splits into memory, after a check that both fit.
 
     Args:
-        device: where the pixels are held. train: gets the border that `config.pad` asks for.
+        device: where the pixels are held; the CPU decodes small images even for a GPU.
+        train: gets the border that `config.pad` asks for.
 
     Raises:
         UserError: images of several sizes; more bytes than are free; a sample that cannot be
@@ -171,6 +184,15 @@ class InMemoryLoader:
 
     The batches equal those of `dataio.loading.loader.Loader`: substitutes for samples in the quarantine,
     smaller batches in evaluation. No operation waits for the device.
+
+    Where `resampled` is false, a batch is a function of one small tensor, so that a CUDA graph can make
+    it: capture `gather` of a buffer, then copy each `next_columns` there and replay.
+
+    Args:
+        half: on a GPU, give float16 images; rounded last of all.
+
+    Attributes:
+        resampled: whether boxes are scaled to the network's input.
     """
 
     def __init__(
@@ -182,12 +204,14 @@ class InMemoryLoader:
         *,
         device: torch.device,
         train: bool,
+        half: bool = False,
         quarantine: Quarantine | None = None,
     ) -> None:
         self.shards, self._split, self.device, self._quarantine = shards, split, device, quarantine
         self._work, self._size = work, config.size
         self._erases = train and config.augment.erase > 0
-        self._resample = resamples(shards, config, train)
+        self.resampled = resamples(shards, config, train)
+        self._dtype = torch.float16 if half and device.type == "cuda" else torch.float32
         # DALI's crop_mirror_normalize computes (pixel - mean) * (1 / std), all in float32.
         mean, std = (
             np.array([255.0 * v for v in values], np.float32) for values in (config.mean, config.std)
@@ -198,7 +222,7 @@ class InMemoryLoader:
         )
 
         self._runs: NDArray[Any] | None = None
-        if device.type == "cpu" and not self._resample:
+        if device.type == "cpu" and not self.resampled:
             # A view of `size` pixels from each pixel on, as one value that NumPy copies at once.
             flat = self._split.pixels.numpy()
             self._runs = np.ndarray(
@@ -209,10 +233,32 @@ class InMemoryLoader:
         return self
 
     def __next__(self) -> Batch:
+        return self._loaded(self._next_work())
+
+    def next_columns(self) -> torch.Tensor:
+        """What `gather` takes for the next batch, instead of the batch.
+
+        Returns:
+            int64 [K, N] on the CPU, the caller's own, in pinned memory for a GPU; the first row is the
+            samples' ids. K does not change; N is smaller where damaged samples are left out, and at
+            the end of an evaluation.
+        """
+        return self._columns(self._next_work())
+
+    def gather(self, columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Image, generator and object label of a `Batch`, by operations on the device alone.
+
+        Args:
+            columns: int64 [K, N] on the device, see `next_columns`.
+        """
+        assert not self.resampled
+        return self._finished(self._cut_by_index(columns), columns)
+
+    def _next_work(self) -> BatchSpec:
         for planned in self._work:
             work = self._undamaged(planned)
             if len(work.ids):
-                return self._batch(work)
+                return work
         raise StopIteration
 
     def _undamaged(self, planned: BatchSpec) -> BatchSpec:
@@ -225,32 +271,37 @@ class InMemoryLoader:
         kept = ~np.isin(planned.ids, list(quarantine.ids))
         return BatchSpec(planned.ids[kept], planned.boxes[kept], planned.flips[kept])
 
-    def _batch(self, work: BatchSpec) -> Batch:
-        count, size = len(work.ids), self._size
+    def _columns(self, work: BatchSpec) -> torch.Tensor:
         numbers: list[NDArray[Any]] = [work.ids[:, None], work.boxes, work.flips[:, None]]
         if self._erases:
             assert work.params is not None
             numbers.append(work.params[:, ERASE : ERASE + 4].astype(np.int64))
-        # One transfer for all of them.
         table = np.concatenate(numbers, axis=1).astype(np.int64).T
-        columns = torch.from_numpy(np.ascontiguousarray(table)).to(self.device, non_blocking=True)
-        if self._resample:
-            pixels = self._resampled(columns, work)
+        columns = torch.from_numpy(np.ascontiguousarray(table))
+        return columns.pin_memory() if self.device.type == "cuda" else columns
+
+    def _loaded(self, work: BatchSpec) -> Batch:
+        # One transfer for all of them.
+        columns = self._columns(work).to(self.device, non_blocking=True)
+        if self.resampled:
+            found = self._finished(self._resampled(columns, work), columns)
         elif self.device.type == "cpu":
-            pixels = self._cut(work)
+            found = self._finished(self._cut(work), columns)
         else:
-            pixels = self._cut_by_index(columns)
+            found = self.gather(columns)
+        return Batch(*found, torch.from_numpy(work.ids))
+
+    def _finished(
+        self, pixels: torch.Tensor, columns: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The batch of cut pixels, uint8 [N, size, size, 3]."""
+        count, size = len(pixels), self._size
         rows = torch.sub(pixels.view(count, size, 3 * size), self._mean).mul_(self._scale)
         image = rows.view(count, size, size, 3)
         if self._erases:
             image.masked_fill_(_erased(columns[6:], size), 0.0)
-        ids = columns[0]
-        return Batch(
-            image.permute(0, 3, 1, 2),
-            self._split.generator[ids],
-            self._split.object_label[ids],
-            torch.from_numpy(work.ids),
-        )
+        image = image.to(self._dtype).permute(0, 3, 1, 2)
+        return image, self._split.generator[columns[0]], self._split.object_label[columns[0]]
 
     def _cut(self, work: BatchSpec) -> torch.Tensor:
         """The boxes' pixels by copies of whole rows, uint8 [N, size, size, 3]; on a CPU."""

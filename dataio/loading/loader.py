@@ -4,39 +4,34 @@ One pipeline definition serves the CPU and the GPU: encoded bytes, crop boxes an
 are computed here (see `dataio.loading.training_order`) and handed to DALI by `external_source`; DALI
 decodes only the box (on the GPU's JPEG engines where there is one), resizes, flips and
 normalizes. Because everything random comes in as data, DALI itself holds no state.
+
+All of it happens in a thread of the loader (`dataio.loading.batch_source`), a few batches ahead; taking
+a batch is taking it from a queue.
 """
 
-from collections import deque
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from dataio.images.headers import header_fault
-from dataio.loading.augment import WEBP, through_webp
+from dataio.core.log import log
+from dataio.loading.ahead import Ahead
+from dataio.loading.batch_source import BatchSource
 from dataio.loading.config import DataConfig
-from dataio.loading.dali_pipeline import as_images, build_pipeline, pipeline_inputs, run_pipeline
+from dataio.loading.dali_pipeline import build_pipeline
 from dataio.loading.quarantine import Quarantine
-from dataio.loading.trace import record_range
 from dataio.loading.training_order import BatchSpec
 from dataio.shards.shard_set import ShardSet
-from dataio.shards.tar_reader import DamagedSample
-
-_UNDECODABLE = "not a decodable image, though it was when written"
 
 
 @dataclass(slots=True)
 class Batch:
     """One batch on the device.
 
-    image float32 [N, 3, size, size], channels-last in memory, normalized; generator and
-    object_label int64 [N], object_label -1 where unknown; sample_id int64 [N] on the CPU.
+    image float32 (float16 from a loader with `half` on a GPU) [N, 3, size, size], channels-last in
+    memory, normalized; generator and object_label int64 [N], object_label -1 where unknown;
+    sample_id int64 [N] on the CPU.
     """
 
     image: torch.Tensor
@@ -65,6 +60,11 @@ def _largest(shards: ShardSet) -> tuple[int, int]:
 class Loader:
     """Iterates `Batch`es of the given work, in order; holds no randomness.
 
+    A thread prepares `config.prefetch` batches ahead. It starts with the first batch that is asked for and
+    ends with the last, with `close`, or when the loader is forgotten. An error or warning comes with the
+    batch that it belongs to, in the thread that takes the batches. On a GPU they are taken in
+    PyTorch's current stream, and nothing waits for the device.
+
     With a quarantine, a damaged sample is added to it and another takes its place, or none in
     evaluation, whose batches are then smaller.
 
@@ -74,6 +74,7 @@ class Loader:
         train: whether the boxes are training crops (they may reach into the padding).
         raw: give the boxes' pixels as they are decoded, uint8, all of one size.
         whole_images: decode more than the boxes, as padding needs; the batches are the same.
+        half: on a GPU, give float16 images; rounded last of all.
         quarantine: of the split; None: a damaged sample is an error.
 
     Raises:
@@ -91,13 +92,11 @@ class Loader:
         train: bool,
         raw: bool = False,
         whole_images: bool = False,
+        half: bool = False,
         quarantine: Quarantine | None = None,
     ) -> None:
-        self.shards, self.device, self._quarantine = shards, device, quarantine
-        self._work, self._augment = work, config.augment
-        # (asked for, loaded instead where samples are damaged)
-        self._in_flight: deque[tuple[BatchSpec, BatchSpec]] = deque()
-        self._build = partial(
+        self.shards, self.device = shards, device
+        build = partial(
             build_pipeline,
             config=config,
             device=device,
@@ -106,126 +105,49 @@ class Loader:
             augmented=train and config.augment.in_pipeline,
             largest=_largest(shards),
             raw=raw,
+            half=half and device.type == "cuda",
         )
-        self._batch = batch
-        self._pipeline = self._build(self._feed(), batch=batch)
-
-    def _feed(self) -> Iterator[tuple[Any, ...]]:
-        while True:
-            with record_range("augment"):
-                planned = next(self._work, None)
-            if planned is None:
-                return
-            with record_range("read"):
-                work, encoded = self._readable(planned)
-            if encoded:
-                self._in_flight.append((planned, work))
-                yield self._inputs(work, encoded)
-
-    def _readable(self, planned: BatchSpec) -> tuple[BatchSpec, list[NDArray[np.uint8]]]:
-        """The work without damaged samples, and its images' bytes."""
-        quarantine = self._quarantine
-        if quarantine is None:
-            return planned, self._read(planned.ids)
-        if quarantine.ids.isdisjoint(planned.ids.tolist()):
-            with suppress(DamagedSample):  # read again below, one by one
-                return planned, self._read(planned.ids)
-        obtained = [self._obtain(int(i), planned.with_ids is not None) for i in planned.ids]
-        ids = np.array([sample_id for sample_id, data in obtained if data is not None], np.int64)
-        encoded = [data for _, data in obtained if data is not None]
-        if np.array_equal(ids, planned.ids):
-            return planned, encoded
-        if planned.with_ids is not None:
-            return planned.with_ids(ids), encoded
-        kept = np.isin(planned.ids, ids)
-        return BatchSpec(ids, planned.boxes[kept], planned.flips[kept]), encoded
-
-    def _read(self, ids: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
-        """The images' bytes, whose headers DALI can read."""
-        encoded = self.shards.read_many(ids)
-        for place, data in enumerate(encoded):
-            fault = header_fault(data.data)
-            if fault:
-                raise self.shards.damaged(int(ids[place]), f"{_UNDECODABLE} ({fault})")
-        return encoded
-
-    def _obtain(self, sample_id: int, replaceable: bool) -> tuple[int, NDArray[np.uint8] | None]:
-        """A sample's bytes, or those of the one that takes its place."""
-        quarantine = self._quarantine
-        assert quarantine is not None
-        for candidate in quarantine.candidates(sample_id):
-            if candidate != sample_id and not replaceable:
-                break
-            try:
-                return candidate, self._read(np.array([candidate]))[0]
-            except DamagedSample as error:
-                quarantine.add(candidate, error)
-        return sample_id, None
-
-    def _inputs(self, work: BatchSpec, encoded: list[NDArray[np.uint8]]) -> tuple[Any, ...]:
-        inputs = pipeline_inputs(encoded, work.boxes, work.flips)
-        if work.params is not None:
-            with record_range("augment"):
-                for number in np.flatnonzero(work.params[:, WEBP]):
-                    encoded[number] = through_webp(encoded[number], work.params[number, WEBP])
-        return (*inputs, work.params) if self._augment.in_pipeline and work.params is not None else inputs
+        source = partial(
+            BatchSource,
+            shards,
+            work,
+            build,
+            batch=batch,
+            device=device,
+            with_params=config.augment.in_pipeline,
+            quarantine=quarantine,
+        )
+        self._ahead = Ahead(source, config.prefetch, "telltale-loader")
 
     def __iter__(self) -> "Loader":
         return self
 
     def __next__(self) -> Batch:
-        images = self._images()
-        _, work = self._in_flight.popleft()
-        rows = self.shards.rows[work.ids]
-        image = as_images(images)
-        labels = torch.from_numpy(np.stack([rows["generator"], rows["object"]]).astype(np.int64))
-        labels = labels.to(self.device, non_blocking=True)
-        return Batch(image, labels[0], labels[1], torch.from_numpy(work.ids))
-
-    def _run(self, pipeline: Any) -> Any:
-        with record_range("decode"):
-            return run_pipeline(pipeline, self.device)
-
-    def _images(self) -> Any:
         while True:
-            try:
-                return self._run(self._pipeline)
-            except StopIteration:
-                raise
-            except RuntimeError as error:
-                culprits = self._undecodable()
-                if not culprits:
-                    raise
-                for sample_id in culprits:
-                    damaged = self.shards.damaged(sample_id, _UNDECODABLE)
-                    if self._quarantine is None:
-                        raise damaged from error
-                    self._quarantine.add(sample_id, damaged)
-                # A failed pipeline cannot go on: a new one starts with the batches in flight.
-                unfinished = [planned for planned, _ in self._in_flight]
-                self._in_flight.clear()
-                self._work = chain(unfinished, self._work)
-                self._pipeline = self._build(self._feed(), batch=self._batch)
+            loaded = self._ahead.take(self._passed())
+            for note in loaded.notes:
+                log.warning(note)
+            if loaded.image is not None:
+                break
+        if loaded.ready is not None:
+            stream = torch.cuda.current_stream(self.device)
+            stream.wait_event(loaded.ready)
+            # Their memory belongs to the thread's stream, which must not use it again too early.
+            loaded.image.record_stream(stream)
+            loaded.labels.record_stream(stream)
+        return Batch(loaded.image, loaded.labels[0], loaded.labels[1], torch.from_numpy(loaded.sample_id))
 
-    def _undecodable(self) -> list[int]:
-        """The samples in flight that make a pipeline fail, in order.
+    def _passed(self) -> Callable[[], object] | None:
+        """Waits, in the loader's thread, until the device has done what was queued so far.
 
-        DALI does not name them. Each gets a pipeline of its own, not another decoder: which samples
-        are skipped must not depend on which others were in flight.
+        So the host is a few batches ahead of the device at most, and so is the memory of their images.
         """
-        failing: list[int] = []
-        for _, work in self._in_flight:
-            for place, sample_id in enumerate(work.ids.tolist()):
-                row = slice(place, place + 1)
-                params = None if work.params is None else work.params[row]
-                try:
-                    part = BatchSpec(work.ids[row], work.boxes[row], work.flips[row], params)
-                    inputs = self._inputs(part, [self.shards.read(sample_id)])
-                    self._run(self._build(iter([inputs]), batch=1))
-                except DamagedSample:
-                    continue  # damaged since it was fed: found when it is fed again
-                except (RuntimeError, OSError):
-                    failing.append(sample_id)
-        if len(failing) == sum(len(work.ids) for _, work in self._in_flight) > 1:
-            return []  # all of them: the machine fails (memory, a driver), not an image
-        return list(dict.fromkeys(failing))
+        if self.device.type != "cuda":
+            return None
+        event = torch.cuda.Event(blocking=True)
+        event.record(torch.cuda.current_stream(self.device))
+        return event.synchronize
+
+    def close(self) -> None:
+        """End the loader's thread, and wait for that; there are no more batches."""
+        self._ahead.close()

@@ -20,18 +20,23 @@ def open_loader(
     batch: int,
     device: torch.device,
     train: bool,
+    half: bool = False,
     quarantine: Quarantine | None = None,
     in_memory: InMemorySplit | None = None,
 ) -> Loader | InMemoryLoader:
     """Iterate `Batch`es of `work`: decoded from `shards`, or cut from `in_memory` where that is given.
 
     Args:
-        batch, device, train, quarantine: see `dataio.loading.loader.Loader`.
+        batch, device, train, half, quarantine: see `dataio.loading.loader.Loader`.
         in_memory: the decoded images of `shards`, see `dataio.loading.in_memory.preload`.
 
     Raises:
         UserError: an image cannot be read or decoded, and there is no quarantine.
     """
     if in_memory is None:
-        return Loader(shards, config, work, batch=batch, device=device, train=train, quarantine=quarantine)
-    return InMemoryLoader(shards, in_memory, config, work, device=device, train=train, quarantine=quarantine)
+        return Loader(
+            shards, config, work, batch=batch, device=device, train=train, half=half, quarantine=quarantine
+        )
+    return InMemoryLoader(
+        shards, in_memory, config, work, device=device, train=train, half=half, quarantine=quarantine
+    )

@@ -15,6 +15,7 @@ def normalize(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float])
 
 def to_pixels(image: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> NDArray[np.uint8]:
     """Undo `normalize`: float [N, 3, H, W] to uint8 [N, H, W, 3] on the CPU."""
+    image = image.float()  # half precision would move gray levels
     means, stds = (image.new_tensor(v).view(1, 3, 1, 1) for v in (mean, std))
     pixels = (image * stds + means).mul(255).round().clamp(0, 255).byte()
     return pixels.permute(0, 2, 3, 1).cpu().numpy()

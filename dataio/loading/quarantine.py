@@ -14,7 +14,8 @@ the same samples even if the shard was repaired meanwhile.
 import json
 import math
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ class Quarantine:
     def __init__(self, shards: ShardSet, path: str | Path, cap: float) -> None:
         self._shards, self.path = shards, Path(path)
         self.allowed = math.ceil(cap * len(shards))
+        self._lock = threading.Lock()  # several loaders may share it
         self.ids = self._read()
 
     def _read(self) -> set[int]:
@@ -61,22 +63,27 @@ class Quarantine:
                 continue  # half a line of a killed process: its sample will be found again
         return ids
 
-    def add(self, sample_id: int, error: DamagedSample) -> None:
-        """Skip a sample from now on, and print a warning.
+    def add(self, sample_id: int, error: DamagedSample, warn: Callable[[str], object] = log.warning) -> None:
+        """Skip a sample from now on, and warn of it.
+
+        Args:
+            warn: is told; a thread's messages are for who takes its batches.
 
         Raises:
             UserError: more than `allowed` are skipped.
         """
-        others = self._read()  # found by the other processes
-        self.ids |= {sample_id, *others}
-        if sample_id not in others:
-            self._append(sample_id, error)
-        if len(self.ids) > self.allowed:
+        with self._lock:
+            others = self._read()  # found by the other processes
+            self.ids = self.ids | {sample_id, *others}
+            if sample_id not in others:
+                self._append(sample_id, error)
+            found = len(self.ids)
+        if found > self.allowed:
             raise UserError(
-                f"{error}. {len(self.ids)} samples of the {self._shards.split} split are damaged by now, and "
+                f"{error}. {found} samples of the {self._shards.split} split are damaged by now, and "
                 f"data.damaged_cap allows {self.allowed}; repair the shards, or raise it ({self.path} lists them)"
             )
-        log.warning(f"{error}. It is left out ({len(self.ids)} of at most {self.allowed}, see {self.path})")
+        warn(f"{error}. It is left out ({found} of at most {self.allowed}, see {self.path})")
 
     def _append(self, sample_id: int, error: DamagedSample) -> None:
         row = self._shards.rows[sample_id]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +33,7 @@ class BatchSpec:
 
 
 class TrainingOrder:
-    """Which samples each step of a run takes, over all epochs.
+    """Which samples each step of a run takes, over all epochs; for any thread.
 
     The tail of an epoch that does not fill a global batch is dropped.
 
@@ -49,7 +49,8 @@ class TrainingOrder:
                 f"{shards.folder}: the {shards.split} split has {len(shards)} samples, less than one "
                 f"train.global_batch of {global_batch}; lower it"
             )
-        self._order: EpochOrder | None = None
+        # Two: a loader's thread is an epoch ahead of the step for a while.
+        self._epoch_order = lru_cache(maxsize=2)(self._order_of)
         self._announced: tuple[int, ...] = ()
         self._balanced = (
             BalancedOrder(shards, seed, config.window_shards, config.sampling)
@@ -68,9 +69,12 @@ class TrainingOrder:
         if self._balanced is not None:
             return self._balanced.ids(step * self.global_batch + start, step * self.global_batch + stop)
         epoch, within = divmod(step, self.steps_per_epoch)
-        if self._order is None or self._order.epoch != epoch:
-            self._order = EpochOrder(self.shards.shard_sizes, self.seed, epoch, self.config.window_shards)
-        return self._order.ids(within * self.global_batch + start, within * self.global_batch + stop)
+        return self._epoch_order(epoch).ids(
+            within * self.global_batch + start, within * self.global_batch + stop
+        )
+
+    def _order_of(self, epoch: int) -> EpochOrder:
+        return EpochOrder(self.shards.shard_sizes, self.seed, epoch, self.config.window_shards)
 
     def announce(self, step: int, start: int, stop: int) -> None:
         """Tell the shards' cache, if there is one, what this process reads next.
@@ -81,9 +85,7 @@ class TrainingOrder:
         if cache is None or self._balanced is not None:
             return
         epoch, within = divmod(step, self.steps_per_epoch)
-        self.step_ids(step, start, start)
-        order = self._order
-        assert order is not None
+        order = self._epoch_order(epoch)
         first = within * self.global_batch + start
         window, last = order.window_at(first), order.window_at(first + stop - start - 1)
         # A large global batch spans many windows, most of which are the other processes'.
@@ -94,7 +96,7 @@ class TrainingOrder:
         self._announced = (epoch, window, last, following, ends)
         ahead = order.window(following)[: 0 if ends else None]
         if len(ahead) == 0:
-            order_then = EpochOrder(self.shards.shard_sizes, self.seed, epoch + 1, self.config.window_shards)
+            order_then = self._order_of(epoch + 1)
             ahead = order_then.window(order_then.window_at(start))
         current = [order.window(number) for number in range(window, last + 1)]
         cache.plan(np.concatenate([*current, ahead]).tolist())
@@ -141,10 +143,10 @@ class TrainingOrder:
             return self.global_batch if same else 0
         if self._balanced is not None:
             return self._known(self.step_ids(step))
-        begin = step % self.steps_per_epoch * self.global_batch
-        self.step_ids(step, 0, 0)
-        assert self._order is not None
-        return sum(self._known(ids) for ids in self._order.id_sets(begin, begin + self.global_batch))
+        epoch, within = divmod(step, self.steps_per_epoch)
+        begin = within * self.global_batch
+        order = self._epoch_order(epoch)
+        return sum(self._known(ids) for ids in order.id_sets(begin, begin + self.global_batch))
 
     def _known(self, ids: NDArray[np.int64] | slice) -> int:
         return int(np.count_nonzero(self.shards.rows[ids]["object"] >= 0))

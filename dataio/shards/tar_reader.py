@@ -7,6 +7,7 @@ process with SIGBUS, while a read raises an error that names the file.
 import errno
 import os
 import tarfile
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -110,7 +111,7 @@ class _Whole:
 
 
 class TarReader:
-    """The tars of a split, read by number and offset; for one thread.
+    """The tars of a split, read by number and offset; for any thread, one at a time.
 
     A small tar of which many samples are read one by one is read as a whole and kept: thousands of
     reads of a kilobyte each are mostly system calls. Which bytes are had does not depend on it.
@@ -141,6 +142,7 @@ class TarReader:
         self._whole: OrderedDict[int, _Whole] = OrderedDict()
         self._singly: dict[int, int] = {}  # bytes read one by one, by shard
         self._views = 0
+        self._lock = threading.RLock()
 
     def __del__(self) -> None:
         for descriptor in getattr(self, "_open", {}).values():
@@ -165,6 +167,10 @@ class TarReader:
 
     def view(self, shard: int, key: int, offset: int, size: int) -> NDArray[np.uint8]:
         """As `member`, uint8 [size], out of a tar in memory where that pays."""
+        with self._lock:
+            return self._view(shard, key, offset, size)
+
+    def _view(self, shard: int, key: int, offset: int, size: int) -> NDArray[np.uint8]:
         self._views += 1
         whole = self._whole.get(shard)
         if whole is not None:
@@ -218,6 +224,10 @@ class TarReader:
         return self._nearest(shard, offset, size, lambda data: data)
 
     def _nearest(self, shard: int, offset: int, size: int, check: Callable[[bytes], bytes]) -> bytes:
+        with self._lock:  # a descriptor must not be closed while it is read
+            return self._nearest_copy(shard, offset, size, check)
+
+    def _nearest_copy(self, shard: int, offset: int, size: int, check: Callable[[bytes], bytes]) -> bytes:
         if shard >= len(self._bytes):
             raise Unreadable(f"the index names shard {shard} of {len(self._bytes)}")
         if offset < 0 or offset + size > self._bytes[shard]:

@@ -177,7 +177,8 @@ class Detector:
                 augmented=False,
             )
         # A copy, since DALI uses its buffer again.
-        return as_images(run_pipeline(self._pipeline, self.device)).clone()
+        stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
+        return as_images(run_pipeline(self._pipeline, stream)).clone()
 
     def _feed(self) -> Iterator[tuple[Any, ...]]:
         while True:

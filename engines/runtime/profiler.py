@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch._C._profiler import _ExperimentalConfig
 
 from dataio.core.atomic import write_with
 from dataio.core.errors import UserError
@@ -46,7 +47,9 @@ class StepProfile:
             activities = [torch.profiler.ProfilerActivity.CPU]
             if self._world.device.type == "cuda":
                 activities.append(torch.profiler.ProfilerActivity.CUDA)
-            self._profiler = torch.profiler.profile(activities=activities)
+            # Of all threads: the loader reads and decodes in one of its own.
+            options = _ExperimentalConfig(profile_all_threads=True)
+            self._profiler = torch.profiler.profile(activities=activities, experimental_config=options)
             self._profiler.start()
 
     def after(self, step: int) -> Path | None:
