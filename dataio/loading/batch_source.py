@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.profiler import record_function
 
 from dataio.images.headers import header_faults
 from dataio.loading.augment import WEBP, through_webp
 from dataio.loading.dali_pipeline import as_images, pipeline_inputs, run_pipeline
 from dataio.loading.quarantine import Quarantine
+from dataio.loading.trace import record_range
 from dataio.loading.training_order import BatchSpec
 from dataio.shards.shard_set import ShardSet
 from dataio.shards.tar_reader import DamagedSample
@@ -134,7 +134,7 @@ class BatchSource:
         while True:
             planned = _Planned(None)
             try:
-                with record_function("augment"):
+                with record_range("augment"):
                     following = self._again.popleft() if self._again else next(self._planned, None)
                 if following is None:
                     return
@@ -144,7 +144,7 @@ class BatchSource:
                 if planned.spec is None:
                     self._rest.notes += planned.notes
                     continue
-                with record_function("read"):
+                with record_range("read"):
                     work, encoded = self._readable(planned.spec, planned.notes)
                 if not encoded:
                     self._rest.notes += planned.notes
@@ -201,7 +201,7 @@ class BatchSource:
     def _inputs(self, work: BatchSpec, encoded: list[NDArray[np.uint8]]) -> tuple[Any, ...]:
         inputs = pipeline_inputs(encoded, work.boxes, work.flips)
         if work.params is not None:
-            with record_function("augment"):
+            with record_range("augment"):
                 for number in np.flatnonzero(work.params[:, WEBP]):
                     encoded[number] = through_webp(encoded[number], work.params[number, WEBP])
         return (*inputs, work.params) if self._with_params and work.params is not None else inputs
@@ -209,7 +209,7 @@ class BatchSource:
     # ---- running it ---------------------------------------------------------------------
 
     def _run(self, pipeline: Any) -> Any:
-        with record_function("decode"):
+        with record_range("decode"):
             return run_pipeline(pipeline, self._stream)
 
     def _images(self) -> Any:

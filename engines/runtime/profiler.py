@@ -12,6 +12,7 @@ from torch._C._profiler import _ExperimentalConfig
 from dataio.core.atomic import write_with
 from dataio.core.errors import UserError
 from dataio.core.log import log
+from dataio.loading.trace import trace_ranges
 from engines.runtime.distributed import World
 
 _REDUCES = re.compile(r"(gloo|nccl):all_?reduce")
@@ -50,6 +51,7 @@ class StepProfile:
             # Of all threads: the loader reads and decodes in one of its own.
             options = _ExperimentalConfig(profile_all_threads=True)
             self._profiler = torch.profiler.profile(activities=activities, experimental_config=options)
+            trace_ranges(True)
             self._profiler.start()
 
     def after(self, step: int) -> Path | None:
@@ -66,6 +68,7 @@ class StepProfile:
             return None
         profiler, self._profiler = self._profiler, None
         profiler.stop()
+        trace_ranges(False)
         path = self._folder / "profile" / f"rank{self._world.rank}.json.gz"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
