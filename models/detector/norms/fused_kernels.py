@@ -149,7 +149,7 @@ def merged_statistics(
 
 
 @_kernel
-def normalize(
+def normalized_map(
     x_ptr,
     residual_ptr,
     y_ptr,
@@ -327,7 +327,7 @@ def input_gradient(
 ):
     """dx, and in the first programs the affine gradients, summed over the ghost batches.
 
-    dz is the gradient behind activation `ACT`, which has no residual. The grid is that of `normalize`.
+    dz is the gradient behind activation `ACT`, which has no residual. The grid is that of `normalized_map`.
     """
     blocks = tl.cdiv(channels, COLS)
     tile = tl.program_id(0) // blocks

@@ -119,7 +119,7 @@ def _normalized(
 ) -> Tensor:
     rows, channels, plan = _rows_of(x, ghosts)
     y = torch.empty_like(x)
-    kernels.normalize[(plan.map_tiles * -(-channels // plan.cols), ghosts)](
+    kernels.normalized_map[(plan.map_tiles * -(-channels // plan.cols), ghosts)](
         x,
         x if residual is None else residual,
         y,

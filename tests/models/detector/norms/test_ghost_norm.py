@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from engines.attribution.gradcam import grad_cams, verdict_score
 from models.detector.backbones.registry import build_backbone
 from models.detector.config import ModelConfig
 from models.detector.dual_head import DualHead
@@ -188,6 +189,24 @@ def test_activation_and_residual(activation, with_residual):
         expected = act(z + residual) if with_residual else act(z)
         torch.testing.assert_close(norm(x, residual if with_residual else None), expected, rtol=0, atol=0)
         norm.eval()
+
+
+def test_a_network_compiles_as_one_graph():
+    net = network("cifarnet", torch.float32)
+    use_ghost_norms(net)
+    set_ghosts(net, 2)
+    compiled = torch.compile(copy.deepcopy(net), backend="aot_eager", fullgraph=True)
+    images = torch.randn(4, 3, 16, 16)
+    torch.testing.assert_close(compiled(images), net(images), rtol=1e-4, atol=1e-5)
+
+
+def test_explanations_stay_the_same():
+    model = DualHead(ModelConfig(backbone="resnet18"), ("nature", "adm"), ("cat",))
+    images = torch.randn(2, 3, 64, 64)
+    before = grad_cams(model, images, verdict_score(True), stage="layer3")
+    use_ghost_norms(model)
+    after = grad_cams(model, images, verdict_score(True), stage="layer3")
+    assert before.heat.any() and (before.heat == after.heat).all()
 
 
 def test_compiled_formula_is_the_loops():
