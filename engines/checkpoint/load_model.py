@@ -6,11 +6,14 @@ from typing import Any
 from engines.checkpoint import files as checkpoints
 from engines.checkpoint.export_format import read_export
 from engines.config.detector import Config, from_dict
+from engines.runtime.precision import set_tf32
 from models.detector.dual_head import DualHead
 
 
 def load_model(path: str | Path) -> tuple[DualHead, Config, dict[str, Any]]:
     """Build the network a checkpoint holds, in evaluation mode on the CPU.
+
+    This process's fp32 products are then those of its training (`train.tf32`).
 
     Args:
         path: best.pt, a file of RUN/checkpoints, final.safetensors, the folder of an export, or
@@ -26,6 +29,7 @@ def load_model(path: str | Path) -> tuple[DualHead, Config, dict[str, Any]]:
     path = checkpoints.locate(path)
     state = read_export(path) if Path(path).is_dir() else checkpoints.load(path)
     config = from_dict(state["config"])
+    set_tf32(config.train.tf32)
     labels = state["labels"]
     model = DualHead(config.model, labels["generators"], labels["objects"], image_size=config.data.size)
     # The weights that the run validates: RUN/checkpoints hold the raw ones beside the average.

@@ -144,6 +144,8 @@ class TrainConfig:
     """Early stopping: the least relative improvement that counts."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto is bf16 on a GPU and fp32 on a CPU; fp16 scales its loss."""
+    tf32: bool = False
+    """fp32 on a GPU: products and convolutions of TensorFloat-32 factors (10 bits of mantissa), faster."""
     compile: bool = False
     """Compile the model with torch.compile."""
     channels_last: bool = True

@@ -20,7 +20,7 @@ from engines.evaluate.calibration import load_calibration
 from engines.evaluate.predictions import PredictionArrays
 from engines.runtime.distributed import World, init_distributed, on_all_ranks, shutdown_distributed
 from engines.runtime.inference import HostCopy, fetch_late, inference_batch
-from engines.runtime.precision import PRECISIONS, resolve_precision
+from engines.runtime.precision import PRECISIONS, resolve_precision, set_tf32
 from models.detector.dual_head import DualHead
 
 
@@ -149,6 +149,7 @@ def predict_share(
     layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
     model = model.to(world.device, memory_format=layout)  # type: ignore[call-overload]
     precision = resolve_precision(config.train.precision, world.device)
+    set_tf32(config.train.tf32)
     work = evaluation_specs(shards, config.data, batch=batch, rank=world.rank, world=world.size)
     best = min(5, max(1, len(shards.labels.objects)))
     ids, probabilities, top5 = [np.zeros(0, np.int64)], [], []

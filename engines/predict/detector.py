@@ -23,7 +23,7 @@ from engines.checkpoint.load_model import load_model
 from engines.evaluate.calibration import load_calibration, uncalibrated_verdict
 from engines.evaluate.split_inference import forward
 from engines.runtime.inference import HostCopy, inference_batch
-from engines.runtime.precision import resolve_precision
+from engines.runtime.precision import resolve_precision, set_tf32
 
 _LARGEST_BATCH = 64  # of images whose bytes wait in memory, by default and on a CPU
 
@@ -139,6 +139,7 @@ class Detector:
             if len(images) > 1:
                 return Queued(None, nothing, [p for image in images for p in self.predict([image])])
             return Queued(None, nothing, [Undecodable("DALI cannot decode it")])
+        set_tf32(self.config.train.tf32)  # another detector may have been loaded since
         with torch.inference_mode():
             heads = [head.double().softmax(1) for head in forward(self.model, pixels, self._precision)]
         return Queued(HostCopy(heads), pixels)

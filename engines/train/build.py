@@ -16,6 +16,7 @@ from engines.checkpoint.contract import codec_differences, preprocessing_differe
 from engines.config.detector import Config
 from engines.config.values import to_dict
 from engines.runtime.distributed import World
+from engines.runtime.precision import set_tf32
 from engines.train.batchnorm import RunningStatistics
 from models.detector.dual_head import DualHead, probe_size, whiten_stem
 from models.detector.weights import WeightReport, load_weights
@@ -26,6 +27,7 @@ def make_deterministic(config: Config) -> None:
     # torchrun sets OMP_NUM_THREADS only for several processes, and the number of
     # threads changes the last bits: so it comes from the configuration, always.
     torch.set_num_threads(config.train.threads)
+    set_tf32(config.train.tf32)
     if config.train.deterministic:
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
