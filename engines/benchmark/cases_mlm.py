@@ -11,7 +11,6 @@ import shutil
 import tempfile
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -104,51 +103,62 @@ def _model(config: FinetuneConfig, world: World, precision: str) -> tuple[Any, A
     return apply_tuning(model, config.tune), processor, shape
 
 
-class _Counting:
-    """A collator that notes what each batch holds: samples, tokens, places with padding."""
+class PassCounter:
+    """Counts what a trainer trains on, in its own process: worker processes make the batches.
 
-    def __init__(self, collator: Collator) -> None:
-        self._collator = collator
-        self.made: deque[tuple[int, int, int]] = deque()
+    Args:
+        trainer: its `training_step` counts from here on.
+    """
 
-    def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        batch = self._collator(items)
-        mask = batch["attention_mask"]
-        self.made.append((len(items), int(mask.sum()), mask.numel()))
-        return batch
+    def __init__(self, trainer: Any) -> None:
+        self._samples = self._places = 0
+        # On the device: to look at it in every pass would make the host wait there.
+        self._tokens: torch.Tensor | int = 0
+        step = trainer.training_step
+
+        def counted(model: Any, inputs: dict[str, Any], *rest: Any, **named: Any) -> torch.Tensor:
+            mask = inputs["attention_mask"]
+            self._samples += len(mask)
+            self._places += mask.numel()
+            self._tokens = self._tokens + mask.sum()
+            return step(model, inputs, *rest, **named)
+
+        trainer.training_step = counted
+
+    def pop(self) -> tuple[int, int, int]:
+        """Samples, tokens, and places with padding since the last call."""
+        counts = (self._samples, int(self._tokens), self._places)
+        self._samples = self._places = self._tokens = 0
+        return counts
 
 
 class _Pace(TrainerCallback):
     """Lets a trainer run for one window after the other, and counts what it trains on meanwhile."""
 
-    def __init__(self, counting: _Counting, settings: BenchmarkSettings) -> None:
-        self._counting, self._settings = counting, settings
+    counter: PassCounter  # once there is a trainer
+
+    def __init__(self, settings: BenchmarkSettings) -> None:
+        self._settings = settings
         self.go: queue.Queue[bool] = queue.Queue()
         self.reached: queue.Queue[Run | BaseException | None] = queue.Queue()
 
     def _open(self, control: Any) -> None:
         if not self.go.get():
             control.should_training_stop = True
-        self._sums, self._begin = [0, 0, 0], time.perf_counter()
-
-    def _count(self) -> None:
-        self._sums = [a + b for a, b in zip(self._sums, self._counting.made.popleft(), strict=True)]
+        self.counter.pop()
+        self._begin = time.perf_counter()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.reached.put(None)
         self._open(control)
 
-    def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._count()
-
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._count()
         if time.perf_counter() - self._begin < self._settings.seconds:
             return
         if self._settings.device == "cuda":
             torch.cuda.synchronize()
         seconds = time.perf_counter() - self._begin
-        samples, tokens, places = self._sums
+        samples, tokens, places = self.counter.pop()
         extra = {"tokens_per_second": tokens / seconds, "padding_share": 1 - tokens / places}
         if self._settings.device == "cuda":
             extra["gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
@@ -213,13 +223,12 @@ def _case(language: str, *, recompute: bool, plain: bool) -> Any:
                 check_memory(config, shape, zero, world, precision, int(data.lengths.max()))
             except UserError as error:
                 raise Unavailable(str(error)) from None
-            counting = _Counting(Collator(shape.pad_token_id, shape.vision_config.image_size))
-            pace = _Pace(counting, settings)
+            pace = _Pace(settings)
             given: dict[str, Any] = {
                 "model": model,
                 "args": arguments,
                 "train_dataset": data,
-                "data_collator": counting,
+                "data_collator": Collator(shape.pad_token_id, shape.vision_config.image_size),
                 "callbacks": [pace],
             }
             if plain:
@@ -227,6 +236,7 @@ def _case(language: str, *, recompute: bool, plain: bool) -> Any:
                 trainer = Trainer(**given)
             else:
                 trainer = FinetuneTrainer(config, passes, **given)
+            pace.counter = PassCounter(trainer)
             trainer.remove_callback(transformers.PrinterCallback)
             with _windows(trainer, pace, settings) as once:
                 yield once
