@@ -8,17 +8,23 @@ STAMP := $(VENV)/.installed
 RUN := runs/quickstart
 # Test files that run at once; each starts processes of its own.
 TEST_WORKERS ?= 2
+# Of make gpu-check: the parts that run (all), the results' name, and CIFAKE's shards where there are any.
+PARTS ?=
+NAME ?= here
+CIFAKE ?= $(wildcard data/cifake)
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 
 .DELETE_ON_ERROR:
-.PHONY: help venv quickstart test test-slow test-long lint docs clean
+.PHONY: help venv quickstart test test-slow test-long gpu-check lint docs clean
 
 help:
 	@echo "make quickstart  install, draw a small data set, shard it, train, evaluate (results in $(RUN)/)"
 	@echo "make test        install and run the tests (under 15 minutes on two cores)"
 	@echo "make test-slow   run the longer tests, which CI runs too (under half an hour)"
 	@echo "make test-long   run further variants of the longer tests, as is done weekly (half an hour)"
+	@echo "make gpu-check   on a GPU machine: tests/gpu and every figure of the goals, under 10 minutes, into"
+	@echo "                 docs/benchmarks/gpu-NAME.json; NAME=h100, PARTS=step,tars for some, CIFAKE=folder of shards"
 	@echo "make lint        ruff, mypy and the import contract"
 	@echo "make docs        build the documentation site into site/; warnings are errors"
 	@echo "make venv        install only, into $(VENV)/"
@@ -50,6 +56,9 @@ test-slow: $(STAMP)
 
 test-long: $(STAMP)
 	$(BIN)/python -m pytest -m long -n $(TEST_WORKERS) --dist loadfile
+
+gpu-check: $(STAMP)
+	$(BIN)/python launch/benchmark.py gpu-check --device cuda --parts "$(PARTS)" --cifake "$(CIFAKE)" --output docs/benchmarks/gpu-$(NAME).json
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

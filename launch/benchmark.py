@@ -5,23 +5,30 @@ r"""Measure telltale and common alternatives on this machine.
     telltale benchmark all --tiny
     telltale benchmark load --compare docs/benchmarks/NAME.json
     telltale benchmark shard-memory predict-memory --files 1000,10000,100000
-    telltale benchmark gpu-goals --device cuda --workers 16 --batch 256 --images 3000 --output goals.json
+    telltale benchmark gpu-check --device cuda --cifake data/cifake --output docs/benchmarks/gpu-NAME.json
+    telltale benchmark gpu-check --device cuda --parts step,tars --output docs/benchmarks/gpu-NAME.json
+    telltale benchmark gpu-check --device cpu --tiny
 
 Cases of a group run interleaved (ABAB), each in its own process, after one cold run. Prints a
 Markdown table; --output also writes JSON. With --compare, a median that fell by more than --tolerance ends
-the command with code 1. gpu-goals runs tests/gpu and what the project's goals name, in at most
-ten minutes, and ends with code 1 where a floor is missed.
+the command with code 1.
+
+gpu-check runs tests/gpu and what the project's goals for one GPU name, part by part, in less than ten minutes.
+Each figure is printed as it comes, and the file is written after each part, beside the parts that it has already.
+Ends with code 1 where a part fails or a floor is missed.
 """
 
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from dataio.core.errors import UserError
+from engines.benchmark.check_parts import PARTS
 from engines.config.parser import Parser, parse_int_list
 from engines.runtime.command import run_command
 
@@ -36,7 +43,7 @@ _EVERY = ", ".join((*NAMES, *APART))
 
 def make_parser() -> Parser:
     parser = Parser("benchmark", __doc__)
-    kinds = f"all (but {', '.join(APART)}); some of {_EVERY}; some of {', '.join(MEMORY)}; or gpu-goals"
+    kinds = f"all (but {', '.join(APART)}); some of {_EVERY}; some of {', '.join(MEMORY)}; or gpu-check"
     parser.add_argument("groups", nargs="+", help=kinds)
     add = parser.add_argument_group("Measurement").add_argument
     add("--device", choices=["cpu", "cuda"], default="cpu", help="where loading and training compute")
@@ -44,13 +51,14 @@ def make_parser() -> Parser:
     add("--seconds", type=float, default=1.5, help="least time of a run")
     add("--workers", type=int, default=2, help="processes or threads of each case")
     add("--batch", type=int, default=64, help="images in a batch (training on a CPU: at most 32)")
+    add("--parts", default="", help=f"gpu-check: some of {','.join(PARTS)}; all but compile where left out")
     add("--tiny", action="store_true", help="few images, one short run: whether all of it works")
     add = parser.add_argument_group("Data").add_argument
     add("--data", default="data/benchmark", help="folder of the images, drawn here where missing")
     add("--images", type=int, default=600, help="images of 256 px to draw")
     add("--small", type=int, default=4000, help="images of 32 px to draw")
     add("--files", default="1000,10000", help="shard-memory, predict-memory: numbers of tiny files")
-    add("--cifake", default="", help="gpu-goals: folder of CIFAKE's shards, to time its speed run")
+    add("--cifake", default="", help="gpu-check: folder of CIFAKE's shards, to time its speed run")
     add = parser.add_argument_group("Results").add_argument
     add("--output", default="", help="JSON file of the results")
     add("--compare", default="", help="an earlier JSON file to compare with")
@@ -66,11 +74,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         run_memory(options.groups, counts, options.data, options.output)
         return 0
-    goals = options.groups == ["gpu-goals"]
-    names = list(NAMES) if options.groups == ["all"] or goals else options.groups
+    if options.groups == ["gpu-check"]:
+        return _gpu_check(options)
+    for key in ("parts", "cifake"):
+        if options[key]:
+            raise UserError(f"--{key} is {options[key]}, expected only with gpu-check")
+    names = list(NAMES) if options.groups == ["all"] else options.groups
     for name in names:
         if name not in (*NAMES, *APART):
-            expected = f"all, or some of {_EVERY}; alone: gpu-goals, {', '.join(MEMORY)}"
+            expected = f"all, or some of {_EVERY}; alone: gpu-check, {', '.join(MEMORY)}"
             raise UserError(f"{name}: no such group; expected {expected}")
     for key in ("repeats", "workers", "batch"):
         if options[key] < 1:
@@ -79,7 +91,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     from engines.benchmark.session import SessionPlan, run_session
 
     given = {field.name: options[field.name] for field in fields(SessionPlan) if field.name in options}
-    return run_session(SessionPlan(**{**given, "groups": names, "gpu_goals": goals}))
+    return run_session(SessionPlan(**{**given, "groups": names}))
+
+
+def _gpu_check(options: Any) -> int:
+    parser = make_parser()
+    for key in ("repeats", "seconds", "batch", "images", "small", "files", "compare", "tolerance"):
+        if options[key] != parser.get_default(key):
+            raise UserError(f"--{key} is {options[key]}: gpu-check has its own; leave it out")
+
+    from engines.benchmark.check_run import CheckPlan
+    from engines.benchmark.session import run_gpu_check
+
+    workers = options.workers if options.workers != parser.get_default("workers") else 0
+    keys = ("parts", "device", "data", "cifake", "tiny", "output")
+    return run_gpu_check(CheckPlan(**{key: options[key] for key in keys}, workers=workers))
 
 
 if __name__ == "__main__":

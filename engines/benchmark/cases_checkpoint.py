@@ -83,26 +83,43 @@ def _step(trainer: Trainer, settings: BenchmarkSettings) -> float:
     return time.perf_counter() - begin
 
 
+@contextmanager
+def _saving(
+    trainer: Trainer, settings: BenchmarkSettings, folder: Path, *, background: bool
+) -> Iterator[Callable[[], Run]]:
+    store = _Timed(folder / "checkpoints", keep=2)
+    saver = Saver(store, folder / "best.pt", lambda: None, background=background)
+
+    def save() -> None:
+        saver.checkpoint(checkpoint_state(trainer, metrics_offset=0, wandb_id=""))
+
+    def durable() -> float:
+        saver.finish()
+        return store.durable
+
+    def size() -> int:
+        return store.path(store.steps()[-1]).stat().st_size
+
+    yield lambda: _measure(trainer, settings, save, durable, size)
+    saver.close()
+
+
+def measure_saves(trainer: Trainer, settings: BenchmarkSettings, folder: Path, *, background: bool) -> Run:
+    """Our saves into a folder, the first ones not counted; see `_measure` for `extra`."""
+    with _saving(trainer, settings, folder, background=background) as once:
+        once()
+        return once()
+
+
 def _ours(background: bool) -> Any:
     @contextmanager
     def case(settings: BenchmarkSettings) -> Iterator[Callable[[], Run]]:
         trainer = make_trainer(settings, _CPU_SIDE)
-        with tempfile.TemporaryDirectory(dir=settings.folder) as folder:
-            store = _Timed(Path(folder) / "checkpoints", keep=2)
-            saver = Saver(store, Path(folder) / "best.pt", lambda: None, background=background)
-
-            def save() -> None:
-                saver.checkpoint(checkpoint_state(trainer, metrics_offset=0, wandb_id=""))
-
-            def durable() -> float:
-                saver.finish()
-                return store.durable
-
-            def size() -> int:
-                return store.path(store.steps()[-1]).stat().st_size
-
-            yield lambda: _measure(trainer, settings, save, durable, size)
-            saver.close()
+        with (
+            tempfile.TemporaryDirectory(dir=settings.folder) as folder,
+            _saving(trainer, settings, Path(folder), background=background) as once,
+        ):
+            yield once
 
     return case
 

@@ -145,14 +145,14 @@ decode_torchvision = _decoder(by_torchvision)
 def decode_dali(settings: BenchmarkSettings) -> Iterator[Callable[[], Run]]:
     """The loader with a centre crop of the whole image: decoding, and what it costs to normalise."""
     config = DataConfig(size=256, crop="centre", eval_crop=1.0, threads=1)
-    with _loading(settings, "large", config) as once:
+    with loading(settings, "large", config) as once:
         yield once
 
 
 # ---- loading: 256 px JPEG to a 224 px tensor, cropped at random, resized, flipped, normalised -----
 
 
-def _large_config(threads: int = 0) -> DataConfig:
+def large_config(threads: int = 0) -> DataConfig:
     return DataConfig(size=224, crop="random_resized", scale=(0.5, 1.0), threads=threads)
 
 
@@ -161,7 +161,8 @@ def _small_config(threads: int = 0, *, resident: bool = False) -> DataConfig:
 
 
 @contextmanager
-def _loading(settings: BenchmarkSettings, name: str, config: DataConfig) -> Iterator[Callable[[], Run]]:
+def loading(settings: BenchmarkSettings, name: str, config: DataConfig) -> Iterator[Callable[[], Run]]:
+    """Training's batches of the shards `name` as fast as they come."""
     order = _order(settings, name, config)
     device = torch.device(settings.device)
     work = training_specs(order, micro_batch=settings.batch, rank=0, world=1, first_step=0, last_step=10**9)
@@ -185,20 +186,20 @@ def _loading(settings: BenchmarkSettings, name: str, config: DataConfig) -> Iter
 
 @contextmanager
 def _load_ours(settings: BenchmarkSettings) -> Iterator[Callable[[], Run]]:
-    with _loading(settings, "large", _large_config(settings.workers + 1)) as once:  # as data.threads 0
+    with loading(settings, "large", large_config(settings.workers + 1)) as once:  # as data.threads 0
         yield once
 
 
 @contextmanager
 def _load_small_ours(settings: BenchmarkSettings) -> Iterator[Callable[[], Run]]:
-    with _loading(settings, "small", _small_config(settings.workers + 1)) as once:
+    with loading(settings, "small", _small_config(settings.workers + 1)) as once:
         yield once
 
 
 @contextmanager
 def _load_small_resident(settings: BenchmarkSettings) -> Iterator[Callable[[], Run]]:
     """Decoded once beforehand (`fill_seconds`), which is not in the rates; one thread."""
-    with _loading(settings, "small", _small_config(settings.workers, resident=True)) as once:
+    with loading(settings, "small", _small_config(settings.workers, resident=True)) as once:
         yield once
 
 

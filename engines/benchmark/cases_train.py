@@ -24,8 +24,10 @@ from models.detector.flops import peak_flops
 def training_steps(trainer: Trainer, settings: BenchmarkSettings) -> Callable[[], Run]:
     """What runs a trainer for a while; its arithmetic as shares of what the device could do at best."""
     data, batch, limits = trainer.config.data, trainer.config.train.micro_batch, settings.limits
-    traffic = step_traffic(trainer.model, batch, data.size, trainer.precision)
-    intensity = batch * trainer.flops_per_image / traffic
+    intensity = 0.0
+    if limits is not None:
+        traffic = step_traffic(trainer.model, batch, data.size, trainer.precision)
+        intensity = batch * trainer.flops_per_image / traffic
 
     def once() -> Run:
         for _ in range(READY):

@@ -23,6 +23,9 @@ _PACKAGES = (
     "torchvision",
     "nvidia-dali-cuda130",
     "webdataset",
+    "triton",
+    "transformers",
+    "deepspeed",
     "pillow",
     "simplejpeg",
     "timm",
@@ -54,6 +57,11 @@ def machine() -> dict[str, Any]:
     }
 
 
+def versions() -> dict[str, str | None]:
+    """Python's, and those of the packages that a measurement depends on."""
+    return {"python": platform.python_version(), **{name: version_of(name) for name in _PACKAGES}}
+
+
 def document(
     results: Sequence[Result], groups: Sequence[Group], settings: BenchmarkSettings, facts: dict[str, Any]
 ) -> dict[str, Any]:
@@ -69,7 +77,7 @@ def document(
         "version": _VERSION,
         "commit": commit_of(),
         "machine": facts,
-        "versions": {"python": platform.python_version(), **{name: version_of(name) for name in _PACKAGES}},
+        "versions": versions(),
         "command": " ".join(["python", *[os.path.relpath(sys.argv[0]), *sys.argv[1:]]]),
         "settings": {
             key: value for key, value in asdict(settings).items() if key not in ("folder", "limits")

@@ -32,9 +32,9 @@ def _serve(connection: Connection, group: str, case: str, settings: BenchmarkSet
         with GROUPS[group].cases[case](settings) as once:
             connection.send("ready")
             while connection.recv() == "go":
-                begin = _cpu_seconds()
+                begin = family_cpu_seconds()
                 run = once()
-                connection.send((run, _cpu_seconds() - begin, family_peak_mib(os.getpid())))
+                connection.send((run, family_cpu_seconds() - begin, family_peak_mib(os.getpid())))
     except EOFError:
         pass  # the parent is gone
     except Unavailable as error:
@@ -70,7 +70,7 @@ def family(root: int) -> list[Path]:
     return folders
 
 
-def _cpu_seconds() -> float:
+def family_cpu_seconds() -> float:
     """Processor time of this process and its descendants, ended ones included; seconds."""
     ticks = 0
     for folder in family(os.getpid()):

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
+from typing import Any
 
 from dataio.images.codec import preset_policy
 from dataio.layouts.synthetic import write_synthetic
@@ -95,7 +96,9 @@ def predict_memory(folder: Path, counts: Sequence[int], say: Callable[[str], Non
         rows of files and predict_mib.
     """
     checkpoint = folder / "random.pt"
-    _write_detector(checkpoint)
+    write_random_detector(
+        checkpoint, {"model": {"backbone": "cifarnet_narrow"}, "data": {"size": _SIDE, "eval_crop": 1.0}}
+    )
     rows = []
     for files in counts:
         source = _source(folder, files, say)
@@ -111,25 +114,29 @@ def predict_memory(folder: Path, counts: Sequence[int], say: Callable[[str], Non
     return rows
 
 
-def _write_detector(path: Path) -> None:
-    """A checkpoint of a small network with random weights."""
+def write_random_detector(path: Path, config: dict[str, Any]) -> None:
+    """A checkpoint with random weights.
+
+    Args:
+        config: a detector's configuration as plain values; what is left out has its default.
+    """
     import torch
 
     from engines.checkpoint import files as checkpoints
     from engines.config.detector import from_dict
     from models.detector.dual_head import DualHead
 
-    config = {"model": {"backbone": "cifarnet_narrow"}, "data": {"size": _SIDE, "eval_crop": 1.0}}
+    parsed = from_dict(config)
     torch.manual_seed(0)
     labels = {"generators": ["nature", "adm"], "objects": ["thing"]}
-    model = DualHead(from_dict(config).model, labels["generators"], labels["objects"])
+    model = DualHead(parsed.model, labels["generators"], labels["objects"])
     state = {
         "format": checkpoints.FORMAT,
         "version": checkpoints.VERSION,
         "step": 1,
         "model": checkpoints.cpu_state(model),
         "labels": labels,
-        "codec": preset_policy("default", _SIDE).to_dict(),
+        "codec": preset_policy("default", _SIDE if parsed.data.size < 224 else 256).to_dict(),
         "layout": "genimage",
         "config": config,
     }

@@ -1,4 +1,4 @@
-"""A session of `telltale benchmark`: its groups measured, its goals compared, the results written."""
+"""A session of `telltale benchmark`: its groups measured, the results written."""
 
 import json
 import sys
@@ -11,8 +11,9 @@ import torch
 
 from dataio.core.atomic import write_text
 from dataio.core.errors import UserError
-from engines.benchmark import document, goals, harness, memory, roofline
+from engines.benchmark import document, harness, memory, roofline
 from engines.benchmark.case import BenchmarkSettings
+from engines.benchmark.check_run import CheckPlan, run_check
 from engines.benchmark.data import draw_images
 from engines.benchmark.registry import GROUPS
 
@@ -25,14 +26,12 @@ class SessionPlan:
     """What is measured, and with what: see the flags of `telltale benchmark`.
 
     Attributes:
-        groups: names of the registry. gpu_goals: measure what the project's goals name instead.
-        data: folder of the images. cifake: folder of CIFAKE's shards, "" for no speed run.
+        groups: names of the registry. data: folder of the images.
         compare: an earlier JSON file, "" for none. tolerance: share by which a median may fall.
         output: JSON file of the results, "" for none.
     """
 
     groups: Sequence[str]
-    gpu_goals: bool
     data: str
     device: str
     workers: int
@@ -42,7 +41,6 @@ class SessionPlan:
     seconds: float
     repeats: int
     tiny: bool
-    cifake: str = ""
     compare: str = ""
     tolerance: float = 0.15
     output: str = ""
@@ -52,7 +50,7 @@ def run_session(plan: SessionPlan) -> int:
     """Measure, print the tables, write the file.
 
     Returns:
-        1 where a median fell by more than the tolerance or a goal's floor is missed, else 0.
+        1 where a median fell by more than the tolerance, else 0.
 
     Raises:
         UserError: no GPU, or a file that cannot be read.
@@ -64,22 +62,10 @@ def run_session(plan: SessionPlan) -> int:
     _say(f"drawing and sharding {settings.images} and {settings.small} images in {settings.folder}")
     draw_images(settings)
     groups, repeats = [GROUPS[name] for name in plan.groups], 1 if plan.tiny else plan.repeats
-    if plan.gpu_goals:
-        results = goals.measure_goals(settings, repeats, _say)
-        rows = goals.compare_with_goals(results, gpu=plan.device == "cuda")
-        if plan.cifake:
-            rows.append(goals.run_cifake(plan.cifake, Path(settings.folder), plan.device, _say))
-        rows.append(goals.run_gpu_tests(_say))
-    else:
-        results, rows = [r for group in groups for r in harness.run_group(group, settings, repeats, _say)], []
+    results = [r for group in groups for r in harness.run_group(group, settings, repeats, _say)]
     written = document.document(results, groups, settings, facts)
     print(document.results_table(written))
-    if plan.gpu_goals:
-        written["goals"] = rows
-        print("\n" + goals.goals_table(rows))
     _write(plan.output, written)
-    if plan.gpu_goals:
-        return 1 if any(row["met"] == "no" for row in rows) else 0
     if old is None:
         return 0
     slower = document.regressions(old, written, plan.tolerance)
@@ -96,6 +82,14 @@ def run_memory(groups: Sequence[str], counts: Sequence[int], data: str, output: 
         results[name] = getattr(memory, name.replace("-", "_"))(folder, list(counts), _say)
         print(f"{name}\n\n{memory.peak_memory_table(results[name])}\n")
     _write(output, results)
+
+
+def run_gpu_check(plan: CheckPlan) -> int:
+    """Run a GPU check, each figure printed as it comes; see `run_check`."""
+    code = run_check(plan, lambda text: print(text, flush=True))
+    if plan.output:
+        print(f"\nresults: {plan.output}")
+    return code
 
 
 def _settings(plan: SessionPlan) -> BenchmarkSettings:

@@ -7,14 +7,15 @@ import sys
 
 import pytest
 import torch
+import transformers
 
 from engines.benchmark import goals as benchmark_goals
 from engines.benchmark import memory as benchmark_memory
 from engines.benchmark import roofline
 from engines.benchmark.case import BenchmarkSettings, Result
-from engines.benchmark.cases_mlm import _Counting, write_conversations
+from engines.benchmark.cases_mlm import PassCounter, write_conversations
+from engines.benchmark.check_programs import time_to_error
 from engines.benchmark.document import document, results_table
-from engines.benchmark.registry import GROUPS
 from engines.mlm.dataset import Collator
 from models.detector.config import ModelConfig
 from models.detector.dual_head import DualHead
@@ -75,52 +76,83 @@ def test_conversations_are_uneven_and_the_same_each_time(tmp_path):
     assert min(lengths) < 10 and max(lengths) > 200
 
 
-def test_batches_are_counted_without_their_padding():
-    items = [
-        {"input_ids": torch.ones(length, dtype=torch.int64), "labels": torch.ones(length, dtype=torch.int64)}
-        for length in (3, 5)
-    ]
-    counting = _Counting(Collator(0, 8))
-    batch = counting([{**item, "pixel_values": None} for item in items])
-    assert batch["input_ids"].shape == (2, 5)
-    assert list(counting.made) == [(2, 8, 10)]
+class Conversations(torch.utils.data.Dataset):
+    """Four conversations of 3, 5, 2 and 6 tokens."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, place):
+        length = (3, 5, 2, 6)[place]
+        ids = torch.ones(length, dtype=torch.int64)
+        return {"input_ids": ids, "labels": ids, "pixel_values": None}
+
+
+class Mean(torch.nn.Module):
+    """A language model as far as a trainer is concerned."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = torch.nn.Embedding(4, 1)
+
+    def forward(self, input_ids, **_):
+        return {"loss": self.embedding(input_ids).mean()}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_passes_are_counted_where_the_trainer_runs(tmp_path, workers):
+    arguments = transformers.TrainingArguments(
+        str(tmp_path),
+        max_steps=1,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+        dataloader_num_workers=workers,
+        remove_unused_columns=False,
+        report_to=[],
+        save_strategy="no",
+        use_cpu=True,
+    )
+    trainer = transformers.Trainer(
+        Mean(), arguments, data_collator=Collator(0, 8), train_dataset=Conversations()
+    )
+    counter = PassCounter(trainer)
+    trainer.train()
+    samples, tokens, places = counter.pop()
+    assert (samples, tokens) == (4, 16)
+    assert places >= 2 * (2 + 6)  # two conversations of a pass are as long as the longer one
+    assert counter.pop() == (0, 0, 0)
 
 
 # ---- goals ------------------------------------------------------------------------------------
 
-FOUND = [
-    result("train", "telltale", 6000.0, data_wait_share=0.005),
-    result("load", "telltale", 9000.0),
-    result("checkpoint", "telltale (in the background)", stall_ms=40.0),
-]
+FOUND = {
+    ("step", "as configured"): 9_100.0,
+    ("tars", "from tars"): 7_950.0,
+    ("tars", "data wait share"): 0.06,
+    ("decode", "hardware decoder"): 30_000.0,
+    ("decode", "cores"): 4.0,
+    ("finetune", "beside upstream"): 1.8,
+    ("checkpoint", "stall"): 20.0,
+}
 
 
 def test_goals_are_judged_by_their_floors():
-    rows = {row["name"]: row for row in benchmark_goals.compare_with_goals(FOUND, gpu=True)}
+    rows = {row["name"]: row for row in benchmark_goals.judge(FOUND, judged=True)}
     met = [row["met"] for row in rows.values()]
-    assert met == ["floor", "no", "goal", "goal", "not measured"]
-    assert rows["share of training that waits for data"]["measured"] == pytest.approx(0.5)
-    on_cpu = benchmark_goals.compare_with_goals(FOUND, gpu=False)
-    assert [row["met"] for row in on_cpu] == ["not a GPU"] * 4 + ["not measured"]
+    # The goal itself is not enough from tars; decoding is fast enough but takes too many cores.
+    assert met[:8] == ["goal", "floor", "not measured", "no", "floor", "not measured", "measured", "goal"]
+    assert rows["share of time waiting for data"]["measured"] == pytest.approx(6)
+    few = {**FOUND, ("decode", "cores"): 3.0, ("tars", "from tars"): 7_951.0}
+    again = [row["met"] for row in benchmark_goals.judge(few, judged=True)]
+    assert (again[1], again[4]) == ("goal", "goal")
+    on_cpu = {row["met"] for row in benchmark_goals.judge(FOUND, judged=False)}
+    assert on_cpu == {"not judged", "not measured"}
     text = re.sub(" +", " ", benchmark_goals.goals_table(list(rows.values())))
+    assert "| the same from tars through DALI | 7,950 img/s | 6,500 img/s | > 7,950 img/s | floor |" in text
     assert (
-        "| ResNet-50, 224 px, end to end from tars | 5,000 img/s | 7,950 img/s | 6,000 img/s | floor |"
-        in text
+        "| decode + augment alone | 30,000 img/s | 25,000 img/s | 29,000 img/s with at most 3 cores |" in text
     )
     json.dumps(list(rows.values()), allow_nan=False)
-
-
-def test_finetuning_is_compared_in_tokens():
-    pair = [
-        result("finetune", case, tokens_per_second=t)
-        for case, t in zip(benchmark_goals.CASES["finetune"], (300.0, 200.0), strict=True)
-    ]
-    assert benchmark_goals.compare_with_goals(pair, gpu=True)[-1]["measured"] == 1.5
-
-
-def test_the_goals_cases_are_there():
-    for group, cases in benchmark_goals.CASES.items():
-        assert set(cases) <= set(GROUPS[group].cases)
 
 
 def test_time_to_an_error_counts_training_and_validation():
@@ -128,8 +160,8 @@ def test_time_to_an_error_counts_training_and_validation():
         return {"kind": kind, "real_fake_error": error, "perf": {"seconds": seconds}}
 
     lines = [line("train", 2.0, 0.01), line("val", 0.5, 0.2), line("train", 2.0), line("val", 0.5, 0.03)]
-    assert benchmark_goals.time_to_error(lines, 0.0306) == 5.0
-    assert benchmark_goals.time_to_error(lines[:3], 0.0306) is None
+    assert time_to_error(lines, 0.0306) == 5.0
+    assert time_to_error(lines[:3], 0.0306) is None
 
 
 # ---- memory -----------------------------------------------------------------------------------
