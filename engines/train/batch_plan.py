@@ -7,6 +7,7 @@ import torch
 from engines.config.detector import Config
 from engines.runtime.distributed import World
 from engines.train.optim import rate_scale
+from engines.train.pass_size import MOST_IMAGES, even_passes
 from engines.train.schedule import StepSchedule, share_of_micro_batches
 
 
@@ -32,12 +33,12 @@ class BatchPlan:
 
 
 def plan_batches(
-    config: Config, processes: int, *, most_images: int, train_images: int | None = None
+    config: Config, processes: int, *, most_images: int = MOST_IMAGES, train_images: int | None = None
 ) -> BatchPlan:
     """How `processes` share a step.
 
     Args:
-        most_images: that a pass holds at most: `train.pass_images`, or what a GPU's memory allows.
+        most_images: what a GPU's memory holds in a pass; used where `train.pass_images` is auto.
         train_images: of the training split.
 
     Raises:
@@ -49,7 +50,11 @@ def plan_batches(
         len(share_of_micro_batches(train, World(rank, processes, 0, device, processes > 1)))
         for rank in range(processes)
     )
-    passes = -(-max(counts) // max(1, most_images // train.micro_batch))
+    share = max(counts)
+    if train.pass_images == "auto":
+        held = even_passes(share, max(1, min(share, most_images // train.micro_batch)))
+    else:
+        held = min(share, train.pass_images // train.micro_batch)
     steps = train.steps or None
     if train_images is not None:
         steps = StepSchedule.of(config, train_images // train.global_batch).total_steps
@@ -57,8 +62,8 @@ def plan_batches(
         train.global_batch,
         train.micro_batch,
         counts,
-        passes,
-        -(-max(counts) // passes) * train.micro_batch,
+        -(-share // held),
+        held * train.micro_batch,
         config.optim.lr * rate_scale(config.optim, train.global_batch),
         steps,
     )

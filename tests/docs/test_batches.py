@@ -11,7 +11,6 @@ from engines.train.batch_plan import plan_batches
 from tests.docs.pages import ROOT
 
 PER_NODE = 8  # GPUs
-MOST_IMAGES = 512  # of a pass, on a GPU of 80 GB
 GENIMAGE = "configs/resnet50_genimage.yaml"
 # The log is a record: its commands are of their day.
 FILES = [
@@ -92,7 +91,7 @@ def test_the_commands_are_found():
 )
 def test_the_batch_can_be_shared(place, processes, file, flags):
     config = parse_as(Config, flags, ROOT / file)
-    plan = plan_batches(config, processes, most_images=MOST_IMAGES)
+    plan = plan_batches(config, processes)
     assert sum(plan.micro_batches) * plan.micro_batch == plan.global_batch
     if file.startswith("configs/resnet50_genimage"):
         assert plan.pass_images >= 128, f"{place}: {processes} GPUs have {plan.pass_images} images a pass"

@@ -39,6 +39,13 @@ def test_shares_are_the_trainers(processes):
     assert plan.pass_images == max(plan.micro_batches) * 32
 
 
+def test_a_given_size_is_taken():
+    # As the trainer does, without making the last pass as large as the others: 8, 8 and 2.
+    plan = plan_batches(config(global_batch=576, pass_images=256), 1, most_images=512)
+    assert (plan.passes, plan.pass_images) == (3, 256)
+    assert plan_batches(config(pass_images=256), 8).pass_images == 128
+
+
 def test_passes_are_of_nearly_one_size():
     # 11 micro-batches, at most 8 in a pass: 6 and 5, not 8 and 3.
     assert plan_batches(config(), 3, most_images=256).pass_images == 6 * 32
