@@ -117,6 +117,9 @@ class Loader:
             with_params=config.augment.in_pipeline,
             quarantine=quarantine,
         )
+        # Before the thread starts, so that DALI is shut down after the thread when the process ends.
+        import nvidia.dali.pipeline  # noqa: F401
+
         self._ahead = Ahead(source, config.prefetch, "telltale-loader")
 
     def __iter__(self) -> "Loader":
