@@ -2,6 +2,7 @@
 
 import io
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ import torch
 from PIL import Image
 
 from dataio.core.errors import UserError
-from dataio.images.headers import header_fault
+from dataio.images import headers
+from dataio.images.headers import header_fault, header_faults
 from dataio.loading.config import DataConfig
 from dataio.loading.loader import Loader
 from dataio.loading.quarantine import Quarantine
@@ -67,6 +69,56 @@ def test_damage_is_found_and_said():
         (changed(good, frame + 1, [0xFE]), "without a frame's header"),
     ):
         assert told in header_fault(bad)
+
+
+def mutated(count):
+    """Good headers, repeated, of several kinds and lengths, and the same with bytes changed, cut and moved."""
+    kinds: list[dict[str, Any]] = [
+        {},
+        {"progressive": True},
+        {"quality": 97, "subsampling": 0},
+        {"mode": "L"},
+    ]
+    good = [encoded("JPEG", **options) for options in [*kinds, {"comment": "x" * 300}]]
+    good.append(encoded("PNG"))
+    random = np.random.default_rng(1)
+    for _ in range(count):
+        data = bytearray(good[random.integers(len(good))])
+        end = min(len(data), 900)
+        match random.integers(5):
+            case 0:
+                pass
+            case 1:
+                for _ in range(random.integers(1, 4)):
+                    data[random.integers(end)] = random.integers(256)
+            case 2:
+                del data[random.integers(end) :]
+            case 3:
+                place = random.integers(end)
+                del data[place : place + random.integers(1, 20)]
+            case 4:
+                place = random.integers(2, end)
+                data[place:place] = bytes([0xFF] * random.integers(1, 4))
+        yield np.frombuffer(bytes(data), np.uint8)
+
+
+def test_remembered_headers_give_the_verdicts_of_each_alone(monkeypatch):
+    monkeypatch.setattr(headers, "_good", set())
+    monkeypatch.setattr(headers, "_lengths", ())
+    images = list(mutated(3000))
+    for _ in range(2):  # the second time everything good is remembered
+        expected = [
+            (place, fault) for place, image in enumerate(images) if (fault := header_fault(image.data))
+        ]
+        assert list(header_faults(images)) == expected and 500 < len(expected) < 2500
+    assert 5 <= len(headers._good) <= 1024 and len(headers._lengths) == 4
+
+
+def test_a_header_that_passed_is_not_walked_again(monkeypatch):
+    images = [np.frombuffer(encoded("JPEG", quality=91), np.uint8)] * 3
+    assert list(header_faults(images)) == []
+    monkeypatch.setattr(headers, "_checked", None)
+    assert list(header_faults(images)) == []
 
 
 @pytest.fixture

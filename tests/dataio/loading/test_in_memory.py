@@ -147,6 +147,35 @@ def test_a_gpus_gather_takes_the_pixels_that_the_cpus_rows_do(tiny_shards):
         assert torch.equal(loader._cut(work), loader._cut_by_index(torch.from_numpy(table)))
 
 
+@pytest.mark.parametrize("erase", [0.0, 0.6])
+@pytest.mark.parametrize("train", [True, False])
+def test_batches_are_a_function_of_their_columns(tiny_shards, train, erase):
+    config = DataConfig(size=24, crop="random", eval_crop=0.75, pad=3, augment=AugmentConfig(erase=erase))
+    shards = ShardSet(tiny_shards, "train")
+    split = decoded(config, shards)
+    if train:
+        order = TrainingOrder(shards, config, 7, 16)
+        specs = list(training_specs(order, micro_batch=8, rank=0, world=1, first_step=0, last_step=4))
+    else:
+        specs = list(evaluation_specs(shards, config, batch=20, rank=0, world=1))
+    expected, by_columns = (
+        InMemoryLoader(shards, split, config, iter(specs), device=CPU, train=train) for _ in range(2)
+    )
+    assert not by_columns.resampled
+    buffer = by_columns.next_columns()
+    for number, batch in enumerate(expected):
+        image, generator, object_label = by_columns.gather(buffer)
+        assert image.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(image, batch.image) and torch.equal(generator, batch.generator)
+        assert torch.equal(object_label, batch.object_label)
+        assert torch.equal(buffer[0], batch.sample_id)
+        if number + 1 < len(specs):
+            following = by_columns.next_columns()
+            buffer = buffer.copy_(following) if following.shape == buffer.shape else following
+    with pytest.raises(StopIteration):
+        by_columns.next_columns()
+
+
 @pytest.mark.parametrize("held", [False, True])
 def test_any_number_of_processes_and_any_start_give_the_same_batches(tiny_shards, held):
     config = DataConfig(size=28, crop="random", pad=3, window_shards=2, resident=held)
