@@ -93,18 +93,25 @@ def partial_statistics(
     further = (tiles - 1 - split) // splits
     step = splits.to(tl.int64) * ROWS * channels
     x_ptr += first * channels
-    for _ in range(further // 2):  # two at a time, so that more loads are under way
+    for _ in range(further // 4):  # four at a time, so that more loads are under way
         if EVEN:
             one = tl.load(x_ptr - step + inner)
             two = tl.load(x_ptr - 2 * step + inner)
+            three = tl.load(x_ptr - 3 * step + inner)
+            four = tl.load(x_ptr - 4 * step + inner)
         else:
             one = tl.load(x_ptr - step + inner, mask=kept, other=0.0)
             two = tl.load(x_ptr - 2 * step + inner, mask=kept, other=0.0)
-        x_ptr -= 2 * step
+            three = tl.load(x_ptr - 3 * step + inner, mask=kept, other=0.0)
+            four = tl.load(x_ptr - 4 * step + inner, mask=kept, other=0.0)
+        x_ptr -= 4 * step
         mean, m2, count = _add_values(mean, m2, count, one.to(tl.float32))
         mean, m2, count = _add_values(mean, m2, count, two.to(tl.float32))
-    if further % 2 == 1:
-        one = tl.load(x_ptr - step + inner, mask=kept, other=0.0)
+        mean, m2, count = _add_values(mean, m2, count, three.to(tl.float32))
+        mean, m2, count = _add_values(mean, m2, count, four.to(tl.float32))
+    for _ in range(further % 4):
+        x_ptr -= step
+        one = tl.load(x_ptr + inner, mask=kept, other=0.0)
         mean, m2, count = _add_values(mean, m2, count, one.to(tl.float32))
 
     # Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm" (1979), for all lanes.
@@ -237,6 +244,7 @@ def partial_gradients(
     RESIDUAL: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     """Sums of dz and of dz * normalized x over each split; with a residual also dz itself.
 
@@ -260,7 +268,8 @@ def partial_gradients(
 
     sums = tl.zeros((ROWS, COLS), tl.float32)
     products = tl.zeros((ROWS, COLS), tl.float32)
-    for number in range((tiles - 1 - split) // splits + 1):
+    # Copies of the coming tiles into shared memory are under way while one is summed.
+    for number in tl.range((tiles - 1 - split) // splits + 1, num_stages=STAGES):
         first = (tiles - 1 - split - number * splits).to(tl.int64) * ROWS
         base = (start + first) * channels
         mask = (first + row < rows)[:, None] & kept[None, :]

@@ -47,12 +47,13 @@ def tiling(rows: int, channels: int, multiprocessors: int) -> Tiling:
     """The tiling for ghost batches of `rows` rows.
 
     It does not depend on how many ghost batches a pass holds, so that neither do the bits of
-    their statistics. Tiles of 4,096 values are 16 a thread for each of the accumulators; four
-    programs a multiprocessor keep enough loads under way even for a single ghost batch.
+    their statistics. A reduction's tile of 2,048 values is 8 a thread, one load of 16 bytes in
+    half precision, and its accumulators leave room for several programs on a multiprocessor;
+    four of them, each with several loads under way, suffice even for a single ghost batch.
     """
     cols = min(128, max(16, 1 << (channels - 1).bit_length()))
     col_blocks = -(-channels // cols)
-    reduce_rows, map_rows = 4096 // cols, 8192 // cols
+    reduce_rows, map_rows = 2048 // cols, 8192 // cols
     tiles = -(-rows // reduce_rows)
     splits = max(1, min(tiles, -(-4 * multiprocessors // col_blocks), 512))
     # Few sizes, since each is compiled.
@@ -207,6 +208,7 @@ class _FusedNorm(torch.autograd.Function):
                 RESIDUAL=saved is not None,
                 ROWS=plan.reduce_rows,
                 COLS=plan.cols,
+                STAGES=3,
                 num_warps=8,
             )
             kernels.merged_gradients[(-(-channels // 16), ctx.ghosts)](

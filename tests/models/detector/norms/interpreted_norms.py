@@ -18,10 +18,10 @@ assert os.environ.get("TRITON_INTERPRET") == "1", "Triton was or would be import
 def test_the_sizes_below_have_tails_and_several_splits():
     plan = tiling(31 * 21, 24, 1)
     assert plan.cols > 24 and 31 * 21 % plan.reduce_rows and 31 * 21 % plan.map_rows
-    # One further tile for some splits; below, two (a pair) and three (a pair and one), and a tail of one row.
-    assert (plan.splits, plan.reduce_tiles) == (4, 6)
-    assert [tiling(rows, 24, 1).reduce_tiles for rows in (1409, 17 * 113)] == [12, 16]
-    assert [rows % 128 for rows in (1409, 17 * 113)] == [1, 1]
+    assert (plan.splits, plan.reduce_tiles) == (4, 11)
+    # Behind its first tile a split has one or two; below, four to seven; the kernel takes four at a time.
+    assert [tiling(rows, 24, 1).reduce_tiles for rows in (1409, 17 * 113)] == [23, 31]
+    assert [rows % 64 for rows in (1409, 17 * 113)] == [1, 1]
     assert tiling(1, 64, 132).splits == 1
 
 
