@@ -66,11 +66,11 @@ class DataConfig:
     threads: int = 0
     """DALI's decoding threads per process; 0 means this process's share of the cores, and one more."""
     prefetch: int = 2
-    """Batches DALI prepares ahead."""
+    """Batches that wait decoded, ahead of training; as many more are being decoded."""
     deterministic: bool = False
     """On a GPU: decode without the hardware engines, so that bits do not depend on load."""
-    hw_decoder_load: float = 0.65
-    """On a GPU: share of the images decoded by the hardware JPEG engines."""
+    hw_decoder_load: float = 1.0
+    """On a GPU: share of the baseline JPEGs decoded by its hardware engines; the rest takes kernels and CPU cores."""
     verify: bool = False
     """Check the SHA-256 of every shard before the first step."""
     cache_dir: str = ""

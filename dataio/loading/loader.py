@@ -95,6 +95,8 @@ class Loader:
         half: bool = False,
         quarantine: Quarantine | None = None,
     ) -> None:
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())  # of this thread
         self.shards, self.device = shards, device
         build = partial(
             build_pipeline,

@@ -102,7 +102,7 @@ worth = Group(
         "whole images decoded": _whole_images,
         "a decoding thread": _with(_data(threads=1)),
         "no hardware decoder (GPU)": _with(_data(hw_decoder_load=0.0)),
-        "hardware decoder 0.9 (GPU)": _with(_data(hw_decoder_load=0.9)),
+        "hardware decoder 0.65 (GPU)": _with(_data(hw_decoder_load=0.65)),
         "weights averaged": _with(_train(ema=0.999)),
         "host waits in each step": _waiting,
         "garbage collector not frozen": _unfrozen,

@@ -158,7 +158,10 @@ def predict_share(
     identities = [shards.identities(np.zeros(0, np.int64))]
 
     def answers() -> Iterator[HostCopy]:
-        for loaded in Loader(shards, config.data, work, batch=batch, device=world.device, train=False):
+        half = precision != "fp32"
+        for loaded in Loader(
+            shards, config.data, work, batch=batch, device=world.device, train=False, half=half
+        ):
             views = [forward(model, loaded.image, precision)]
             if mirror:
                 views.append(forward(model, loaded.image.flip(3), precision))
