@@ -239,6 +239,9 @@ FINETUNE_FREE_KEYS = frozenset(
         "log.images",
         "log.wandb",
         "log.project",
+        "log.group",
+        "log.artifacts",
+        "log.tensorboard",
         "train.micro_batch",  # changes only rounding, but with train.loss batches: see `engines.mlm.resume`
         *(f"data.generate.{key}" for key in ("images", "size", "questions", "val", "benchmark", "seed")),
     ]

@@ -44,6 +44,9 @@ FREE_KEYS = frozenset(
         "log.images",
         "log.wandb",
         "log.project",
+        "log.group",
+        "log.artifacts",
+        "log.tensorboard",
     ]
 )
 

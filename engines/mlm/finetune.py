@@ -232,7 +232,14 @@ def _train(config: FinetuneConfig, world: World, folder: Path, setup: _Setup) ->
     if world.is_main:
         write_text(folder / "config.yaml", to_yaml(config))
     run_log = RunLog(
-        folder, config.log, setup.stored, offset=offset, wandb_id=wandb_id, enabled=world.is_main
+        folder,
+        config.log,
+        setup.stored,
+        offset=offset,
+        wandb_id=wandb_id,
+        enabled=world.is_main,
+        job_type="finetuning",
+        data=str(mark["data"]),
     )
     callback = _make_callback(config, world, folder, setup, run_log, mark)
     trainer = _make_trainer(config, setup, model, trainer_arguments, callback)

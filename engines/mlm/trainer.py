@@ -19,7 +19,7 @@ from engines.config.mlm import FinetuneConfig
 from engines.mlm.dataset import ConversationDataset, GlobalOrder
 from engines.mlm.model import mlm_parameter_groups
 from engines.mlm.passes import Passes, PassLoader, PassSampler
-from engines.runtime.command import SharedError
+from engines.runtime.command import NonFiniteError
 from engines.runtime.distributed import StopRequest, World
 from engines.runtime.run_log import RunLog
 from models.tinyllava.text import IGNORE
@@ -250,7 +250,7 @@ class RunCallback(TrainerCallback):
     def _train_line(self, state: TrainerState, logs: dict[str, Any]) -> None:
         loss = float(logs["loss"])
         if not math.isfinite(loss):
-            raise SharedError(
+            raise NonFiniteError(
                 f"the loss is {loss} at step {state.global_step}; use a lower optim.lr, "
                 "or model.precision bf16 in place of fp16"
             )

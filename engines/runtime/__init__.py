@@ -6,7 +6,8 @@ Knows neither models nor configurations.
 * `distributed.init_distributed`, `World`, `on_all_ranks`, `on_rank0`, `StopRequest`: the processes of a run.
 * `run_folder.run_in_folder` locks a run's folder and writes its exit.json.
 * `watchdog.HangWatchdog` names a rank that hangs; `rendezvous` survives restarts of the launcher's workers.
-* `run_log.RunLog` writes metrics.jsonl and Weights & Biases; `profiler.StepProfile` traces steps.
+* `run_log.RunLog` writes metrics.jsonl, Weights & Biases (`wandb_run.WandbRun`, `wandb_metrics`) and TensorBoard
+  (`tensorboard_log`); `profiler.StepProfile` traces steps.
 * `fault_injection.inject` lets tests kill or hang a run at a named point.
 * `inference.HostCopy`, `fetch_late`, `inference_batch`: forward passes that keep a GPU busy.
 * `precision`, `versions`, `peak_memory`, `paths`: small facts about the machine and the installation.

@@ -16,6 +16,10 @@ class SharedError(UserError):
     """A UserError that all ranks raise together; only rank 0 prints it."""
 
 
+class NonFiniteError(SharedError):
+    """The loss or its gradient is infinite or not a number, on all ranks."""
+
+
 class Stopped(Exception):
     """The process was asked to stop by the signal in the message; the same command continues."""
 

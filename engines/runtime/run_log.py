@@ -1,4 +1,4 @@
-"""The record of a run: metrics.jsonl, and Weights & Biases as a copy.
+"""The record of a run: metrics.jsonl, and Weights & Biases and TensorBoard as copies.
 
 Each line of metrics.jsonl has reproducible values at its top level and timings under "perf". A
 checkpoint stores the file's length, and resuming truncates to it, so the file of a run that was
@@ -8,13 +8,20 @@ killed ten times equals that of an uninterrupted run (except for "perf").
 import contextlib
 import json
 import os
+import sys
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from dataio.core.errors import one_line
 from dataio.core.log import log
 from engines.runtime import fault_injection as faults
+from engines.runtime.command import EXIT_RUN_AGAIN, NonFiniteError, Stopped
+from engines.runtime.tensorboard_log import TensorBoardLog, check_tensorboard
+from engines.runtime.wandb_metrics import METRIC_NAMES, BestValues, row_of
+from engines.runtime.wandb_run import WandbRun, choose_mode, code_facts
 
 
 @dataclass(kw_only=True)
@@ -27,6 +34,12 @@ class LogConfig:
     """Weights & Biases: auto is WANDB_MODE's, else online where a key is configured, else offline."""
     project: str = "telltale"
     """Weights & Biases project."""
+    group: str = ""
+    """Weights & Biases group; by default WANDB_RUN_GROUP's, else the run folder's name."""
+    artifacts: bool = False
+    """Record weights and shards in Weights & Biases as artifacts: paths and sizes, nothing is uploaded."""
+    tensorboard: bool = False
+    """Write RUN/tensorboard too; needs telltale[tensorboard]."""
     images: int = 0
     """Pictures per panel (inputs, hardest mistakes, confusion matrix, curves) in RUN/images and W&B; 0: no panels."""
 
@@ -44,7 +57,12 @@ class RunLog:
         folder: of the run.
         config: the log's settings. settings: the whole configuration, for W&B.
         offset: bytes of metrics.jsonl to keep (from the checkpoint), 0 for a new run.
-        wandb_id: the W&B run to continue, "" for a new one.
+        wandb_id: of the W&B run in the checkpoint; the folder's own id comes first.
+        job_type: of W&B.
+        data: digest of the training data, for W&B.
+
+    Raises:
+        SharedError: on every rank alike; TensorBoard is asked for and not installed.
     """
 
     def __init__(
@@ -56,9 +74,12 @@ class RunLog:
         offset: int = 0,
         wandb_id: str = "",
         enabled: bool = True,
+        job_type: str = "training",
+        data: str = "",
     ) -> None:
+        if config.tensorboard:
+            check_tensorboard()
         self._enabled = enabled
-        self._wandb: Any = None
         self.wandb_id = wandb_id
         if not enabled:
             return
@@ -69,39 +90,35 @@ class RunLog:
         self._file.truncate(min(offset, self._file.seek(0, os.SEEK_END)))
         self._length = self._file.seek(0, os.SEEK_END)
         self._warned = False
-        self._start_wandb(folder, config, settings)
+        self._folder, self._config, self._settings = folder, config, settings
+        # Another run's checkpoint in a new folder begins a run of its own.
+        self._start_copies(wandb_id if self._length else "", job_type, data)
 
-    def _start_wandb(self, folder: Path, config: LogConfig, settings: dict[str, Any]) -> None:
-        if config.wandb == "off":
-            return
-        with self._failure_as_warning("starting Weights & Biases"):
-            import wandb
+    def _start_copies(self, wandb_id: str, job_type: str, data: str) -> None:
+        kept = read_metrics(self._folder) if self._length else []
+        self._best = BestValues(kept)
+        self._skipped = max((line.get("skipped", 0) for line in kept), default=0)
+        self._board = None
+        if self._config.tensorboard:
+            # Every line up to a checkpoint's step is kept, so what follows the last one is written again.
+            last = max((line["step"] for line in kept), default=-1)
+            self._board = TensorBoardLog(self._folder, last + 1)
+        self._wandb = WandbRun(
+            self._folder,
+            mode=choose_mode(self._config.wandb),
+            project=self._config.project,
+            group=self._config.group,
+            job_type=job_type,
+            # The commit takes a process of git, which only a run of W&B is worth.
+            settings={} if self._config.wandb == "off" else self._facts(data),
+            checkpoints_id=wandb_id,
+        )
+        self._wandb.define(*METRIC_NAMES)
+        self._wandb.summarize(self._best.values)
+        self.wandb_id = self._wandb.id
 
-            mode: Any = config.wandb
-            if mode == "auto":
-                key = os.environ.get("WANDB_API_KEY") or _has_netrc_key()
-                # An argument beats the environment in W&B, so the environment is asked here.
-                mode = os.environ.get("WANDB_MODE") or ("online" if key else "offline")
-            self._wandb = wandb.init(
-                project=config.project,
-                name=folder.name,
-                dir=str(folder),
-                id=self.wandb_id or None,
-                resume="allow",
-                mode=mode,
-                config=settings,
-                settings=wandb.Settings(silent=True, console="off"),
-            )
-            self.wandb_id = self._wandb.id
-
-    @contextlib.contextmanager
-    def _failure_as_warning(self, what: str) -> Any:
-        """Turn a failure of Weights & Biases into one warning; it never stops a run."""
-        try:
-            yield
-        except Exception as error:
-            log.warning(f"{what} failed ({error}); going on without it")
-            self._wandb = None
+    def _facts(self, data: str) -> dict[str, Any]:
+        return {**self._settings, "code": code_facts(), "data_digest": data}
 
     def write(self, record: dict[str, Any], perf: dict[str, float] | None = None) -> None:
         """Append one line; `record` needs "step", everything else is free."""
@@ -121,19 +138,23 @@ class RunLog:
                     f"metrics.jsonl: could not be written ({error.strerror}); its lines are kept and written later"
                 )
             self._warned = True
-        if self._wandb is not None:
-            with self._failure_as_warning("logging to Weights & Biases"):
-                values = {f"{record['kind']}/{k}": v for k, v in record.items() if k not in ("kind", "step")}
-                values.update({f"perf/{k}": v for k, v in (perf or {}).items()})
-                self._wandb.log(values, step=record["step"])
+        values, step = row_of(record, perf), record["step"]
+        self._wandb.log(values, step)
+        if self._best.update(record):
+            self._wandb.summarize(self._best.values)
+        if self._board is not None:
+            self._board.log(values, step)
+        if record.get("skipped", 0) > self._skipped:
+            self._skipped = record["skipped"]
+            message = f"{self._skipped} steps were skipped so far, the last before step {step}"
+            self._wandb.alert(f"{self._wandb.name[:40]}: not finite", message, "WARN")
 
     def picture(self, name: str, path: Path, step: int) -> None:
-        """Send the image file at `path` to Weights & Biases."""
-        if self._enabled and self._wandb is not None:
-            with self._failure_as_warning("sending an image to Weights & Biases"):
-                import wandb
-
-                self._wandb.log({f"images/{name}": wandb.Image(str(path))}, step=step)
+        """Send the image file at `path` to Weights & Biases and TensorBoard."""
+        if self._enabled:
+            self._wandb.picture(name, path, step)
+            if self._board is not None:
+                self._board.picture(name, path, step)
 
     def _flush(self) -> None:
         with self._writing:  # called by the training thread and the saving thread
@@ -161,22 +182,57 @@ class RunLog:
         return self.length
 
     def close(self, exit_code: int) -> None:
+        """End all logs. Called while an exception passes, it is sent as an alert."""
         if not self._enabled:
             return
         with contextlib.suppress(OSError):  # write() has warned
             self._flush()
         self._file.close()
-        if self._wandb is not None:
-            with self._failure_as_warning("closing Weights & Biases"):
-                self._wandb.finish(exit_code=exit_code)
+        if self._board is not None:
+            self._board.close()
+        error = sys.exception()
+        if (
+            exit_code not in (0, EXIT_RUN_AGAIN)
+            and isinstance(error, Exception)
+            and not isinstance(error, Stopped)
+        ):
+            what = "not finite" if isinstance(error, NonFiniteError) else "failed"
+            text = f"{type(error).__name__}: {one_line(error)}; {self._folder}"
+            self._wandb.alert(f"{self._wandb.name[:40]}: {what}", text)
+        if self._config.artifacts and exit_code == 0:
+            self._record_artifacts()
+        self._wandb.close(exit_code)
+
+    def _record_artifacts(self) -> None:
+        if manifest := shards_manifest(self._settings):
+            self._wandb.artifact(
+                "dataset", {manifest.name: manifest}, {"folder": str(manifest.parent)}, used=True
+            )
+        best = self._best.values
+        self._wandb.artifact(
+            "model", weight_files(self._folder), {"folder": str(self._folder), **best}, used=False
+        )
 
 
-def _has_netrc_key() -> bool:
-    import netrc
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The whole lines of a run's metrics.jsonl; a last one that a killed process left in part is not one."""
+    text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
-    with contextlib.suppress(OSError, netrc.NetrcParseError):
-        return netrc.netrc().authenticators("api.wandb.ai") is not None
-    return False
+
+def shards_manifest(settings: Mapping[str, Any]) -> Path | None:
+    """The manifest of the shards that a configuration names, if there is one on this machine."""
+    path = Path(str(settings.get("data", {}).get("shards", ""))) / "manifest.json"
+    return path if path.is_file() else None
+
+
+def weight_files(folder: Path) -> dict[str, Path]:
+    """A run's weights by name: best.pt and final.safetensors, or a finetuned model's newest checkpoint."""
+    found = {name: folder / name for name in ("best.pt", "final.safetensors") if (folder / name).is_file()}
+    marked = sorted(
+        (folder / "checkpoints").glob("checkpoint-*/complete.json"), key=lambda path: path.stat().st_mtime
+    )
+    return found or {path.parent.name: path.parent for path in marked[-1:]}
 
 
 def sweep_run_folder(folder: str) -> str:

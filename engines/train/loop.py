@@ -37,6 +37,7 @@ from engines.runtime.watchdog import HangWatchdog, LostRankError, is_lost_connec
 from engines.train.console import say, start_lines, start_warnings, training_line, validation_line
 from engines.train.open_data import ensure_shards, open_sets
 from engines.train.resume import check_same_run, checkpoint_state, find_state, weights_file
+from engines.train.schedule import data_fingerprint
 from engines.train.trainer import STEP_DONE, Trainer
 from models.detector.flops import peak_flops
 
@@ -119,6 +120,7 @@ class _Run:
             offset=0 if state is None else state["metrics_offset"],
             wandb_id="" if state is None else state["wandb_id"],
             enabled=shows,
+            data=data_fingerprint(trainer.train_set),
         )
         self.saver = Saver(store, folder / "best.pt", self.log.sync, background=config.checkpoint.background)
         self.figures: RunFigures | None = None

@@ -11,7 +11,7 @@ import torch
 from dataio.core.atomic import write_text
 from dataio.core.log import log
 from engines.config.detector import TrainConfig
-from engines.runtime.command import SharedError
+from engines.runtime.command import NonFiniteError
 
 DUMP = "nonfinite.json"
 # fp16's gradients overflow occasionally, and the scaler then halves its scale. At this scale an
@@ -94,7 +94,7 @@ class NonFinite:
         """Raise where the run must stop; else print a warning if `warn`.
 
         Raises:
-            SharedError: the run must stop.
+            NonFiniteError: the run must stop.
         """
         shown = f"Sample ids of the step: {', '.join(map(str, ids[:8]))}, ... ({len(ids)} in all)"
         what = f"step {bad_step.step + 1}: the loss or its gradient is not finite"
@@ -102,9 +102,9 @@ class NonFinite:
             f"Lower optim.lr, set optim.clip, or check these images; {DUMP} in the run's folder has the norms"
         )
         if not self.skips:
-            raise SharedError(f"{what}; nothing was updated since. {shown}. {advice}")
+            raise NonFiniteError(f"{what}; nothing was updated since. {shown}. {advice}")
         if bad_step.skipped > self.cap:
-            raise SharedError(
+            raise NonFiniteError(
                 f"{what}, and {bad_step.skipped} steps were not, more than train.nonfinite_cap {self.cap}. "
                 f"{shown}. {advice}"
             )
