@@ -42,6 +42,14 @@ def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def more_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """640 images of 32 px."""
+    from tests.trainers import write_more_shards
+
+    return write_more_shards(tmp_path_factory.mktemp("more"))
+
+
+@pytest.fixture(scope="session")
 def torchrun(repo_root: Path) -> Callable[..., list[str]]:
     """The command line of a torchrun with this many processes on its own port."""
 

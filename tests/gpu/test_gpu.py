@@ -1,5 +1,6 @@
-"""What needs a GPU: decoding there, and that training there follows the CPU's."""
+"""What needs a GPU: decoding and augmenting there, mixed precision, updates that are masked on the device."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,18 +13,11 @@ from dataio.loading.config import DataConfig
 from dataio.loading.loader import Loader
 from dataio.loading.training_order import TrainingOrder, evaluation_specs, training_specs
 from dataio.shards.shard_set import ShardSet
-from engines.config.detector import parse_config
-from engines.runtime.distributed import World
-from engines.train.trainer import Trainer
-from tests.support import flags
+from tests.trainers import build_trainer, train_losses
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs a CUDA GPU: run `pytest tests/gpu` on a machine with one"
 )
-
-
-def world(device: str) -> World:
-    return World(rank=0, size=1, local_rank=0, device=torch.device(device), distributed=False)
 
 
 def images(shards: ShardSet, device: str, config: DataConfig) -> torch.Tensor:
@@ -47,35 +41,14 @@ def test_deterministic_decoding_repeats_its_bits(tiny_shards):
 
 
 @pytest.fixture
-def build(tiny_shards, repo_root):
-    def make(device, **changes):
-        config = parse_config(
-            flags(data__shards=tiny_shards, **changes), repo_root / "configs" / "quickstart.yaml"
-        )
-        return Trainer(config, world(device), ShardSet(tiny_shards, "train"), ShardSet(tiny_shards, "val"))
-
-    return make
-
-
-def losses(trainer: Trainer, steps: int) -> list[float]:
-    found = []
-    for _ in range(steps):
-        trainer.train_step()
-        found.append(trainer.pop_metrics()["loss"])
-    return found
-
-
-def test_training_in_fp32_follows_the_cpu(build):
-    changes = {"train__precision": "fp32", "train__steps": 8}
-    assert losses(build("cuda:0", **changes), 8) == pytest.approx(
-        losses(build("cpu", **changes), 8), rel=0.02
-    )
+def build(tiny_shards):
+    return partial(build_trainer, tiny_shards)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_mixed_precision_learns(build, precision):
     changes = {"train__steps": 20, "train__micro_batch": 16, "optim__lr": 0.02, "loss__object": 0}
-    found = losses(build("cuda:0", train__precision=precision, **changes), 20)
+    found = train_losses(build("cuda:0", train__precision=precision, **changes), 20)
     assert sum(found[-4:]) < 0.9 * sum(found[:4])
 
 
@@ -124,18 +97,3 @@ def test_augmentation_on_the_gpu_is_the_cpus(tiny_shards, name):
     assert not torch.equal(plain, found)
     # The same draws: what differs is rounding, and the decoders' own differences.
     assert (found - expected).abs().mean() < 0.25 * (plain - expected).abs().mean() + 0.05
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"train__ema": 0.9, "mix__mixup": 0.4, "mix__cutmix": 1.0},
-        {"loss__class_weights": "inverse", "loss__label_smoothing": 0.1},
-        {"train__frozen_epochs": 0.1, "optim__name": "adamw", "optim__lr": 1e-3},
-    ],
-    ids=["ema and mixing", "weighted classes", "frozen first"],
-)
-def test_options_follow_the_cpu(build, changes):
-    changes = {"train__precision": "fp32", "train__steps": 6, **changes}
-    gpu, cpu = losses(build("cuda:0", **changes), 6), losses(build("cpu", **changes), 6)
-    assert gpu == pytest.approx(cpu, rel=0.03)
