@@ -18,6 +18,8 @@ from torch.autograd.function import once_differentiable
 from models.detector.norms import fused_kernels as kernels
 
 _NUMBERS = {"none": kernels.NONE, "relu": kernels.RELU, "gelu": kernels.GELU}
+# Multiply-adds in one rounding; newer versions of Triton warn unless this is said.
+_LAUNCH = {"num_warps": 8, "enable_fp_fusion": True}
 FUSED_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -88,7 +90,7 @@ def _statistics(x: Tensor, ghosts: int) -> Tensor:
         ROWS=plan.reduce_rows,
         COLS=plan.cols,
         EVEN=channels % plan.cols == 0,
-        num_warps=8,
+        **_LAUNCH,
     )
     kernels.merged_statistics[(-(-channels // 16), ghosts)](
         parts,
@@ -100,7 +102,7 @@ def _statistics(x: Tensor, ghosts: int) -> Tensor:
         ROWS=plan.reduce_rows,
         SPLITS=plan.merge_splits,
         COLS=16,
-        num_warps=8 if plan.merge_splits > 128 else 4,
+        **_LAUNCH,
     )
     return statistics
 
@@ -139,7 +141,7 @@ def _normalized(
         UPDATE=running is not None,
         ROWS=plan.map_rows,
         COLS=plan.cols,
-        num_warps=8,
+        **_LAUNCH,
     )
     return y
 
@@ -209,7 +211,7 @@ class _FusedNorm(torch.autograd.Function):
                 ROWS=plan.reduce_rows,
                 COLS=plan.cols,
                 STAGES=3,
-                num_warps=8,
+                **_LAUNCH,
             )
             kernels.merged_gradients[(-(-channels // 16), ctx.ghosts)](
                 parts,
@@ -218,7 +220,7 @@ class _FusedNorm(torch.autograd.Function):
                 plan.splits,
                 SPLITS=plan.merge_splits,
                 COLS=16,
-                num_warps=8 if plan.merge_splits > 128 else 4,
+                **_LAUNCH,
             )
             kernels.input_gradient[(plan.map_tiles * col_blocks, ctx.ghosts)](
                 dz,
@@ -237,7 +239,7 @@ class _FusedNorm(torch.autograd.Function):
                 ACT=activation if saved is None else kernels.NONE,
                 ROWS=plan.map_rows,
                 COLS=plan.cols,
-                num_warps=8,
+                **_LAUNCH,
             )
         dweight, dbias = affine[0].to(weight.dtype), affine[1].to(bias.dtype)
         return dx, dz if ctx.with_residual else None, dweight, dbias, None, None, None, None, None
@@ -268,7 +270,8 @@ def fused_training_norm(
     """
     if x.shape[0] * x.shape[2] * x.shape[3] <= ghosts:
         raise ValueError(f"Expected more than 1 value per channel when training, got {tuple(x.shape)}")
-    return _FusedNorm.apply(x, residual, weight, bias, running, ghosts, momentum, eps, activation)
+    # A momentum of integer 1 would be compiled as another kernel.
+    return _FusedNorm.apply(x, residual, weight, bias, running, ghosts, float(momentum), eps, activation)
 
 
 def fused_evaluation_norm(

@@ -5,12 +5,16 @@ import re
 import subprocess
 import sys
 
+import numpy
 import pytest
+from packaging.version import Version
 
 triton = pytest.importorskip("triton", reason="Triton is not installed: it comes with PyTorch for Linux")
 
 
 def test_the_kernels_in_tritons_interpreter(repo_root):
+    if Version(triton.__version__) < Version("3.9") and Version(numpy.__version__) >= Version("2.4"):
+        pytest.skip(f"the interpreter of Triton {triton.__version__} needs NumPy below 2.4")
     # Triton reads the variable when it is imported, so in another process.
     done = subprocess.run(
         [
@@ -67,7 +71,9 @@ def test_a_kernel_compiles_for_an_h100_with_accesses_of_16_bytes(
             aligned[(place,)] = [["tt.divisibility", 16]]
     values = {(kernel.arg_names.index(constant),): value for constant, value in constants.items()}
     source = ASTSource(kernel, kinds, constexprs=values, attrs=aligned)
-    done = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8})
+    done = triton.compile(
+        source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8, "enable_fp_fusion": True}
+    )
     ptx = done.asm["ptx"]
     wide = re.findall(r"ld\.global\S*\.v4\.b32|cp\.async\.c\w\.\S+ \[[^]]+\], \[[^]]+\], 0x10", ptx)
     assert len(wide) >= loads
