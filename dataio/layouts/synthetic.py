@@ -10,6 +10,11 @@ import io
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +30,8 @@ from dataio.layouts.registry import register_layout
 CLASSES = (1, 9, 130, 277, 414, 472, 555, 812, 950, 985)
 GENERATORS = ("adm", "big_gan", "glide", "vqdm")
 DEFAULT_VAL_FRACTION = 0.10
+# Bytes, generator's folder, shape, whether fake.
+_Drawn = tuple[bytes, str, int, bool]
 TEST_SHARE = 6  # every sixth image goes to the official "val", which is the test split
 _FOLDERS = {
     "adm": "ADM/imagenet_ai_0508_adm",
@@ -134,7 +141,7 @@ def _file_name(generator: str, kind: int, number: int, is_fake: bool, is_test: b
     }[generator]
 
 
-def draw_image(number: int, size: int, seed: int) -> tuple[bytes, str, int, bool]:
+def draw_image(number: int, size: int, seed: int) -> _Drawn:
     """Image `number` of a set: its bytes, its generator's folder, its shape, whether fake."""
     # One generator per image: any subset, in any process, gives the same pixels.
     rng = np.random.Generator(np.random.PCG64([seed, number]))
@@ -149,12 +156,15 @@ def draw_image(number: int, size: int, seed: int) -> tuple[bytes, str, int, bool
     return _encode(image, is_fake, rng), generator, kind, is_fake
 
 
-def write_synthetic(folder: str | Path, *, images: int, size: int = 64, seed: int = 0) -> bool:
+def write_synthetic(
+    folder: str | Path, *, images: int, size: int = 64, seed: int = 0, workers: int = 1
+) -> bool:
     """Draw a synthetic GenImage into `folder`, completely or not at all.
 
     Args:
         folder: gets GenImage's layout and LOC_val_solution.csv. images: how many, half of
             them photographs. size: side, pixels (photographs' shortest side). seed: any.
+        workers: processes that draw; the files are the same.
 
     Returns:
         False where a complete set of the same parameters was there already.
@@ -175,7 +185,8 @@ def write_synthetic(folder: str | Path, *, images: int, size: int = 64, seed: in
     try:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
-        _write_all(part, images, size, seed)
+        with _drawing(images, size, seed, workers) as drawn:
+            _write_all(part, drawn)
         write_text(part / _MARK, json.dumps(parameters) + "\n")
         os.rename(part, folder)
         sync_folder(folder.parent)
@@ -210,15 +221,26 @@ def _is_there(folder: Path, parameters: dict[str, int]) -> bool:
     return True
 
 
-def _write_all(folder: Path, images: int, size: int, seed: int) -> None:
+@contextmanager
+def _drawing(images: int, size: int, seed: int, workers: int) -> Iterator[Iterator[_Drawn]]:
+    """The images in their order."""
+    draw = partial(draw_image, size=size, seed=seed)
+    if workers == 1:
+        yield map(draw, range(images))
+        return
+    # Spawned, not forked: the parent may have threads (DALI, torch).
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        yield pool.map(draw, range(images), chunksize=16)
+
+
+def _write_all(folder: Path, drawn: Iterator[_Drawn]) -> None:
     wnid_of = {index: wnid for wnid, index in imagenet_classes()[0].items()}
     wnids = [wnid_of[index] for index in range(1000)]
     truth = ["ImageId,PredictionString"]
     for generator in GENERATORS:
         for part in ("train/ai", "train/nature", "val/ai", "val/nature"):
             (folder / _FOLDERS[generator] / part).mkdir(parents=True)
-    for number in range(images):
-        data, generator, kind, is_fake = draw_image(number, size, seed)
+    for number, (data, generator, kind, is_fake) in enumerate(drawn):
         is_test = number // (2 * len(GENERATORS)) % TEST_SHARE == TEST_SHARE - 1
         name = _file_name(generator, kind, number, is_fake, is_test, wnids)
         if is_test and not is_fake:

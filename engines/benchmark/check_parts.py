@@ -36,13 +36,13 @@ PARTS = {
         CheckPart("evaluate", "evaluation and prediction beside loader and model alone", 30, 60),
         CheckPart("cifake", "the speed run on CIFAKE-like shards", 30, 60),
         CheckPart("checkpoint", "how long a save stops training", 20, 45),
-        CheckPart("finetune", "TinyLLaVA, ours and upstream's recipe", 75, 120),
+        CheckPart("finetune", "TinyLLaVA, ours and upstream's recipe", 65, 120),
         CheckPart("peers", "timm's and torchvision's loops, and DALI with plain PyTorch", 60, 110),
         CheckPart("compile", "the step under torch.compile", 75, 130, optional=True),
     )
 }
 # Drawing and sharding the images, before the first part.
-DATA = CheckPart("data", "drawing and sharding images", 20, 90)
+DATA = CheckPart("data", "drawing and sharding images", 30, 90)
 
 
 def chosen_parts(text: str) -> list[CheckPart]:

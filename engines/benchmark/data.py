@@ -23,8 +23,8 @@ def draw_images(settings: BenchmarkSettings) -> None:
     beside them `NAME-files`, the same encoded images as loose files, with labels.json.
     """
     folder = Path(settings.folder)
-    write_synthetic(folder / "source", images=settings.images, size=320)
-    write_synthetic(folder / "source-small", images=settings.small, size=32)
+    write_synthetic(folder / "source", images=settings.images, size=320, workers=settings.workers)
+    write_synthetic(folder / "source-small", images=settings.small, size=32, workers=settings.workers)
     for name, side in SIDES.items():
         source = folder / ("source" if name == "large" else "source-small")
         write_shards(

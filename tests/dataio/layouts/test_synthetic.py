@@ -88,6 +88,8 @@ def test_the_same_seed_gives_the_same_bytes_in_any_process(folder, tmp_path):
     images = {path for path in first if path.lower().endswith(("png", "jpeg"))}
     assert len(images) == 48  # image n does not depend on how many there are
     assert {path: first[path] for path in images} == {path: whole[path] for path in images}
+    write_synthetic(tmp_path / "together", images=48, size=64, seed=3, workers=2)
+    assert digests(tmp_path / "together") == first
     numbers = list(range(40))
     serial = [draw_image(n, 48, 5) for n in numbers]
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
