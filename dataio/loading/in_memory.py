@@ -192,7 +192,7 @@ class InMemoryLoader:
         half: on a GPU, give float16 images; rounded last of all.
 
     Attributes:
-        resampled: whether boxes are scaled to the network's input.
+        resampled: whether boxes are scaled to the network's input. columns: rows of `next_columns`.
     """
 
     def __init__(
@@ -211,6 +211,7 @@ class InMemoryLoader:
         self._work, self._size = work, config.size
         self._erases = train and config.augment.erase > 0
         self.resampled = resamples(shards, config, train)
+        self.columns = 10 if self._erases else 6
         self._dtype = torch.float16 if half and device.type == "cuda" else torch.float32
         # DALI's crop_mirror_normalize computes (pixel - mean) * (1 / std), all in float32.
         mean, std = (

@@ -1,6 +1,7 @@
 """The passes of a step: how many micro-batches each holds, and how they run, eagerly or captured."""
 
 import contextlib
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dataio.core.errors import UserError
+from dataio.loading.in_memory import InMemoryLoader
 from dataio.loading.loader import Batch
 from dataio.loading.training_order import passes_of
 from engines.config.detector import Config
@@ -19,7 +21,7 @@ from engines.train.build import wrap
 from engines.train.cuda_graph import PassGraphs, forbidden
 from engines.train.meters import MetricSums
 from engines.train.pass_size import choose_micro_batches
-from engines.train.pass_step import PassInputs, PassStep
+from engines.train.pass_step import HeldBatch, PassStep
 from models.detector.dual_head import DualHead
 from models.detector.keyed_dropout import use_keyed_dropout
 from models.detector.norms.ghost_norm import use_ghost_norms
@@ -31,7 +33,7 @@ class PassRunner:
     Args:
         config: the run's. world: the processes. share: this rank's micro-batches, by number.
         model: on its device; its norms and dropout are replaced by those of ghost batches.
-        precision, scaler, class_weights: see `PassStep`.
+        precision, scaler, class_weights: see `PassStep`. gatherer: of a split that is held on the device.
 
     Attributes:
         passes: the micro-batches of each pass of a step; none before `prepare`.
@@ -49,6 +51,7 @@ class PassRunner:
         precision: str,
         scaler: torch.amp.GradScaler,
         class_weights: torch.Tensor | None,
+        gatherer: InMemoryLoader | None = None,
     ) -> None:
         self._config, self._world, self._share, self._model = config, world, share, model
         unreplaced = use_ghost_norms(model)
@@ -66,7 +69,9 @@ class PassRunner:
             scaler=scaler,
             class_weights=class_weights,
             device=world.device,
+            gather=gatherer.gather if gatherer is not None else None,
         )
+        self._columns = gatherer.columns if gatherer is not None else 0
         self.passes: list[range] = []
         self.micro_batches = self._stored = 0
         self._graphs: PassGraphs | None = None
@@ -107,16 +112,12 @@ class PassRunner:
             self._forward = wrap(self._model, self._config, self._world, self.statistics, size)
         self._prepared = True
 
-    def _blank_inputs(self, micro_batches: int) -> PassInputs:
-        images, size = micro_batches * self._config.train.micro_batch, self._config.data.size
-        return PassInputs.blank(images, micro_batches, size, self.step_of_pass.image_type, self._world.device)
-
     def _peak_bytes(self, micro_batches: int) -> int:
         """Bytes that a pass takes at its peak on this GPU; the state is as before."""
         device = self._world.device
         self.statistics.begin_step()
         before = torch.cuda.memory_allocated(device)
-        inputs = self._blank_inputs(micro_batches)
+        inputs = self.step_of_pass.blank_inputs(micro_batches)
         try:
             for _ in range(2):  # in the first pass cuDNN tries algorithms that take more
                 torch.cuda.reset_peak_memory_stats(device)
@@ -135,21 +136,25 @@ class PassRunner:
             # As DDP does: a start that was computed may differ between machines.
             for tensor in self._model.state_dict().values():
                 dist.broadcast(tensor, 0)
-        graphs = PassGraphs(
-            self.step_of_pass, self._model, self.statistics, self.sums, self._blank_inputs, self._world
-        )
+        blank = partial(self.step_of_pass.blank_inputs, columns=self._columns)
+        graphs = PassGraphs(self.step_of_pass, self._model, self.statistics, self.sums, blank, self._world)
         self.eager_reason = graphs.capture(self.passes)
         if self.eager_reason:
             self._model.zero_grad(set_to_none=True)
         else:
             self._graphs = graphs
 
+    @property
+    def cuts_out(self) -> bool:
+        """Whether `run` takes each `HeldBatch` instead of each `Batch`: captured passes of a held split."""
+        return self._graphs is not None and self._columns > 0
+
     def begin_step(self) -> None:
         """Start the sums of a step."""
         self.sums.sums.zero_()
         self.statistics.begin_step()
 
-    def run(self, batch: Batch, micro_batches: range, *, step: int, known_objects: int) -> None:
+    def run(self, batch: Batch | HeldBatch, micro_batches: range, *, step: int, known_objects: int) -> None:
         """Add the gradient, metrics and batch statistics of one of `passes`.
 
         Args:

@@ -29,35 +29,47 @@ from models.detector.norms.ghost_norm import set_ghosts
 _KEY, _KNOWN, _BLEND, _OWN_SHARE, _BOX, _ROWS = 0, 1, 2, 3, 4, 8
 
 
-@dataclass
-class PassInputs:
-    """What a pass computes from, on the device.
+Gather = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class HeldBatch:
+    """A batch of a split that is held on the device, before it is cut out.
 
     Attributes:
-        image: float [N, 3, H, W], channels-last. generator, object_label: int64 [N].
+        columns: int64 [K, N] in pinned memory, see `dataio.loading.in_memory.InMemoryLoader.gather`.
+    """
+
+    columns: torch.Tensor
+
+    @property
+    def sample_id(self) -> torch.Tensor:
+        """The images, int64 [N]."""
+        return self.columns[0]
+
+
+@dataclass
+class PassInputs:
+    """What a pass computes from, on the device: images and labels, or columns to cut them out by.
+
+    Attributes:
+        image: float [N, 3, H, W], channels-last. generator, object_label: int64 [N]. columns: see `HeldBatch`.
         numbers: int64 [8, G], a column for each micro-batch: dropout's key, known objects in the
             global batch, how it is mixed; one tensor, so that one copy brings all.
     """
 
-    image: torch.Tensor
-    generator: torch.Tensor
-    object_label: torch.Tensor
     numbers: torch.Tensor
-
-    @classmethod
-    def blank(
-        cls, images: int, micro_batches: int, size: int, image_type: torch.dtype, device: torch.device
-    ) -> "PassInputs":
-        """Inputs of a shape, all zero but for one known object."""
-        image = torch.zeros(images, 3, size, size, dtype=image_type, device=device)
-        labels = torch.zeros(2, images, dtype=torch.int64, device=device)
-        numbers = torch.ones(_ROWS, micro_batches, dtype=torch.float64, device=device).view(torch.int64)
-        return cls(image.contiguous(memory_format=torch.channels_last), labels[0], labels[1], numbers)
+    image: torch.Tensor | None = None
+    generator: torch.Tensor | None = None
+    object_label: torch.Tensor | None = None
+    columns: torch.Tensor | None = None
 
     def copy_(self, other: "PassInputs") -> None:
         """Take another's values, on the device."""
-        for name in ("image", "generator", "object_label", "numbers"):
-            getattr(self, name).copy_(getattr(other, name), non_blocking=True)
+        for name in ("numbers", "image", "generator", "object_label", "columns"):
+            mine = getattr(self, name)
+            if mine is not None:
+                mine.copy_(getattr(other, name), non_blocking=True)
 
 
 class PassStep:
@@ -67,6 +79,7 @@ class PassStep:
         config: the run's. model: the network, without DDP. keys: of its dropout.
         statistics: of its batch norms. precision: fp32, bf16 or fp16. scaler: of fp16's loss.
         class_weights: float32 [G], see `engines.train.build.class_weights`.
+        gather: makes images, generators and objects out of a `HeldBatch`'s columns.
     """
 
     def __init__(
@@ -80,18 +93,14 @@ class PassStep:
         scaler: torch.amp.GradScaler,
         class_weights: torch.Tensor | None,
         device: torch.device,
+        gather: Gather | None = None,
     ) -> None:
+        self._gather = gather
         self.config, self._model, self._keys, self._statistics = config, model, keys, statistics
         self.precision, self._scaler, self.class_weights = precision, scaler, class_weights
         self._device = device
         self._mixes = config.mix.mixup > 0 or config.mix.cutmix > 0
         self._before: dict[tuple[int, int], torch.Tensor] = {}
-
-    @property
-    def image_type(self) -> torch.dtype:
-        """What the loader's images are: half precision where a GPU computes in it."""
-        half = self._device.type == "cuda" and self.precision != "fp32"
-        return torch.float16 if half else torch.float32
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The context of a forward pass."""
@@ -99,7 +108,30 @@ class PassStep:
             return contextlib.nullcontext()
         return torch.autocast(self._device.type, PRECISIONS[self.precision])
 
-    def inputs(self, batch: Batch, *, step: int, micro_batches: range, known_objects: int) -> PassInputs:
+    def blank_inputs(self, micro_batches: int, *, columns: int = 0) -> PassInputs:
+        """Inputs of a pass, all zero but for one known object.
+
+        Args:
+            columns: rows of a `HeldBatch`'s columns, where the pass is to cut its images out itself.
+        """
+        images, size, device = (
+            micro_batches * self.config.train.micro_batch,
+            self.config.data.size,
+            self._device,
+        )
+        numbers = torch.ones(_ROWS, micro_batches, dtype=torch.float64, device=device).view(torch.int64)
+        if columns:
+            return PassInputs(numbers, columns=torch.zeros(columns, images, dtype=torch.int64, device=device))
+        half = device.type == "cuda" and self.precision != "fp32"  # as the loader gives them
+        image = torch.zeros(
+            images, 3, size, size, dtype=torch.float16 if half else torch.float32, device=device
+        )
+        labels = torch.zeros(2, images, dtype=torch.int64, device=device)
+        return PassInputs(numbers, image.contiguous(memory_format=torch.channels_last), labels[0], labels[1])
+
+    def inputs(
+        self, batch: Batch | HeldBatch, *, step: int, micro_batches: range, known_objects: int
+    ) -> PassInputs:
         """A batch and what is drawn for its micro-batches.
 
         Args:
@@ -111,25 +143,25 @@ class PassStep:
         numbers = np.zeros((_ROWS, len(places)))
         numbers[_KNOWN] = known_objects
         if self._mixes:
-            height, width = batch.image.shape[-2:]
+            size = config.data.size
             draws = draw_mix(
                 config.mix,
-                height=height,
-                width=width,
+                height=size,
+                width=size,
                 seed=config.run.seed,
                 step=step,
                 micro_batches=micro_batches,
             )
             numbers[_BLEND], numbers[_OWN_SHARE], numbers[_BOX:] = draws.blend, draws.own_share, draws.box.T
         table = torch.from_numpy(numbers.view(np.int64))
-        table[_KEY] = torch.from_numpy(
-            hash64(config.run.seed, step, PURPOSE_FORWARD, places.astype(np.uint64)).view(np.int64)
-        )
+        keys = hash64(config.run.seed, step, PURPOSE_FORWARD, places.astype(np.uint64))
+        table[_KEY] = torch.from_numpy(keys.view(np.int64))
         if self._device.type == "cuda":
             table = table.pin_memory()
-        return PassInputs(
-            batch.image, batch.generator, batch.object_label, table.to(self._device, non_blocking=True)
-        )
+        table = table.to(self._device, non_blocking=True)
+        if isinstance(batch, HeldBatch):
+            return PassInputs(table, columns=batch.columns.to(self._device, non_blocking=True))
+        return PassInputs(table, batch.image, batch.generator, batch.object_label)
 
     def expect_one_micro_batch(self) -> None:
         """Let the model take a single micro-batch, outside of `compute`."""
@@ -161,7 +193,8 @@ class PassStep:
         real = numbers.view(torch.float64)
         set_ghosts(self._model, micro_batches)
         self._keys.keys = numbers[_KEY]
-        image, mixture = inputs.image, None
+        image, generator, object_label = self._images(inputs)
+        mixture = None
         if self._mixes:
             with record_range("augment"):
                 before = self._partners(len(image), micro_batches)
@@ -175,8 +208,8 @@ class PassStep:
         generator_loss, object_loss = dual_head_loss(
             generator_logits,
             object_logits,
-            inputs.generator,
-            inputs.object_label,
+            generator,
+            object_label,
             label_smoothing=config.loss.label_smoothing,
             generator_weights=self.class_weights,
             mixture=mixture,
@@ -189,8 +222,15 @@ class PassStep:
             self._scaler.scale(loss if loss_scale == 1 else loss * loss_scale).backward()
         with torch.no_grad():
             # Of the unmixed labels: errors stay comparable with validation's.
-            sums.add(generator_logits, object_logits, inputs.generator, inputs.object_label)
+            sums.add(generator_logits, object_logits, generator, object_label)
             self._statistics.end_pass(micro_batches)
+
+    def _images(self, inputs: PassInputs) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        if inputs.columns is not None:
+            assert self._gather is not None
+            return self._gather(inputs.columns)
+        assert inputs.image is not None and inputs.generator is not None and inputs.object_label is not None
+        return inputs.image, inputs.generator, inputs.object_label
 
     def _partners(self, images: int, micro_batches: int) -> torch.Tensor:
         key = (images, micro_batches)

@@ -1,17 +1,21 @@
 """The batches of a run: training order, damaged samples, and where the pixels come from."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 
 import torch
 
-from dataio.loading.in_memory import InMemorySplit, preload
-from dataio.loading.loader import Batch
+from dataio.loading.ahead import Ahead
+from dataio.loading.in_memory import InMemoryLoader, InMemorySplit, preload
+from dataio.loading.loader import Batch, Loader
 from dataio.loading.open_loader import open_loader
 from dataio.loading.training_order import BatchSpec, TrainingOrder, training_specs
 from dataio.shards.shard_set import ShardSet
 from engines.config.detector import Config
 from engines.runtime.distributed import World
+from engines.runtime.precision import resolve_precision
 from engines.train.open_data import open_quarantine
+from engines.train.pass_step import HeldBatch
 from engines.train.validation_batches import ValidationBatches
 
 STEM_IMAGES = 2048
@@ -35,6 +39,7 @@ class RunData:
 
     def __init__(self, config: Config, world: World, train_set: ShardSet, val_set: ShardSet | None) -> None:
         self._config, self._world, self._train_set = config, world, train_set
+        self._half = resolve_precision(config.train.precision, world.device) != "fp32"
         self.order = TrainingOrder(train_set, config.data, config.run.seed, config.train.global_batch)
         self._train_quarantine = open_quarantine(config, train_set)
         self.val_quarantine = open_quarantine(config, val_set)
@@ -73,7 +78,7 @@ class RunData:
     def training_batches(self, first_step: int, last_step: int, micro_batches: int = 1) -> Iterator[Batch]:
         """The images of `training_specs`."""
         specs = self.training_specs(first_step, last_step, micro_batches)
-        return self._load(specs, micro_batches * self._config.train.micro_batch)
+        return self._load(specs, micro_batches * self._config.train.micro_batch, half=self._half)
 
     def first_batch(self, step: int, size: int) -> Batch:
         """The first images of a step, as the network will see them (before mixing)."""
@@ -86,7 +91,28 @@ class RunData:
         specs = training_specs(self.order, micro_batch=batch, rank=0, world=1, first_step=0, last_step=steps)
         return torch.cat([loaded.image.cpu() for loaded in self._load(specs, batch)])
 
-    def _load(self, specs: Iterator[BatchSpec], batch: int) -> Iterator[Batch]:
+    def gatherer(self) -> InMemoryLoader | None:
+        """What cuts a batch of a held split out of its columns, see `held_batches`; None where nothing can."""
+        if self.train_in_memory is None:
+            return None
+        loader = self._load(iter(()), 1, half=self._half)
+        assert isinstance(loader, InMemoryLoader)
+        return None if loader.resampled else loader
+
+    def held_batches(self, first_step: int, last_step: int, micro_batches: int) -> Iterator[HeldBatch]:
+        """The passes of `training_specs` as columns for `gatherer`; a thread is a few passes ahead."""
+
+        def made() -> Iterator[HeldBatch]:
+            specs = self.training_specs(first_step, last_step, micro_batches)
+            loader = self._load(specs, micro_batches * self._config.train.micro_batch)
+            assert isinstance(loader, InMemoryLoader)
+            with suppress(StopIteration):
+                while True:
+                    yield HeldBatch(loader.next_columns())
+
+        return Ahead(made, self._config.data.prefetch, "telltale-columns")
+
+    def _load(self, specs: Iterator[BatchSpec], batch: int, *, half: bool = False) -> Loader | InMemoryLoader:
         return open_loader(
             self._train_set,
             self._config.data,
@@ -94,6 +120,7 @@ class RunData:
             batch=batch,
             device=self._world.device,
             train=True,
+            half=half,
             quarantine=self._train_quarantine,
             in_memory=self.train_in_memory,
         )

@@ -21,6 +21,7 @@ from engines.train.meters import FIELDS, MetricSums
 from engines.train.nonfinite import NonFinite, is_bad, mask_update, write_dump
 from engines.train.optim import build_optimizer, learning_rate
 from engines.train.pass_runner import PassRunner
+from engines.train.pass_step import HeldBatch
 from engines.train.run_data import RunData
 from engines.train.schedule import StepSchedule, data_fingerprint, share_of_micro_batches
 from engines.train.selection import ModelSelection, SelectionUpdate, check_validation_exists
@@ -89,6 +90,7 @@ class Trainer:
             precision=self.precision,
             scaler=self.scaler,
             class_weights=class_weights(config, train_set, world.device),
+            gatherer=self.data.gatherer(),
         )
         self.statistics = self.runner.statistics
         self.average = WeightAverage(self.model, config.train.ema) if config.train.ema else None
@@ -102,7 +104,7 @@ class Trainer:
         # the bad step reported at the next log.
         self.checks_every_step = world.device.type == "cpu"
         self._data_wait = 0.0
-        self._batches: Iterator[Batch] | None = None
+        self._batches: Iterator[Batch | HeldBatch] | None = None
 
     @property
     def epoch(self) -> float:
@@ -145,16 +147,15 @@ class Trainer:
         self._set_training_mode()
         self.runner.prepare()
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self) -> Iterator[Batch | HeldBatch]:
         """The passes that `train_step` takes, from the present step on."""
         if self._batches is None:
             self.prepare()
-            self._batches = self.data.training_batches(
-                self.step, self.schedule.total_steps, self.runner.micro_batches
-            )
+            load = self.data.held_batches if self.runner.cuts_out else self.data.training_batches
+            self._batches = load(self.step, self.schedule.total_steps, self.runner.micro_batches)
         return self._batches
 
-    def use_batches(self, batches: Iterator[Batch]) -> None:
+    def use_batches(self, batches: Iterator[Batch | HeldBatch]) -> None:
         """Let `train_step` take these instead; for benchmarks."""
         self._batches = batches
 
@@ -163,7 +164,7 @@ class Trainer:
         size = min(self.config.train.micro_batch, max(1, self.config.log.images))
         return self.data.first_batch(self.step, size)
 
-    def next_batch(self) -> Batch:
+    def next_batch(self) -> Batch | HeldBatch:
         """The next of `batches`; the time it takes counts as waiting for data."""
         begin = time.perf_counter()
         faults.inject("data.next", self.step)

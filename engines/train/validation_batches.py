@@ -11,6 +11,7 @@ from dataio.shards.shard_set import ShardSet
 from engines.config.detector import Config
 from engines.runtime.distributed import World
 from engines.runtime.inference import inference_batch
+from engines.runtime.precision import resolve_precision
 
 
 class ValidationBatches:
@@ -64,6 +65,7 @@ class ValidationBatches:
             batch=self._size,
             device=self._world.device,
             train=False,
+            half=resolve_precision(self._config.train.precision, self._world.device) != "fp32",
             quarantine=self._quarantine,
             in_memory=self._in_memory,
         )

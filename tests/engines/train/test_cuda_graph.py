@@ -67,7 +67,7 @@ def test_a_pass_computes_the_same_from_inputs_that_keep_their_memory(build):
         fresh = inputs_of(batch, **drawn)
         count = fresh.numbers.shape[1]
         if count not in fixed:
-            fixed[count] = held.runner._blank_inputs(count)
+            fixed[count] = step.blank_inputs(count)
         fixed[count].copy_(fresh)
         return fixed[count]
 
@@ -79,6 +79,26 @@ def test_a_pass_computes_the_same_from_inputs_that_keep_their_memory(build):
     assert all(
         torch.equal(a, b) for a, b in zip(plain.model.parameters(), held.model.parameters(), strict=True)
     )
+
+
+def test_a_pass_that_cuts_its_images_out_of_a_held_split_is_the_same(build):
+    options = {"data__resident": True, "data__crop": "random", "data__pad": 2, "data__augment__erase": 0.5}
+    given, cut = build(**options), build(**options)
+    cut.prepare()
+    batches = cut.data.held_batches(0, 3, cut.runner.micro_batches)
+    shape = cut.runner.step_of_pass.blank_inputs(1, columns=cut.data.gatherer().columns).columns.shape
+    for _ in range(3):
+        given.train_step()
+        cut.use_batches(batches)
+        cut.train_step()
+        assert given.pop_metrics() == cut.pop_metrics()
+    assert tuple(shape) == (10, 4)
+    assert next(batches, None) is None
+
+
+def test_a_held_split_that_is_resampled_cannot_be_cut_out(build):
+    assert build(data__resident=True, data__crop="random_resized", data__pad=0).data.gatherer() is None
+    assert build().data.gatherer() is None
 
 
 def test_a_graph_that_is_asked_for_and_cannot_be_is_an_error(build):
