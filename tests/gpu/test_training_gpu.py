@@ -55,6 +55,16 @@ def test_every_step_of_a_graph_equals_the_eager_step(tiny_shards, name):
     _assert_same_weights(captured, eager)
 
 
+def test_a_graph_cuts_a_held_split_as_the_loader_does(tiny_shards):
+    changes = {**UNEVEN, "data__resident": True, "data__augment__erase": 0.5, "mix__mixup": 0.4}
+    eager = build_trainer(tiny_shards, "cuda:0", **changes, train__graph="off")
+    captured = build_trainer(tiny_shards, "cuda:0", **changes, train__graph="on")
+    for _ in range(STEPS):
+        assert train_losses(captured, 1) == pytest.approx(train_losses(eager, 1), rel=1e-4)
+    assert captured.runner.cuts_out and not eager.runner.cuts_out
+    _assert_same_weights(captured, eager)
+
+
 @pytest.mark.parametrize(("first", "second"), [("on", "off"), ("off", "on"), ("on", "on")])
 def test_a_resumed_run_follows_with_a_graph_or_without(tiny_shards, first, second):
     changes = {**UNEVEN, **RANDOM["mixing and dropout"]}
