@@ -29,6 +29,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "report": ("report", "write the report of an evaluation again"),
         "protocol": ("protocol", "robustness, aligned views, cross-generator, leave-one-out"),
         "grid": ("grid", "train and evaluate every combination of a sweep file"),
+        "wandb": ("wandb_sync", "make Weights & Biases' copy of runs again"),
     },
     "Language model": {
         "finetune": ("finetune_mlm", "finetune TinyLLaVA under DeepSpeed"),

@@ -200,18 +200,22 @@ class RunLog:
             text = f"{type(error).__name__}: {one_line(error)}; {self._folder}"
             self._wandb.alert(f"{self._wandb.name[:40]}: {what}", text)
         if self._config.artifacts and exit_code == 0:
-            self._record_artifacts()
+            record_artifacts(self._wandb, self._folder, self._settings, self._best.values)
         self._wandb.close(exit_code)
 
-    def _record_artifacts(self) -> None:
-        if manifest := shards_manifest(self._settings):
-            self._wandb.artifact(
-                "dataset", {manifest.name: manifest}, {"folder": str(manifest.parent)}, used=True
-            )
-        best = self._best.values
-        self._wandb.artifact(
-            "model", weight_files(self._folder), {"folder": str(self._folder), **best}, used=False
-        )
+
+def record_artifacts(
+    run: WandbRun, folder: Path, settings: Mapping[str, Any], best: Mapping[str, float]
+) -> None:
+    """Record a run's weights and its shards' manifest in W&B, by reference.
+
+    Args:
+        settings: the run's configuration. best: values of its validations, stored with the weights.
+    """
+    manifest = Path(str(settings.get("data", {}).get("shards", ""))) / "manifest.json"
+    if manifest.is_file():
+        run.artifact("dataset", {manifest.name: manifest}, {"folder": str(manifest.parent)}, used=True)
+    run.artifact("model", _weight_files(folder), {"folder": str(folder), **best}, used=False)
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -220,13 +224,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
-def shards_manifest(settings: Mapping[str, Any]) -> Path | None:
-    """The manifest of the shards that a configuration names, if there is one on this machine."""
-    path = Path(str(settings.get("data", {}).get("shards", ""))) / "manifest.json"
-    return path if path.is_file() else None
-
-
-def weight_files(folder: Path) -> dict[str, Path]:
+def _weight_files(folder: Path) -> dict[str, Path]:
     """A run's weights by name: best.pt and final.safetensors, or a finetuned model's newest checkpoint."""
     found = {name: folder / name for name in ("best.pt", "final.safetensors") if (folder / name).is_file()}
     marked = sorted(

@@ -1,7 +1,7 @@
 """One run of Weights & Biases for one folder; what fails there is a warning and stops nothing.
 
 RUN/wandb.json holds the run's id, which every continuation and every rebuild uses. Nothing here reads
-metrics: `engines.runtime.run_log` and `engines.runtime.wandb_records` say what is logged.
+metrics: `engines.runtime.run_log` and `engines.runtime.wandb_rebuild` say what is logged.
 """
 
 import contextlib
@@ -18,6 +18,8 @@ from dataio.core.log import log
 from engines.runtime.versions import commit_of, version_of
 
 ID_FILE = "wandb.json"
+FACTS = ("code", "data_digest")
+"""Of W&B's configuration, what is no key of the run's own."""
 _ID_CHARACTERS = string.ascii_lowercase + string.digits
 AlertLevel = Literal["ERROR", "WARN"]
 
@@ -44,26 +46,28 @@ def _has_netrc_key() -> bool:
     return False
 
 
-def run_id_of(folder: Path, checkpoints_id: str = "") -> str:
-    """The id of a folder's run, "" if it has none yet.
+def stored_record(folder: Path) -> dict[str, Any]:
+    """What RUN/wandb.json holds: id, and the code and data_digest of the last start; {} without the file."""
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads((folder / ID_FILE).read_text())
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
+def choose_run_id(folder: Path, checkpoints_id: str, settings: Mapping[str, Any]) -> str:
+    """The id of a folder's run; WANDB_RUN_ID's (a sweep's agent sets it) or a new one if it has none.
 
     Args:
         checkpoints_id: what a checkpoint of this folder says, for runs begun before there was the file.
-    """
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return str(json.loads((folder / ID_FILE).read_text())["id"])
-    return checkpoints_id
-
-
-def choose_run_id(folder: Path, checkpoints_id: str = "") -> str:
-    """The id of a folder's run; WANDB_RUN_ID's (a sweep's agent sets it) or a new one if it has none.
+        settings: `code` and `data_digest` of them are stored beside the id.
 
     Raises:
         OSError: the file cannot be written.
     """
-    found = run_id_of(folder, checkpoints_id) or os.environ.get("WANDB_RUN_ID", "")
-    found = found or "".join(secrets.choice(_ID_CHARACTERS) for _ in range(8))
-    write_text(folder / ID_FILE, json.dumps({"id": found}) + "\n")
+    found = stored_record(folder).get("id") or checkpoints_id or os.environ.get("WANDB_RUN_ID")
+    found = str(found or "".join(secrets.choice(_ID_CHARACTERS) for _ in range(8)))
+    facts = {key: settings[key] for key in FACTS if key in settings}
+    write_text(folder / ID_FILE, json.dumps({"id": found, **facts}) + "\n")
     return found
 
 
@@ -80,7 +84,7 @@ class WandbRun:
         mode: of `choose_mode`; "off" makes one that does nothing.
         project, group, job_type: of W&B; an empty group is WANDB_RUN_GROUP's, else the folder's name.
         settings: W&B's `config`, nested.
-        checkpoints_id: see `run_id_of`.
+        checkpoints_id: see `choose_run_id`.
         replaces: start over under the same id, so that what W&B has of it is replaced; otherwise continue.
         files: where W&B writes, instead of `folder`.
     """
@@ -108,7 +112,7 @@ class WandbRun:
         with self._failure_as_warning("starting Weights & Biases"):
             import wandb
 
-            self.id = choose_run_id(folder, checkpoints_id)
+            self.id = choose_run_id(folder, checkpoints_id, settings)
             self._run = wandb.init(
                 project=project,
                 name=self.name,
