@@ -12,6 +12,7 @@ if not torch.cuda.is_available():
 pytest.importorskip("triton", reason="Triton is not installed: it comes with PyTorch for Linux")
 
 from models.detector.norms import fused_norm
+from models.detector.norms.fused_pool import fused_max_pool
 from models.detector.norms.ghost_modules import GhostBatchNorm2d, GhostNorm
 from models.detector.norms.ghost_norm import set_ghosts, use_ghost_norms
 from tests.models.detector.norms.norm_cases import Case, check, fused
@@ -50,6 +51,17 @@ def test_bits_repeat():
         torch.testing.assert_close(fused(case, "cuda"), first, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_max_pooling_is_the_librarys(dtype):
+    x = torch.randn(5, 64, 113, 96, device="cuda").relu().to(dtype)
+    x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+    found, expected = fused_max_pool(x), torch.nn.functional.max_pool2d(x, 3, 2, 1)
+    assert torch.equal(found, expected)
+    dy = torch.randn_like(found)
+    gradients = [torch.autograd.grad(y, x, dy)[0] for y in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=2**-7, atol=2**-7)
+
+
 def resnet(ghosts):
     torch.manual_seed(0)
     net = build_backbone("resnet50")[0].cuda().to(memory_format=torch.channels_last)
@@ -72,7 +84,7 @@ def distance(a, b):
 
 @pytest.mark.parametrize("ghosts", [1, 4])
 def test_a_resnet_in_bf16_is_as_exact_as_with_pytorchs_norms(ghosts, monkeypatch):
-    torch.backends.cudnn.allow_tf32 = False
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     images = torch.randn(32, 3, 96, 96, device="cuda").contiguous(memory_format=torch.channels_last)
     net = resnet(ghosts)
     found = one_pass(copy.deepcopy(net), images)
@@ -140,7 +152,9 @@ def test_a_captured_pass_equals_the_eager_one():
     ]
     net.load_state_dict(start)
     eager, gradients = one_pass(net, images)
-    torch.testing.assert_close(captured, [eager, *gradients, *net.buffers()], rtol=0.02, atol=1e-3)
+    for found, expected in zip(captured, [eager, *gradients, *net.buffers()], strict=True):
+        # cuDNN may add the weights' gradients in another order.
+        assert distance(found.float(), expected.float()) < 0.02 or torch.equal(found, expected)
     norms = [m for m in net.modules() if isinstance(m, GhostBatchNorm2d)]
     assert all(norm.num_batches_tracked == 0 for norm in norms)
 

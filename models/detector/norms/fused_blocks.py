@@ -4,6 +4,7 @@ Separate additions and activations read and write every map again: 10 of 53 ms o
 on an H200. The modules that a block no longer calls stay in place, so names are unchanged.
 """
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -11,7 +12,17 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from models.detector.backbones.cifarnet import CifarBlock
-from models.detector.norms.ghost_modules import Activation, GhostBatchNorm2d
+from models.detector.norms.ghost_modules import Activation, GhostBatchNorm2d, GhostNorm
+
+
+@cache
+def _fused_pool() -> Any:
+    """The module of the Triton path, or None where Triton is not installed."""
+    try:
+        from models.detector.norms import fused_pool
+    except ImportError:
+        return None
+    return fused_pool
 
 
 class FusedBasicBlock(BasicBlock):
@@ -42,6 +53,29 @@ class FusedResNet(ResNet):
         return self.fc(torch.flatten(self.avgpool(x), 1))
 
 
+class FusedMaxPool2d(nn.MaxPool2d):
+    """nn.MaxPool2d(3, 2, 1) of channels_last maps by Triton kernels where `GhostNorm.path` allows them."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Float [N, C, H, W] to float [N, C, (H + 1) // 2, (W + 1) // 2]."""
+        wanted = GhostNorm.path == "triton" or (GhostNorm.path == "auto" and input.is_cuda)
+        if torch.compiler.is_compiling() or not wanted or input.dim() != 4 or not input.numel():
+            return super().forward(input)
+        pool = _fused_pool()
+        if pool is None or input.dtype not in pool.POOL_DTYPES:
+            return super().forward(input)
+        if not input.is_contiguous(memory_format=torch.channels_last):
+            return super().forward(input)
+        return pool.fused_max_pool(input)
+
+
+def _is_resnets_pooling(module: nn.Module) -> bool:
+    if type(module) is not nn.MaxPool2d or module.ceil_mode or module.return_indices:
+        return False
+    sizes = (module.kernel_size, module.stride, module.padding, module.dilation)
+    return all(size in (wanted, (wanted, wanted)) for size, wanted in zip(sizes, (3, 2, 1, 1), strict=True))
+
+
 class FusedCifarBlock(CifarBlock):
     """cifarnet's block, with GELU in its norms."""
 
@@ -61,12 +95,14 @@ _FUSED: dict[type[nn.Module], tuple[type[nn.Module], str, type[nn.Module], Activ
 
 
 def use_fused_blocks(model: nn.Module) -> None:
-    """Fuse the blocks whose norms are all GhostBatchNorm2d; others stay as they are.
+    """Fuse the blocks whose norms are all GhostBatchNorm2d, and ResNet's max pooling; others stay.
 
     Args:
         model: changed in place; only classes and the norms' `activation` change.
     """
     for module in model.modules():
+        if _is_resnets_pooling(module):
+            module.__class__ = FusedMaxPool2d
         if type(module) not in _FUSED:
             continue
         fused, unused, kind, activation, names = _FUSED[type(module)]

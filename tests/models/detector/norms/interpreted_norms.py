@@ -5,9 +5,12 @@ import os
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from models.detector.backbones.cifarnet import CifarNet
 from models.detector.norms.fused_norm import tiling
+from models.detector.norms.fused_pool import fused_max_pool
 from models.detector.norms.ghost_modules import GhostBatchNorm2d, GhostNorm
 from models.detector.norms.ghost_norm import set_ghosts, use_ghost_norms
 from tests.models.detector.norms.norm_cases import Case, check, fused, inputs
@@ -114,6 +117,37 @@ def test_a_value_that_is_not_finite_stays_visible():
     ]  # momentum 1 forgets
     (gradient,) = torch.autograd.grad(y.sum(), x)
     assert gradient[:, 1].isnan().all()
+
+
+@pytest.mark.parametrize(
+    "shape", [(2, 24, 9, 14), (1, 64, 8, 8), (3, 16, 1, 1), (1, 17, 2, 5), (2, 136, 17, 3)], ids=str
+)
+def test_max_pooling_has_the_librarys_values_and_winners(shape):
+    x = torch.randn(shape).relu()  # many equal values: the first wins
+    x[0, 0, 0, 0], x[0, 1] = torch.nan, -torch.inf
+    x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+    found, expected = fused_max_pool(x), F.max_pool2d(x, 3, 2, 1)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    dy = torch.randn(expected.shape)
+    gradients = [torch.autograd.grad(y, x, dy)[0] for y in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_max_pooling_in_half_precision(dtype, monkeypatch):
+    pool = nn.MaxPool2d(3, 2, 1)
+    use_ghost_norms(pool)
+    x = torch.randn(1, 16, 12, 10).to(dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
+    dy = torch.randn(1, 16, 6, 5).to(dtype)
+    results = {}
+    for path in ("plain", "triton"):
+        monkeypatch.setattr(GhostNorm, "path", path)
+        y = pool(x)
+        results[path] = y, torch.autograd.grad(y, x, dy)[0]
+    assert "FusedPool" in y.grad_fn.name()
+    assert torch.equal(results["plain"][0], results["triton"][0])
+    torch.testing.assert_close(results["triton"][1], results["plain"][1], rtol=2**-7, atol=2**-7)
 
 
 def test_one_value_per_channel_is_refused_as_torch_does():

@@ -35,10 +35,23 @@ def inputs(case, device):
     maps[0] = maps[0] * case.std + case.mean
     # Ghost batches differ, so that statistics of the wrong one show.
     maps[0] += torch.arange(case.ghosts).repeat_interleave(case.images).view(-1, 1, 1, 1) * case.std
-    maps = [m.to(device, case.dtype).contiguous(memory_format=torch.channels_last) for m in maps]
-    rows = torch.randn(4, case.channels, generator=generator)
-    rows[0], rows[3] = rows[0].abs() + 0.5, rows[3].abs()
-    return *maps, *rows.to(device)
+    x, residual, dy = (m.to(device, case.dtype).contiguous(memory_format=torch.channels_last) for m in maps)
+    weight, bias, mean, var = torch.randn(4, case.channels, generator=generator).to(device)
+    weight, var = weight.abs() + 0.5, var.abs()
+    if case.activation == "relu":  # on which side of zero a value falls may be a matter of rounding
+        dy[before_activation(case, x, residual, weight, bias)[0].abs() < 1e-4] = 0
+    return x, residual, dy, weight, bias, mean, var
+
+
+def before_activation(case, x, residual, weight, bias):
+    """By the definition, in float64; also the mean and the biased variance of each ghost batch."""
+    x, residual, weight, bias = (t.double() for t in (x, residual, weight, bias))
+    parts = x.unflatten(0, (case.ghosts, case.images))
+    means = parts.mean((1, 3, 4), keepdim=True)
+    variances = parts.var((1, 3, 4), correction=0, keepdim=True)
+    z = ((parts - means) / (variances + EPS).sqrt()).flatten(0, 1)
+    z = z * weight.view(-1, 1, 1) + bias.view(-1, 1, 1)
+    return z + residual if case.residual else z, means.flatten(1), variances.flatten(1)
 
 
 def fused(case, device):
@@ -65,16 +78,12 @@ def reference(case, device):
     """The same by the definition, in float64 from the same rounded numbers."""
     x, residual, dy, weight, bias, mean, var = (t.double() for t in inputs(case, device))
     leaves = [t.requires_grad_() for t in (x, residual, weight, bias)]
-    parts = x.unflatten(0, (case.ghosts, case.images))
-    dims = (1, 3, 4)
-    means, variances = parts.mean(dims, keepdim=True), parts.var(dims, correction=0, keepdim=True)
-    z = ((parts - means) / (variances + EPS).sqrt()).flatten(0, 1)
-    z = z * weight.view(-1, 1, 1) + bias.view(-1, 1, 1)
-    z = z + residual if case.residual else z
+    z, means, variances = before_activation(case, x, residual, weight, bias)
     y = {"none": lambda t: t, "relu": F.relu, "gelu": F.gelu}[case.activation](z)
     y.backward(dy)
-    mean = (1 - MOMENTUM) * mean + MOMENTUM * parts.mean(dims).mean(0)
-    var = (1 - MOMENTUM) * var + MOMENTUM * parts.var(dims).mean(0)
+    rows = case.images * case.height * case.width
+    mean = (1 - MOMENTUM) * mean + MOMENTUM * means.mean(0)
+    var = (1 - MOMENTUM) * var + MOMENTUM * variances.mean(0) * rows / (rows - 1)
     return named(y.detach(), *(leaf.grad for leaf in leaves), mean.detach(), var.detach())
 
 

@@ -44,6 +44,8 @@ def test_the_kernels_in_tritons_interpreter(repo_root):
         ("partial_gradients", 3, {"ACT": 1, "RESIDUAL": True, "ROWS": 32, "COLS": 64, "STAGES": 3}),
         ("merged_gradients", 2, {"SPLITS": 128, "COLS": 16}),
         ("input_gradient", 2, {"ACT": 2, "ROWS": 64, "COLS": 128}),
+        ("pooled_map", 9, {"ROWS": 32, "COLS": 64}),
+        ("unpooled_map", 4, {"ROWS": 32, "COLS": 64}),
     ],
 )
 def test_a_kernel_compiles_for_an_h100_with_accesses_of_16_bytes(
@@ -52,17 +54,19 @@ def test_a_kernel_compiles_for_an_h100_with_accesses_of_16_bytes(
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from models.detector.norms import fused_kernels
+    from models.detector.norms import fused_kernels, pool_kernels
 
     if os.environ.get("TRITON_INTERPRET") == "1":
         pytest.skip("TRITON_INTERPRET is set: kernels are interpreted, not compiled")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    kernel = getattr(fused_kernels, name)
+    kernel = getattr(fused_kernels, name, None) or getattr(pool_kernels, name)
     maps = {"x_ptr", "residual_ptr", "y_ptr", "dy_ptr", "saved_ptr", "dz_ptr", "dx_ptr"}
     kinds, aligned = {}, {}
     for place, argument in enumerate(kernel.arg_names):
         pointer = argument.endswith("_ptr")
         kinds[argument] = ("*bf16" if argument in maps else "*fp32") if pointer else "i32"
+        if argument == "winner_ptr":
+            kinds[argument] = "*u8"
         if argument in ("eps", "momentum"):
             kinds[argument] = "fp32"
         if argument in constants:

@@ -12,6 +12,7 @@ from models.detector.backbones.registry import build_backbone
 from models.detector.config import ModelConfig
 from models.detector.dual_head import DualHead
 from models.detector.flops import training_flops
+from models.detector.norms.fused_blocks import FusedMaxPool2d
 from models.detector.norms.ghost_modules import GhostBatchNorm1d, GhostBatchNorm2d, GhostNorm
 from models.detector.norms.ghost_norm import set_ghosts, use_ghost_norms
 
@@ -127,6 +128,14 @@ def test_fused_blocks_call_no_activation_of_their_own():
     assert (kinds.count("relu"), kinds.count("none")) == (49, 4)  # the four are on shortcuts
 
 
+def test_only_pooling_like_resnets_is_replaced():
+    kinds = [nn.MaxPool2d(3, 2, 1), nn.MaxPool2d((3, 3), (2, 2), (1, 1)), nn.MaxPool2d(2), nn.MaxPool2d(3, 2)]
+    kinds += [nn.MaxPool2d(3, 2, 1, ceil_mode=True), nn.MaxPool2d(3, 2, 1, return_indices=True)]
+    net = nn.ModuleList(kinds)
+    use_ghost_norms(net)
+    assert [type(m) is FusedMaxPool2d for m in net] == [True, True, False, False, False, False]
+
+
 def test_replacing_twice_changes_nothing():
     net = network("resnet18")
     use_ghost_norms(net)
@@ -192,11 +201,11 @@ def test_activation_and_residual(activation, with_residual):
 
 
 def test_a_network_compiles_as_one_graph():
-    net = network("cifarnet")
+    net = nn.Sequential(nn.MaxPool2d(3, 2, 1), network("cifarnet"))
     use_ghost_norms(net)
     set_ghosts(net, 2)
     compiled = torch.compile(copy.deepcopy(net), backend="aot_eager", fullgraph=True)
-    images = torch.randn(4, 3, 16, 16, dtype=torch.float64)
+    images = torch.randn(4, 3, 32, 32, dtype=torch.float64)
     torch.testing.assert_close(compiled(images), net(images), rtol=1e-9, atol=1e-9)
 
 
