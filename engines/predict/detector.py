@@ -56,7 +56,7 @@ class Queued:
 
     Attributes:
         answers: P(generator), P(object) on their way; None where `finished` has the results already.
-        pixels: float32 [N, 3, S, S] on the device.
+        pixels: float [N, 3, S, S] on the device.
     """
 
     answers: HostCopy | None
@@ -160,7 +160,10 @@ class Detector:
         return to_pixels(prediction.pixels, self.config.data.mean, self.config.data.std)[0]
 
     def _decode(self, images: Sequence[Encoded]) -> torch.Tensor:
-        """Evaluation's crop of each: float32 [N, 3, S, S], normalized, channels-last in memory."""
+        """Evaluation's crop of each: float [N, 3, S, S], normalized, channels-last in memory.
+
+        float32; float16 on a GPU that computes in half precision.
+        """
         size = (np.asarray([i.width for i in images]), np.asarray([i.height for i in images]))
         boxes, flips = center_boxes(self.config.data.eval_crop, *size)
         self._inputs = pipeline_inputs([np.frombuffer(i.data, np.uint8) for i in images], boxes, flips)
@@ -176,6 +179,7 @@ class Detector:
                 resample=True,
                 pad=False,
                 augmented=False,
+                half=self.device.type == "cuda" and self._precision != "fp32",  # as evaluation
             )
         # A copy, since DALI uses its buffer again.
         stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
@@ -194,11 +198,11 @@ class Detector:
         if self.calibration is not None:
             p_fake = self.calibration.probability(p_fake)
         verdict = self.calibration.verdict if self.calibration else uncalibrated_verdict
-        names = self.model.objects
+        names, inputs = self.model.objects, pixels.float()
         for number, (p, object_) in enumerate(zip(generator, objects, strict=True)):
             best, probability = int(p.argmax()), float(p_fake[number])
             yield Prediction(
-                pixels=pixels[number : number + 1],
+                pixels=inputs[number : number + 1],
                 p_fake=probability,
                 calibrated=self.calibration is not None,
                 verdict=verdict(probability),
