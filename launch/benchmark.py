@@ -60,6 +60,7 @@ def make_parser() -> Parser:
     add("--files", default="1000,10000", help="shard-memory, predict-memory: numbers of tiny files")
     add("--cifake", default="", help="gpu-check: folder of CIFAKE's shards, to time its speed run")
     add = parser.add_argument_group("Results").add_argument
+    add("--commit", default="", help="gpu-check: the code's commit, where the folder is not a repository")
     add("--output", default="", help="JSON file of the results")
     add("--compare", default="", help="an earlier JSON file to compare with")
     add("--tolerance", type=float, default=0.15, help="share by which a median may fall")
@@ -76,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if options.groups == ["gpu-check"]:
         return _gpu_check(options)
-    for key in ("parts", "cifake"):
+    for key in ("parts", "cifake", "commit"):
         if options[key]:
             raise UserError(f"--{key} is {options[key]}, expected only with gpu-check")
     names = list(NAMES) if options.groups == ["all"] else options.groups
@@ -104,7 +105,7 @@ def _gpu_check(options: Any) -> int:
     from engines.benchmark.session import run_gpu_check
 
     workers = options.workers if options.workers != parser.get_default("workers") else 0
-    keys = ("parts", "device", "data", "cifake", "tiny", "output")
+    keys = ("parts", "device", "data", "cifake", "tiny", "commit", "output")
     return run_gpu_check(CheckPlan(**{key: options[key] for key in keys}, workers=workers))
 
 

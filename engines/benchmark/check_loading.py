@@ -5,11 +5,13 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from dataio.images.opening import quiet_pillow
 from dataio.loading.loader import Batch, Loader
 from dataio.loading.training_order import evaluation_specs
 from dataio.shards.shard_set import ShardSet
@@ -28,6 +30,8 @@ from engines.predict.predict import predict
 from engines.runtime.inference import HostCopy, fetch_late, inference_batch
 from engines.runtime.precision import resolve_precision
 from models.detector.dual_head import DualHead
+
+_AHEAD = 2  # batches that `fetch_late` has queued
 
 
 def _windows(once: Callable[[], Run], repeats: int) -> tuple[float, float]:
@@ -66,9 +70,11 @@ def measure_inference(task: CheckTask, report: Reporter) -> None:
         _prediction(task, report)
 
 
-def _repeated(task: CheckTask, work: Callable[[], int]) -> float:
+def _repeated(task: CheckTask, work: Callable[[], int], ready: int = READY) -> float:
+    """Median images/s; `ready` calls before each window, as many as were prepared in advance."""
+
     def once() -> Run:
-        images, seconds = timed(work, task.settings.seconds, ready=READY)
+        images, seconds = timed(work, task.settings.seconds, ready=ready)
         synchronize(task.settings)
         return Run(images, seconds)
 
@@ -107,7 +113,7 @@ def _evaluation(task: CheckTask, report: Reporter) -> None:
 
     with autocast(world.device, precision):
         computed = answers(itertools.repeat(image))
-        alone = _repeated(task, lambda: len(next(computed)[0]))
+        alone = _repeated(task, lambda: len(next(computed)[0]), ready=_AHEAD)
         report.figure("evaluation: model alone", alone, "img/s")
         both = answers(each.image for each in batches())
         rate = _repeated(task, lambda: len(next(both)[0]))
@@ -127,19 +133,15 @@ def _prediction(task: CheckTask, report: Reporter) -> None:
     inputs = [Input(str(file), file.read_bytes) for file in files]
     sources = [file.read_bytes() for file in files[: detector.batch]]
     encoded = [detector.prepare(source) for source in sources]
-    begin = time.perf_counter()
-    for source in sources[:64]:
-        detector.prepare(source)
-    each = (time.perf_counter() - begin) / min(64, len(sources))
-    # One thread's speed times threads: an upper bound.
-    codec = settings.workers / each
-    report.figure("prediction: codec alone, at most", codec, "img/s", threads=settings.workers)
+    with quiet_pillow(), ThreadPoolExecutor(settings.workers) as pool:
+        codec = _repeated(task, lambda: len(list(pool.map(detector.prepare, sources))), ready=1)
+    report.figure("prediction: codec alone", codec, "img/s", threads=settings.workers)
 
     def known() -> int:
         detector.predict(encoded)
         return len(encoded)
 
-    alone = _repeated(task, known)
+    alone = _repeated(task, known, ready=1)
     report.figure("prediction: decoding and model alone", alone, "img/s")
     rows = predict(detector, itertools.cycle(inputs), workers=settings.workers)
 

@@ -62,6 +62,7 @@ class Reporter:
         except Exception:
             self.failed(what, traceback.format_exc())
         finally:
+            gc.unfreeze()
             gc.collect()
             if torch.cuda.is_initialized():
                 torch.cuda.empty_cache()

@@ -46,7 +46,8 @@ class CheckPlan:
     Attributes:
         parts: names with commas, "" for all. data: folder of the images, drawn where missing.
         cifake: folder of CIFAKE's shards, "" for none. workers: processes or threads, 0 for the cores, at most 16.
-        tiny: few images, short windows. output: JSON file, which may hold earlier results, "" for none.
+        tiny: few images, short windows. commit: the code's, where it cannot be seen.
+        output: JSON file, which may hold earlier results, "" for none.
     """
 
     parts: str
@@ -55,6 +56,7 @@ class CheckPlan:
     cifake: str = ""
     workers: int = 0
     tiny: bool = False
+    commit: str = ""
     output: str = ""
 
 
@@ -87,7 +89,8 @@ def run_check(plan: CheckPlan, say: Say, *, deadline: float = DEADLINE) -> int:
             record = {"status": "not run", "seconds": 0.0, "figures": {}, "errors": {}}
             written["parts"].setdefault(part.name, record)
         else:
-            written["parts"][part.name] = _run_part(part, task, min(left, part.limit * slack), say)
+            record = _run_part(part, task, min(left, part.limit * slack), say)
+            written["parts"][part.name] = {"commit": written["commit"], **record}
         judged = plan.device == "cuda" and not plan.tiny
         written["goals"] = judge(_figures(written), judged=judged)
         if plan.output:
@@ -125,7 +128,7 @@ def _document(plan: CheckPlan, task: CheckTask) -> dict[str, Any]:
         "version": _VERSION,
         "machine": {**machine(), "driver": _driver() if plan.device == "cuda" else None},
         "versions": versions(),
-        "commit": commit_of(),
+        "commit": commit_of() or plan.commit,
         "command": " ".join(["python", *[os.path.relpath(sys.argv[0]), *sys.argv[1:]]]),
         "settings": {**settings, "tiny": plan.tiny},
         "parts": {},
@@ -183,7 +186,6 @@ def _run_part(part: CheckPart, task: CheckTask, limit: float, say: Say) -> dict[
         "status": "done",
         "seconds": 0.0,
         "limit": limit,
-        "commit": commit_of(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {name: version_of(name) for name in ("torch", "nvidia-dali-cuda130")},
         "figures": {},

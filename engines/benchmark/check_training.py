@@ -1,5 +1,6 @@
 """Parts of a GPU check that train: the step alone, from tars, ghost batches, augmentation, checkpoints."""
 
+import gc
 import itertools
 import statistics
 import tempfile
@@ -47,10 +48,14 @@ def _rate(trainer: Trainer, task: CheckTask, *, in_memory: bool = False) -> tupl
     if in_memory:
         trainer.use_batches(itertools.repeat(next(trainer.batches())))
     once = training_steps(trainer, task.settings)
+    # As a run does; see engines/train/loop.py.
+    gc.collect()
+    gc.freeze()
     once()
     begin, cpu = time.perf_counter(), family_cpu_seconds()
     runs = [once() for _ in range(task.repeats)]
     cores = (family_cpu_seconds() - cpu) / (time.perf_counter() - begin)
+    gc.unfreeze()  # the next trainer needs this one's memory
     rates = [run.images / run.seconds for run in runs]
     details: dict[str, Any] = {
         "rates": rates,
