@@ -1,6 +1,7 @@
 """A session of `telltale benchmark`: its groups measured, the results written."""
 
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -86,6 +87,8 @@ def run_memory(groups: Sequence[str], counts: Sequence[int], data: str, output: 
 
 def run_gpu_check(plan: CheckPlan) -> int:
     """Run a GPU check, each figure printed as it comes; see `run_check`."""
+    # An exception, so that the part that runs is ended too.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     code = run_check(plan, lambda text: print(text, flush=True))
     if plan.output:
         print(f"\nresults: {plan.output}")
