@@ -27,17 +27,17 @@ class CheckPart:
 PARTS = {
     part.name: part
     for part in (
-        CheckPart("tests", "tests/gpu", 90, 180),
-        CheckPart("step", "ResNet-50's step alone: norms fused or plain, CUDA graph on or off", 40, 80),
-        CheckPart("tars", "the same from tars through DALI", 25, 60),
+        CheckPart("tests", "tests/gpu", 80, 180),
+        CheckPart("step", "ResNet-50's step alone: norms fused or plain, CUDA graph on or off", 50, 90),
+        CheckPart("tars", "the same from tars through DALI", 20, 60),
         CheckPart("ghosts", "global batch 1,024 in ghost batches of 32", 30, 70),
         CheckPart("decode", "decoding and augmenting alone", 30, 60),
         CheckPart("augment", "training with jpeg, blur, resize and erase", 30, 70),
-        CheckPart("evaluate", "evaluation and prediction beside loader and model alone", 30, 60),
+        CheckPart("evaluate", "evaluation and prediction beside loader and model alone", 40, 80),
         CheckPart("cifake", "the speed run on CIFAKE-like shards", 30, 60),
         CheckPart("checkpoint", "how long a save stops training", 20, 45),
-        CheckPart("finetune", "TinyLLaVA, ours and upstream's recipe", 65, 120),
-        CheckPart("peers", "timm's and torchvision's loops, and DALI with plain PyTorch", 60, 110),
+        CheckPart("finetune", "TinyLLaVA, ours and upstream's recipe", 70, 120),
+        CheckPart("peers", "timm's and torchvision's loops, and DALI with plain PyTorch", 50, 100),
         CheckPart("compile", "the step under torch.compile", 75, 130, optional=True),
     )
 }

@@ -127,6 +127,8 @@ def measure_finetuning(task: CheckTask, report: Reporter) -> None:
     group = GROUPS["finetune"]
     # An image takes a worker 13 ms: more of them are never needed.
     settings = replace(task.settings, workers=min(8, task.settings.workers))
+    if not task.tiny:
+        settings = replace(settings, seconds=4.0)  # a step of the 3.1 B model takes that long
     rates = {}
     for name in ("telltale", _UPSTREAM):
         with report.attempt(name):

@@ -104,7 +104,7 @@ def run_check(plan: CheckPlan, say: Say, *, deadline: float = DEADLINE) -> int:
 def _task(plan: CheckPlan) -> CheckTask:
     workers = plan.workers or min(16, len(os.sched_getaffinity(0)))
     size = {"images": 150, "batch": 16, "seconds": 0.1} if plan.tiny else {"images": 2000, "batch": 256}
-    values: dict[str, Any] = {"small": 400, "seconds": 3.0, **size}
+    values: dict[str, Any] = {"small": 400, "seconds": 1.5, **size}
     folder = Path(plan.data).resolve() / f"{values['images']}-{values['small']}"
     settings = BenchmarkSettings(folder=str(folder), device=plan.device, workers=workers, **values)
     cifake = str(Path(plan.cifake).resolve()) if plan.cifake else ""
