@@ -216,6 +216,7 @@ class Trainer:
             self.config.optim,
             self.step,
             self.schedule.total_steps,
+            global_batch=self.config.train.global_batch,
             frozen_steps=self.schedule.frozen_steps,
             cuts=self.selection.cuts,
         )
@@ -304,8 +305,7 @@ class Trainer:
                 self.config,
                 self.world,
                 self._each_validation_batch,
-                quarantine=self.data.val_quarantine,
-                in_memory=self.data.val_in_memory,
+                batches=self.data.val_batches,
             )
 
     def _each_validation_batch(self) -> None:

@@ -48,6 +48,12 @@ def test_golden_losses_of_20_steps(build):
     assert losses == pytest.approx(json.loads(GOLDEN.read_text()), rel=1e-2)
 
 
+def test_a_rate_for_another_batch_is_scaled_by_the_batch_in_use(build):
+    trainer = build(optim__lr=0.01, optim__lr_batch=64, optim__schedule="constant", optim__warmup=0)
+    trainer.train_step()
+    assert trainer.pop_metrics()["lr"] == pytest.approx(0.01 * 16 / 64)
+
+
 def test_training_learns(build):
     losses = train(build(train__steps=20, train__micro_batch=16, optim__lr=0.02, loss__object=0), 20)
     assert sum(losses[-4:]) < 0.9 * sum(losses[:4])
