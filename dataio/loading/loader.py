@@ -95,7 +95,7 @@ class Loader:
         half: bool = False,
         quarantine: Quarantine | None = None,
     ) -> None:
-        if device.type == "cuda" and device.index is None:
+        if str(device) == "cuda":  # without a number
             device = torch.device("cuda", torch.cuda.current_device())  # of this thread
         self.shards, self.device = shards, device
         build = partial(
