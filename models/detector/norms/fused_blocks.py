@@ -28,19 +28,40 @@ def _fused_pool() -> Any:
 class FusedBasicBlock(BasicBlock):
     """torchvision's BasicBlock, with ReLU and addition in its norms."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Float [N, C, H, W] to float [N, C', H', W']."""
+    def forward(self, x: Tensor, shortcut: Tensor | None = None, split: bool = False) -> Any:
+        """Float [N, C, H, W] to float [N, C', H', W']; see `FusedStage` for the arguments."""
+        shortcut = x if shortcut is None else shortcut
         out = self.conv2(self.bn1(self.conv1(x)))
-        return self.bn2(out, x if self.downsample is None else self.downsample(x))
+        return self.bn2(out, shortcut if self.downsample is None else self.downsample(shortcut), split)
 
 
 class FusedBottleneck(Bottleneck):
     """torchvision's Bottleneck, with ReLU and addition in its norms."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Float [N, C, H, W] to float [N, C', H', W']."""
+    def forward(self, x: Tensor, shortcut: Tensor | None = None, split: bool = False) -> Any:
+        """Float [N, C, H, W] to float [N, C', H', W']; see `FusedStage` for the arguments."""
+        shortcut = x if shortcut is None else shortcut
         out = self.conv3(self.bn2(self.conv2(self.bn1(self.conv1(x)))))
-        return self.bn3(out, x if self.downsample is None else self.downsample(x))
+        return self.bn3(out, shortcut if self.downsample is None else self.downsample(shortcut), split)
+
+
+class FusedStage(nn.Sequential):
+    """Fused blocks in a row: each hands its output to the next one twice.
+
+    A block uses its input for the first convolution and for the shortcut. As two tensors of one
+    memory, each has a gradient of its own, and the norm that made them adds the two as it reads
+    them. Otherwise PyTorch would read both and write their sum first.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Float [N, C, H, W] to float [N, C', H', W']."""
+        x = shortcut = input
+        last = len(self) - 1
+        for number, block in enumerate(self):
+            if number == last:
+                return block(x, shortcut)
+            x, shortcut = block(x, shortcut, True)
+        return x
 
 
 class FusedResNet(ResNet):
@@ -113,3 +134,7 @@ def use_fused_blocks(model: nn.Module) -> None:
             module.__class__ = fused
             for norm in norms:
                 norm.activation = activation
+    for module in model.modules():
+        blocks = list(module) if type(module) is nn.Sequential else []
+        if blocks and all(type(block) in (FusedBasicBlock, FusedBottleneck) for block in blocks):
+            module.__class__ = FusedStage

@@ -227,6 +227,7 @@ def normalized_map(
 @_kernel
 def partial_gradients(
     dy_ptr,
+    other_ptr,
     x_ptr,
     saved_ptr,
     dz_ptr,
@@ -242,14 +243,16 @@ def partial_gradients(
     eps,
     ACT: tl.constexpr,
     RESIDUAL: tl.constexpr,
+    OTHER: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
     STAGES: tl.constexpr,
 ):
     """Sums of dz and of dz * normalized x over each split; with a residual also dz itself.
 
-    dz is the gradient before the activation. saved is the output for ReLU with a residual, the
-    residual for GELU with one. parts and the grid are those of `partial_statistics`.
+    dz is the gradient before the activation. With OTHER the output's gradient is dy + other.
+    saved is the output for ReLU with a residual, the residual for GELU with one. parts and the
+    grid are those of `partial_statistics`.
     """
     blocks = tl.cdiv(channels, COLS)
     split = tl.program_id(0) // blocks
@@ -274,6 +277,8 @@ def partial_gradients(
         base = (start + first) * channels
         mask = (first + row < rows)[:, None] & kept[None, :]
         dz = tl.load(dy_ptr + base + inner, mask=mask, other=0.0).to(tl.float32)
+        if OTHER:
+            dz += tl.load(other_ptr + base + inner, mask=mask, other=0.0).to(tl.float32)
         x = tl.load(x_ptr + base + inner, mask=mask, other=0.0).to(tl.float32)
         normal = (x - mean[None, :]) * rstd[None, :]
         if ACT != 0:

@@ -161,7 +161,8 @@ class _FusedNorm(torch.autograd.Function):
         momentum: float,
         eps: float,
         activation: str,
-    ) -> Tensor:
+        split: bool,
+    ) -> Any:
         with torch.cuda.device_of(x):
             statistics = _statistics(x, ghosts)
             mean, var = statistics
@@ -172,13 +173,20 @@ class _FusedNorm(torch.autograd.Function):
             saved = y if activation == "relu" else residual
         ctx.save_for_backward(x, weight, bias, statistics, saved)
         ctx.ghosts, ctx.eps, ctx.activation = ghosts, eps, activation
-        return y
+        ctx.set_materialize_grads(False)
+        # Not a view, which would forbid what follows to work in place.
+        return (y, y.new_empty(0).set_(y)) if split else y  # type: ignore[call-overload]
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         x, weight, bias, statistics, saved = ctx.saved_tensors
-        dy = dy.contiguous(memory_format=torch.channels_last)
+        given = [g.contiguous(memory_format=torch.channels_last) for g in gradients if g is not None]
+        if not given:
+            return (None,) * 10
+        dy, other = given[0], given[-1]
+        if len(given) == 2 and saved is None:  # no sum would be written
+            dy = other = dy + other
         rows, channels, plan = _rows_of(x, ctx.ghosts)
         mean, var = statistics
         activation = _NUMBERS[ctx.activation]
@@ -193,6 +201,7 @@ class _FusedNorm(torch.autograd.Function):
         with torch.cuda.device_of(x):
             kernels.partial_gradients[(plan.splits * col_blocks, ctx.ghosts)](
                 dy,
+                other,
                 x,
                 x if saved is None else saved,
                 dz,
@@ -208,6 +217,7 @@ class _FusedNorm(torch.autograd.Function):
                 ctx.eps,
                 ACT=activation,
                 RESIDUAL=saved is not None,
+                OTHER=other is not dy,
                 ROWS=plan.reduce_rows,
                 COLS=plan.cols,
                 STAGES=3,
@@ -242,7 +252,7 @@ class _FusedNorm(torch.autograd.Function):
                 **_LAUNCH,
             )
         dweight, dbias = affine[0].to(weight.dtype), affine[1].to(bias.dtype)
-        return dx, dz if ctx.with_residual else None, dweight, dbias, None, None, None, None, None
+        return dx, dz if ctx.with_residual else None, dweight, dbias, None, None, None, None, None, None
 
 
 def fused_training_norm(
@@ -256,7 +266,8 @@ def fused_training_norm(
     momentum: float,
     eps: float,
     activation: str,
-) -> Tensor:
+    split: bool = False,
+) -> Any:
     """activation(norm(x) + residual) by the statistics of each ghost batch, with its gradients.
 
     Args:
@@ -264,6 +275,8 @@ def fused_training_norm(
         weight, bias: float [C]; their gradients are summed in float32.
         running: mean and variance, float [C], updated in place as in `GhostNorm.forward`; or None.
         activation: "none", "relu" or "gelu".
+        split: return the output twice, for two uses: their gradients are then added by the kernel
+            that reads them, not by one of PyTorch's that reads both and writes the sum.
 
     Raises:
         ValueError: a channel of a ghost batch has a single value.
@@ -271,7 +284,8 @@ def fused_training_norm(
     if x.shape[0] * x.shape[2] * x.shape[3] <= ghosts:
         raise ValueError(f"Expected more than 1 value per channel when training, got {tuple(x.shape)}")
     # A momentum of integer 1 would be compiled as another kernel.
-    return _FusedNorm.apply(x, residual, weight, bias, running, ghosts, float(momentum), eps, activation)
+    momentum = float(momentum)
+    return _FusedNorm.apply(x, residual, weight, bias, running, ghosts, momentum, eps, activation, split)
 
 
 def fused_evaluation_norm(

@@ -43,7 +43,7 @@ class GhostNorm(_BatchNorm):
     activation: Activation = "none"
     path: NormPath = "auto"
 
-    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+    def forward(self, input: Tensor, residual: Tensor | None = None, split: bool = False) -> Any:
         """activation(norm(input) + residual), of the input's shape and dtype.
 
         In training mode each ghost batch is normalized by its own mean and variance, and with
@@ -53,6 +53,7 @@ class GhostNorm(_BatchNorm):
 
         Args:
             input: float [N, C, ...]. residual: of the input's shape, or None.
+            split: return the output twice, for two uses, whose gradients the kernels then add.
 
         Raises:
             ValueError: N is not a multiple of `ghosts`, or a channel of a ghost batch has one value.
@@ -60,9 +61,13 @@ class GhostNorm(_BatchNorm):
         self._check_input_dim(input)
         if self.training and input.shape[0] % self.ghosts:
             raise ValueError(f"{input.shape[0]} images cannot be parted into {self.ghosts} ghost batches")
-        if self._takes_kernels(input, residual):
-            return self._fused(input, residual, self.activation)
-        return self._activate(self._normalize(input), residual)
+        if not self._takes_kernels(input, residual):
+            output = self._activate(self._normalize(input), residual)
+        elif split and self.training and type(self) is GhostBatchNorm2d:
+            return self._fused(input, residual, self.activation, split=True)
+        else:
+            output = self._fused(input, residual, self.activation)
+        return (output, output) if split else output
 
     def _takes_kernels(self, input: Tensor, residual: Tensor | None) -> bool:
         if (
@@ -88,7 +93,7 @@ class GhostNorm(_BatchNorm):
         needed = (t is not None and t.requires_grad for t in (input, residual, *affine))
         return self.running_mean is not None and not (torch.is_grad_enabled() and any(needed))
 
-    def _fused(self, input: Tensor, residual: Tensor | None, activation: str) -> Tensor:
+    def _fused(self, input: Tensor, residual: Tensor | None, activation: str, *, split: bool = False) -> Any:
         if residual is not None:
             residual = residual.contiguous(memory_format=torch.channels_last)
         arguments = (input, residual, self.weight, self.bias)
@@ -97,7 +102,7 @@ class GhostNorm(_BatchNorm):
         if not self.training:
             return _fused_norm().fused_evaluation_norm(*arguments, mean, var, **options)
         running = (mean, var) if self.track_running_stats else None
-        options |= {"ghosts": self.ghosts, "momentum": self.momentum}
+        options |= {"ghosts": self.ghosts, "momentum": self.momentum, "split": split}
         return _fused_norm().fused_training_norm(*arguments, running, **options)
 
     def _activate(self, output: Tensor, residual: Tensor | None) -> Tensor:

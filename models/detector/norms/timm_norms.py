@@ -1,5 +1,7 @@
 """The ghost form of timm's batch norm with an activation; import it only where timm is installed."""
 
+from typing import Any
+
 from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 
@@ -14,7 +16,7 @@ class GhostBatchNormAct2d(GhostBatchNorm2d, BatchNormAct2d):
             output = output + residual
         return self.act(self.drop(output))
 
-    def _fused(self, input: Tensor, residual: Tensor | None, activation: str) -> Tensor:
+    def _fused(self, input: Tensor, residual: Tensor | None, activation: str, *, split: bool = False) -> Any:
         act, idle = self.act, isinstance(self.drop, nn.Identity)
         if idle and isinstance(act, nn.Identity):
             return super()._fused(input, residual, "none")

@@ -10,14 +10,17 @@ The fused path reads and writes the values of each norm this often (see `fused_n
 | gradient of the input | dy, x, dx | dz, x, dx |
 | together | 8 | 11 |
 
-A norm with a residual but no activation has no dz of its own: 9. Everything else (statistics, partial
+A norm with a residual but no activation has no dz of its own: 9. Where a block hands its output to the
+next one twice (`fused_blocks.FusedStage`), the sums read two gradients, 12 in all; PyTorch's own
+addition of the two would take 3 more. Everything else (statistics, partial
 sums) is less than a hundredth.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from models.detector.norms.ghost_modules import GhostNorm
 
@@ -61,11 +64,12 @@ def norm_traffic(model: nn.Module, images: int, size: int) -> NormTraffic:
     """
     found: list[tuple[int, int, int]] = []
 
-    def note(norm: nn.Module, args: tuple[Tensor | None, ...]) -> None:
-        values = images * args[0].numel() if args[0] is not None else 0
+    def note(norm: nn.Module, args: tuple[Any, ...]) -> None:
+        values = images * args[0].numel()
         residual = len(args) > 1 and args[1] is not None
         masked = residual and getattr(norm, "activation", "none") != "none"
-        found.append((values, 6 + residual + masked, 2 + masked))
+        split = masked and args[2:] == (True,)
+        found.append((values, 6 + residual + masked + split, 2 + masked))
 
     modes = [(module, module.training) for module in model.modules()]
     handles = [m.register_forward_pre_hook(note) for m in model.modules() if isinstance(m, GhostNorm)]

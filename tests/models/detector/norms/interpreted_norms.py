@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torchvision.models.resnet import BasicBlock
 
 from models.detector.backbones.cifarnet import CifarNet
 from models.detector.norms.fused_norm import tiling
@@ -76,10 +77,21 @@ def test_bits_repeat_and_do_not_depend_on_the_ghost_batches_beside():
         assert torch.equal(part[0].grad, first["x"][ghost : ghost + 1])
 
 
+def small_resnet():
+    """A stem, a stage of three blocks, one with a shortcut of its own, and pooling."""
+    shortcut = nn.Sequential(nn.Conv2d(16, 24, 1, 2), nn.BatchNorm2d(24))
+    stage = nn.Sequential(BasicBlock(16, 24, 2, shortcut), BasicBlock(24, 24), BasicBlock(24, 24))
+    stem = (nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.MaxPool2d(3, 2, 1))
+    return nn.Sequential(*stem, stage, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
 @pytest.mark.parametrize("ghosts", [1, 2])
-def test_a_network_takes_the_kernels_and_is_as_exact_as_the_plain_path(ghosts, monkeypatch):
+@pytest.mark.parametrize(
+    "build", [lambda: CifarNet((24, 32, 16), False), small_resnet], ids=["cifarnet", "resnet"]
+)
+def test_a_network_takes_the_kernels_and_is_as_exact_as_the_plain_path(build, ghosts, monkeypatch):
     torch.manual_seed(0)
-    net = CifarNet((24, 32, 16), False).to(memory_format=torch.channels_last)
+    net = build().to(memory_format=torch.channels_last)
     use_ghost_norms(net)
     set_ghosts(net, ghosts)
     images = torch.randn(4, 3, 17, 17).contiguous(memory_format=torch.channels_last)
@@ -98,6 +110,31 @@ def test_a_network_takes_the_kernels_and_is_as_exact_as_the_plain_path(ghosts, m
     for exact, plain, triton in zip(*results.values(), strict=True):
         scale = exact.abs().max() * 1e-6
         assert (triton - exact).abs().max() <= 3 * (plain - exact).abs().max() + scale
+
+
+@pytest.mark.parametrize("activation", ["none", "relu", "gelu"])
+@pytest.mark.parametrize("used", [(True, True), (True, False), (False, True)], ids=str)
+def test_the_gradients_of_both_uses_are_added(activation, used):
+    case = Case(2, 1, 24, 7, 5, activation)
+    x, residual, dy, weight, bias, *_ = inputs(case, "cpu")
+    norm = GhostBatchNorm2d(24)
+    norm.weight.data, norm.bias.data, norm.ghosts, norm.activation, norm.path = (
+        weight,
+        bias,
+        2,
+        activation,
+        "triton",
+    )
+    leaves = [x.requires_grad_(), residual.requires_grad_(), *norm.parameters()]
+    once = norm(x, residual)
+    # Halves and quarters, so that the sum has no rounding.
+    shares = [dy * share for share, use in zip((0.5, 0.25), used, strict=True) if use]
+    expected = torch.autograd.grad(once, leaves, sum(shares))
+    outputs = norm(x, residual, True)
+    assert torch.equal(outputs[0], once) and torch.equal(outputs[1], once)
+    assert outputs[0].data_ptr() == outputs[1].data_ptr()
+    found = torch.autograd.grad([y for y, use in zip(outputs, used, strict=True) if use], leaves, shares)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 def test_a_value_that_is_not_finite_stays_visible():

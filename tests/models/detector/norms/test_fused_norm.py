@@ -41,7 +41,11 @@ def test_the_kernels_in_tritons_interpreter(repo_root):
         ("partial_statistics", 1, {"ROWS": 32, "COLS": 64, "EVEN": True}),
         ("merged_statistics", 2, {"ROWS": 32, "SPLITS": 128, "COLS": 16}),
         ("normalized_map", 2, {"ACT": 1, "RESIDUAL": True, "UPDATE": True, "ROWS": 64, "COLS": 128}),
-        ("partial_gradients", 3, {"ACT": 1, "RESIDUAL": True, "ROWS": 32, "COLS": 64, "STAGES": 3}),
+        (
+            "partial_gradients",
+            4,
+            {"ACT": 1, "RESIDUAL": True, "OTHER": True, "ROWS": 32, "COLS": 64, "STAGES": 3},
+        ),
         ("merged_gradients", 2, {"SPLITS": 128, "COLS": 16}),
         ("input_gradient", 2, {"ACT": 2, "ROWS": 64, "COLS": 128}),
         ("pooled_map", 9, {"ROWS": 32, "COLS": 64}),
@@ -60,7 +64,7 @@ def test_a_kernel_compiles_for_an_h100_with_accesses_of_16_bytes(
         pytest.skip("TRITON_INTERPRET is set: kernels are interpreted, not compiled")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     kernel = getattr(fused_kernels, name, None) or getattr(pool_kernels, name)
-    maps = {"x_ptr", "residual_ptr", "y_ptr", "dy_ptr", "saved_ptr", "dz_ptr", "dx_ptr"}
+    maps = {"other_ptr", "x_ptr", "residual_ptr", "y_ptr", "dy_ptr", "saved_ptr", "dz_ptr", "dx_ptr"}
     kinds, aligned = {}, {}
     for place, argument in enumerate(kernel.arg_names):
         pointer = argument.endswith("_ptr")
