@@ -5,7 +5,8 @@ Knows neither models nor configurations.
 * `command.run_command` runs a command and leaves with its exit code.
 * `distributed.init_distributed`, `World`, `on_all_ranks`, `on_rank0`, `StopRequest`: the processes of a run.
 * `run_folder.run_in_folder` locks a run's folder and writes its exit.json.
-* `watchdog.HangWatchdog` names a rank that hangs; `rendezvous` survives restarts of the launcher's workers.
+* `watchdog.HangWatchdog` names a rank that hangs, `hang_report.write_hang_report` says what each did;
+  `rendezvous` survives restarts of the launcher's workers.
 * `run_log.RunLog` writes metrics.jsonl, Weights & Biases (`wandb_run.WandbRun`, `wandb_metrics`) and TensorBoard
   (`tensorboard_log`); `wandb_rebuild.rebuild_run` makes W&B's copy again; `profiler.StepProfile` traces steps.
 * `fault_injection.inject` lets tests kill or hang a run at a named point.

@@ -2,9 +2,11 @@
 
 A process that dies breaks its connections, and the others' collectives fail at once. One that
 hangs breaks nothing: the others wait. So a thread of each process watches its own progress. After
-`train.timeout` without any, it compares what all ranks published, names the one that is behind,
-and ends its process; the launcher ends the rest. On a GPU the host runs ahead of its device, and
-a kernel that hangs leaves no rank behind the others: then no rank is named.
+`train.timeout` without any, it asks all ranks, through the launcher's store, to write what they are
+doing into the run's folder (`engines.runtime.hang_report`). Then it compares what they published,
+names the one that is behind, and ends its process; the launcher ends the rest. On a GPU the host
+runs ahead of its device, and a kernel that hangs leaves no rank behind the others: then no rank
+is named.
 
 `torch.distributed.monitored_barrier` would name a rank too, but only for gloo, and as a barrier
 in every step. NVIDIA's resiliency extension watches from outside the process, by a server on each
@@ -19,19 +21,24 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
 from dataio.core.log import log
 from engines.runtime.distributed import World
+from engines.runtime.hang_report import HANG, say_doing, try_for, write_hang_report
 from engines.runtime.rendezvous import run_store
 
 TICK_SECONDS = 0.5
 # A process that published nothing for so many intervals has ended (or its machine has).
 SILENT_TICKS = 4
+# To write what a rank is doing, and to wait for the others that do.
+REPORT_SECONDS = 10.0
 _LOST = re.compile(r"gloo|NCCL|ProcessGroup|[Cc]onnection|[Tt]imed out")
 
 
@@ -66,11 +73,14 @@ class HangWatchdog:
 
     Args:
         world: the processes. timeout_minutes: without progress, 0 for never.
-        on_hang: is given the message, writes what must be written; then the process ends.
+        folder: the run's. on_hang: is given the message, writes what must be written; then the process ends.
     """
 
-    def __init__(self, world: World, timeout_minutes: float, on_hang: Callable[[str], None]) -> None:
+    def __init__(
+        self, world: World, timeout_minutes: float, folder: Path, on_hang: Callable[[str], None]
+    ) -> None:
         self._world, self._timeout, self._on_hang = world, 60 * timeout_minutes, on_hang
+        self._folder, self._reported = folder, False
         self._progress = _Progress()
         self._changed, self._count = False, 0
         self._interval = max(TICK_SECONDS, world.size / 500)  # the store is one process
@@ -159,29 +169,74 @@ class HangWatchdog:
             if self._changed:
                 still, self._changed = 0.0, False
             self._publish()
+            if self._in_store("report"):  # another rank has seen that the run hangs
+                self._report()
             if 0 < self._timeout < still:
                 self._end()
+
+    def _in_store(self, *keys: str) -> bool:
+        with contextlib.suppress(dist.DistError):
+            return self._store is not None and bool(self._store.check(list(keys)))
+        return False
+
+    def _report(self) -> None:
+        """Say what this rank is doing, in the store and in the run's folder; once."""
+        if self._reported:
+            return
+        self._reported = True
+        doing = say_doing(self._progress.stage)
+        self._tell(f"doing/{self._world.rank}", doing)
+        heading = f"after step {self._progress.step}, {doing}"
+        try_for(REPORT_SECONDS, lambda: write_hang_report(self._folder, self._world.rank, heading))
+        self._tell(f"reported/{self._world.rank}")
+
+    def _tell(self, key: str, value: str = "") -> None:
+        with contextlib.suppress(dist.DistError):
+            if self._store is not None:
+                self._store.set(key, value)
 
     def _end(self) -> None:
         # Two intervals, so that ranks that stopped a moment later have published it.
         self._over.wait(2 * self._interval)
         self._publish()
+        self._tell("report")
+        self._report()
+        deadline = time.monotonic() + REPORT_SECONDS + 2 * self._interval
+        reports = [f"reported/{rank}" for rank in range(self._world.size)]
+        while self._store is not None and not self._in_store(*reports) and time.monotonic() < deadline:
+            time.sleep(self._interval / 2)
         message = self._hang_message()
         log.error(message)
-        with contextlib.suppress(OSError, dist.DistError):
-            self._on_hang(message)
-            if self._store is not None:
-                self._store.set("hangs", message)
+        try_for(REPORT_SECONDS, lambda: self._on_hang(message))
+        self._tell("hangs", message)
         os._exit(1)
 
     def _hang_message(self) -> str:
         waited = f"no progress for {self._timeout / 60:g} minutes (train.timeout)"
+        stacks = f"the stacks are in {self._folder / HANG}"
         statuses = self._published()
         places = {rank: tuple(status["place"]) for rank, status in statuses.items()}
         if not places:
-            return f"{waited} after step {self._progress.step} on {socket.gethostname()}"
+            doing = say_doing(self._progress.stage)
+            return f"{waited} after step {self._progress.step} on {socket.gethostname()}, {doing}; {stacks}"
         behind = sorted(rank for rank, place in places.items() if place == min(places.values()))
         if len(behind) == len(places) > 1:
-            return f"{waited} after step {self._progress.step}, and no rank is behind the others"
+            step = self._progress.step
+            return f"{waited} after step {step}, and no rank is behind the others: {self._doings(behind)}; {stacks}"
         named = ", ".join(f"rank {rank} on {statuses[rank]['host']}" for rank in behind)
-        return f"{waited}: {named} hangs after step {statuses[behind[0]]['step']}"
+        others = f"the others: {self._doings(places.keys() - set(behind))}; " if len(places) > 1 else ""
+        step = statuses[behind[0]]["step"]
+        return f"{waited}: {named} hangs after step {step}, {self._doings(behind)}; {others}{stacks}"
+
+    def _doings(self, ranks: Iterable[int]) -> str:
+        """What these ranks said that they are doing, the most frequent first."""
+        said: Counter[str] = Counter()
+        for rank in ranks:
+            doing = "without an answer: stopped, or held outside Python"
+            with contextlib.suppress(dist.DistError):
+                if self._in_store(f"doing/{rank}"):
+                    doing = self._store.get(f"doing/{rank}").decode()
+            said[doing] += 1
+        return "; ".join(
+            text if count == 1 else f"{count} ranks {text}" for text, count in said.most_common(3)
+        )

@@ -73,7 +73,7 @@ def _train(config: Config, world: World, folder: Path) -> Outcome:
         if world.is_main:
             write_exit(folder, 1, message)
 
-    watchdog = HangWatchdog(world, config.train.timeout, on_hang)
+    watchdog = HangWatchdog(world, config.train.timeout, folder, on_hang)
     trainer = on_all_ranks(
         world,
         lambda: Trainer(config, world, train_set, val_set, run_dir=folder, on_progress=watchdog.tick),

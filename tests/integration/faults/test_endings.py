@@ -1,6 +1,7 @@
 """A process that dies or hangs ends all, soon, and is named; the command goes on afterwards."""
 
 import os
+import pickle
 import re
 import signal
 import socket
@@ -34,8 +35,23 @@ def test_a_rank_that_dies_and_one_that_hangs_are_named(undisturbed, disturbed):
     assert hangs
     for line in hangs:
         assert line.startswith(
-            f"error: no progress for 0.1 minutes (train.timeout): rank 1 on {host} hangs after step 5"
+            f"error: no progress for 0.1 minutes (train.timeout): rank 1 on {host} hangs after step 5, in a step, "
+            "waiting for data (engines.runtime.fault_injection._hang, line "
         )
+        assert line.endswith(f"; the stacks are in {run.folder / 'hang'}")
+        assert "; the others: in a step, in " in line
+    # What every rank did was written before any was ended.
+    waiting, hanging = ((run.folder / "hang" / f"rank{rank}.txt").read_text() for rank in range(2))
+    for rank, text in enumerate((waiting, hanging)):
+        assert re.match(rf"rank {rank} on {host}, pid \d+, [-\d]+ [:\d]+: after step 5, in a step, ", text)
+        assert "Current thread" in text and "(most recent call first)" in text
+    assert "in _hang\n" in hanging and "in train_step\n" in hanging
+    assert "in _hang\n" not in waiting and "in train_step\n" in waiting
+    collectives = [
+        pickle.loads((run.folder / "hang" / f"gloo_rank_{rank}").read_bytes()) for rank in range(2)
+    ]
+    last = [max(record["entries"], key=lambda entry: entry["record_id"]) for record in collectives]
+    assert last[0]["record_id"] > last[1]["record_id"]  # rank 0 is in one that rank 1 has not begun
     assert differing(run, undisturbed(2)) == []
 
 
