@@ -17,6 +17,7 @@ if not __package__:
 
 from engines.config.parser import Parser
 from engines.runtime.command import run_command
+from engines.runtime.wandb_mode import WANDB_HELP, WANDB_MODES, sends_results
 
 
 def make_parser() -> Parser:
@@ -49,6 +50,7 @@ def make_parser() -> Parser:
         default=2,
         help="images per generator and outcome in the report's gallery; 0: none",
     )
+    add("--wandb", choices=WANDB_MODES, default="auto", help=WANDB_HELP)
     add = parser.add_argument_group("Metrics").add_argument
     add("--resamples", type=int, default=1000, help="bootstrap resamples behind the intervals")
     add("--held-out", default="", help="generators that the model was not trained on, separated by commas")
@@ -90,6 +92,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 for key in ("checkpoint", "data", "split", "output", "protocols", "pictures")
             }
             print(f"report: {report_evaluation(**named)}")
+        if sends_results(options.wandb):
+            from engines.report.wandb_evaluation import send_evaluation
+
+            named = {key: options[key] for key in ("checkpoint", "data", "split", "pictures", "report")}
+            send_evaluation(folder, options.wandb, metrics, **named)
     return 0
 
 

@@ -18,6 +18,7 @@ if not __package__:
 from dataio.core.errors import UserError
 from engines.config.parser import Parser
 from engines.runtime.command import run_command
+from engines.runtime.wandb_mode import WANDB_HELP, WANDB_MODES, sends_results
 
 
 def make_parser() -> Parser:
@@ -29,6 +30,7 @@ def make_parser() -> Parser:
     add("--answers", help="score this file's answers; no model is loaded")
     add("--compare", help="answers of another model to the same items, for McNemar's test")
     add("--output", help="folder for answers.json, predictions.parquet, metrics.json")
+    add("--wandb", choices=WANDB_MODES, default="auto", help=WANDB_HELP)
     add = parser.add_argument_group("Prediction and scores").add_argument
     add("--encoder", help="local sentence encoder, for the similarity of open answers")
     add("--batch", type=int, default=8, help="questions at a time")
@@ -68,6 +70,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(vqa_summary(metrics))
     if args.output:
         print(f"results: {write_results(args.output, items, metrics)}")
+        if args.benchmark and sends_results(args.wandb):
+            from engines.mlm.vqa_wandb import send_answers
+
+            named = {key: args[key] for key in ("benchmark", "images", "model")}
+            send_answers(Path(args.output), args.wandb, items, metrics, **named)
     return 0
 
 

@@ -35,6 +35,13 @@ class WandbFile:
         """A metric by step."""
         return {row["_step"]: row[name] for row in self.history if name in row}
 
+    def table(self, name: str) -> tuple[list[str], list[list[Any]], dict[str, Path]]:
+        """A table's columns, its rows, and the files of its pictures by the path that a cell names."""
+        [contents] = [item.manifest.contents for item in self.artifacts if item.name.endswith(f"-{name}")]
+        files = {entry.path: Path(entry.local_path) for entry in contents}
+        content = json.loads(files[f"{name}.table.json"].read_text())
+        return content["columns"], content["data"], files
+
 
 def read_wandb_file(path: Path) -> WandbFile:
     """Read one file; `path` may be the folder that it is the only one in."""

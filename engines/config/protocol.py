@@ -12,6 +12,7 @@ from dataio.perturb.aligned_views import VIEWS
 from dataio.perturb.degradations import GENIMAGE, MAX_CHAIN, Operation, check_operation
 from engines.config.parser import Parser
 from engines.runtime.paths import find_config
+from engines.runtime.wandb_mode import WANDB_HELP, WANDB_MODES
 
 # A string first: with any other order "off" would become a boolean.
 Flag = str | bool | int | float | list[Any]
@@ -203,6 +204,7 @@ def make_protocol_parser(doc: str | None = "") -> Parser:
         "do only share i of n of the cells, i from 0 to n-1; shares may run at once on one file system"
     )
     add("--task", default=None, metavar="i/n", help=task_help)
+    add("--wandb", choices=WANDB_MODES, default="auto", help=WANDB_HELP)
     add("--finish", action="store_true", help="merge what the tasks did, or name what is missing")
     parser.add_class_arguments(ProtocolConfig, nested_key=None)
     return parser
@@ -216,6 +218,7 @@ class Command:
     output: Path
     task: str | None
     finish: bool
+    wandb: str = "off"
 
 
 def parse_command(words: Sequence[str]) -> Command:
@@ -247,7 +250,7 @@ def parse_command(words: Sequence[str]) -> Command:
         raise UserError(f"{error} (from {path} and the flags)") from None
     except UserError as error:
         raise UserError(f"{error} (from {path} and the flags)") from None
-    return Command(config, Path(parsed.output), parsed.task, parsed.finish)
+    return Command(config, Path(parsed.output), parsed.task, parsed.finish, parsed.wandb)
 
 
 def split_training_flags(words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:

@@ -13,7 +13,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -126,7 +126,8 @@ def run_grid(
     rows = []
     for number, combination in enumerate(combinations, start=1):
         log.info(f"[{number}/{len(combinations)}] {combination.name}")
-        row = run_combination(combination, output / combination.name, flags, processes, split, weights)
+        folder = output / combination.name
+        row = run_combination(combination, folder, flags, processes, split, weights, group=output.name)
         if row["failure"]:
             log.info(f"  failed: {row['failure']}")
         rows.append(row)
@@ -135,9 +136,19 @@ def run_grid(
 
 
 def run_combination(
-    combination: Combination, folder: Path, flags: Sequence[str], processes: int, split: str, weights: str
+    combination: Combination,
+    folder: Path,
+    flags: Sequence[str],
+    processes: int,
+    split: str,
+    weights: str,
+    *,
+    group: str,
 ) -> dict[str, Any]:
     """Train one combination into `folder` (its log lies beside) and evaluate it into `folder`/evaluation.
+
+    Args:
+        group: of Weights & Biases, where neither log.group nor WANDB_RUN_GROUP names one.
 
     Returns:
         its row of the table, see `run_grid`.
@@ -150,14 +161,16 @@ def run_combination(
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     train = [str(ROOT / "launch" / "train.py"), *own_flags, *flags, f"--run.dir={folder}"]
     log = _log_of(folder)
-    if _call([*launcher, *train], log, "w") != 0:
+    names = {"WANDB_RUN_GROUP": os.environ.get("WANDB_RUN_GROUP") or group, "WANDB_NAME": combination.name}
+    if _call([*launcher, *train], log, "w", names) != 0:
         return {**row, "failure": _failure(folder)}
-    data = yaml.safe_load((folder / "config.yaml").read_text())["data"]["shards"]
+    config = yaml.safe_load((folder / "config.yaml").read_text())
     store = CheckpointFolder(folder / "checkpoints", 1)
     file = folder / "best.pt" if weights == "best" else store.path(store.steps()[-1])
-    evaluate = [str(ROOT / "launch" / "evaluate.py"), "--checkpoint", str(file), "--data", data]
-    evaluate += ["--split", split, "--output", str(folder / "evaluation")]
-    if _call(evaluate, log, "a") != 0:
+    evaluate = [str(ROOT / "launch" / "evaluate.py"), "--checkpoint", str(file), "--split", split]
+    evaluate += ["--data", config["data"]["shards"], "--output", str(folder / "evaluation")]
+    evaluate += ["--wandb", config["log"]["wandb"]]
+    if _call(evaluate, log, "a", names) != 0:
         return {**row, "failure": f"evaluation failed, see {log}"}
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     validations = [line for line in lines if line["kind"] == "val"]
@@ -176,8 +189,8 @@ def _log_of(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.log")  # not with_suffix: names have rates such as 0.01
 
 
-def _call(words: list[str], log: Path, mode: str) -> int:
-    """Run a launch command; returns its exit code.
+def _call(words: list[str], log: Path, mode: str, variables: Mapping[str, str] | None = None) -> int:
+    """Run a launch command, with more environment variables; returns its exit code.
 
     Raises:
         Stopped: this process was asked to stop; the command has saved and ended.
@@ -189,6 +202,7 @@ def _call(words: list[str], log: Path, mode: str) -> int:
             [sys.executable, *words],
             stdout=file,
             stderr=subprocess.STDOUT,
+            env={**os.environ, **(variables or {})},
             # A training that outlived a killed grid would block the next; on SIGTERM torchrun's workers save.
             preexec_fn=partial(die_with_parent, signal.SIGTERM, os.getpid()),
         )

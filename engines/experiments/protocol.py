@@ -27,6 +27,7 @@ from dataio.core.tasks import ArrayTask, check_settings, parse_task
 from engines.config.protocol import FREE, Command
 from engines.experiments.protocol_cells import SHARDS, Cell, Protocol, open_protocol
 from engines.experiments.protocol_result import RESULT, RESULT_TABLE, format_result, merge_cells
+from engines.experiments.protocol_wandb import send_protocol
 from engines.runtime.command import Stopped
 
 SETTINGS, CELLS, LOCKS = "settings.json", "cells", ".locks"
@@ -105,7 +106,7 @@ def run_protocol(command: Command) -> str:
             )
     # Two tasks may both be the last one and merge.
     with locked(folder.path / LOCKS / "finish.lock", wait=f"{folder.path}: waiting for another task"):
-        return _finish(protocol, folder)
+        return _finish(protocol, folder, command.wandb)
 
 
 def _run_share(protocol: Protocol, folder: _Folder, share: ArrayTask) -> str:
@@ -167,7 +168,7 @@ def _run_cell(protocol: Protocol, folder: _Folder, cell: Cell) -> None:
     _write(cell_folder / "result.json", {"name": cell.name, **cell.about, **result})
 
 
-def _finish(protocol: Protocol, folder: _Folder) -> str:
+def _finish(protocol: Protocol, folder: _Folder, wandb: str) -> str:
     results = {cell.name: result for cell in protocol.cells if (result := folder.result(cell)) is not None}
     undone = [cell for cell in protocol.cells if cell.name not in results]
     missing = [cell for cell in undone if folder.failure(cell) is None]
@@ -183,6 +184,7 @@ def _finish(protocol: Protocol, folder: _Folder) -> str:
     text = format_result(merged)
     with _disk_errors(folder.path):
         write_text(folder.path / RESULT_TABLE, text + "\n")
+    send_protocol(folder.path, wandb, merged, protocol.config.checkpoint)
     if undone:
         log.info(text)
         raise UserError(_failures(folder, undone, len(protocol.cells)))

@@ -238,6 +238,7 @@ class TrainingProtocol(Protocol):
             self.config.processes,
             self.config.split,
             self.config.weights,
+            group=folder.resolve().parents[1].name,
         )
         if row["failure"]:
             raise UserError(row["failure"])

@@ -11,4 +11,5 @@ Public names:
     memory_estimate.estimate_memory, finetuning_memory_table: GPU memory before anything is loaded.
     vqa_benchmark.load_for_answers, answer_benchmark, score_answers, write_results: a benchmark.
     vqa_metrics.compute_vqa_metrics: metrics of answered items.
+    vqa_wandb.send_answers: answers for Weights & Biases.
 """

@@ -16,6 +16,7 @@ from engines.mlm.model import TORCH_DTYPES, merge_adapters
 from engines.mlm.trainer import load_unfrozen
 from engines.mlm.vqa_benchmark import answer_benchmark, load_for_answers, score_answers, write_results
 from engines.mlm.vqa_metrics import vqa_summary
+from engines.mlm.vqa_wandb import send_answers
 from models.tinyllava.checkpoint import load_tinyllava, open_model_folder, read_unused_head, save_tinyllava
 from models.tinyllava.model import without_zero3_init
 
@@ -64,6 +65,15 @@ def answer_benchmarks(config: FinetuneConfig, folder: Path, device: torch.device
         metrics = score_answers(items)
         log.info(f"\n{name}\n{vqa_summary(metrics)}")
         log.info(f"results: {write_results(folder / 'vqa' / name, items, metrics)}")
+        send_answers(
+            folder / "vqa" / name,
+            config.log.wandb,
+            items,
+            metrics,
+            benchmark=benchmark,
+            images=None,
+            model=folder / "model",
+        )
 
 
 def result_names(benchmarks: Sequence[str]) -> list[str]:

@@ -3,5 +3,6 @@
 Public names:
     `report.report_evaluation`: the report of an evaluation's folder.
     `page.write_report`, `page.Context`: the same from a table and metrics in memory.
+    `wandb_evaluation.send_evaluation`: an evaluation for Weights & Biases.
     `plots`: its figures, as SVG.
 """

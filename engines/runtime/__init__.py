@@ -8,7 +8,9 @@ Knows neither models nor configurations.
 * `watchdog.HangWatchdog` names a rank that hangs, `hang_report.write_hang_report` says what each did;
   `rendezvous` survives restarts of the launcher's workers.
 * `run_log.RunLog` writes metrics.jsonl, Weights & Biases (`wandb_run.WandbRun`, `wandb_metrics`) and TensorBoard
-  (`tensorboard_log`); `wandb_rebuild.rebuild_run` makes W&B's copy again; `profiler.StepProfile` traces steps.
+  (`tensorboard_log`); `wandb_rebuild.rebuild_run` makes W&B's copy again,
+  `wandb_results.send_results` sends what a measurement found, `wandb_mode` says whether.
+* `profiler.StepProfile` traces steps.
 * `fault_injection.inject` lets tests kill or hang a run at a named point.
 * `inference.HostCopy`, `fetch_late`, `inference_batch`: forward passes that keep a GPU busy.
 * `precision`, `versions`, `peak_memory`, `paths`: small facts about the machine and the installation.

@@ -21,7 +21,8 @@ from engines.runtime import fault_injection as faults
 from engines.runtime.command import EXIT_RUN_AGAIN, NonFiniteError, Stopped
 from engines.runtime.tensorboard_log import TensorBoardLog, check_tensorboard
 from engines.runtime.wandb_metrics import METRIC_NAMES, BestValues, row_of
-from engines.runtime.wandb_run import WandbRun, choose_mode, code_facts
+from engines.runtime.wandb_mode import choose_mode
+from engines.runtime.wandb_run import WandbRun, code_facts
 
 
 @dataclass(kw_only=True)

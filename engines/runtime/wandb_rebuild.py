@@ -11,7 +11,8 @@ from dataio.core.errors import UserError, one_line, writing
 from engines.runtime.run_folder import FolderLock
 from engines.runtime.run_log import read_metrics, record_artifacts
 from engines.runtime.wandb_metrics import METRIC_NAMES, BestValues, row_of
-from engines.runtime.wandb_run import FACTS, WandbRun, choose_mode, stored_record
+from engines.runtime.wandb_mode import choose_mode
+from engines.runtime.wandb_run import FACTS, WandbRun, stored_record
 
 SYNC_FOLDER = "wandb-sync"
 

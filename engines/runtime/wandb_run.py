@@ -9,9 +9,13 @@ import json
 import os
 import secrets
 import string
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from dataio.core.atomic import write_text
 from dataio.core.log import log
@@ -24,28 +28,6 @@ _ID_CHARACTERS = string.ascii_lowercase + string.digits
 AlertLevel = Literal["ERROR", "WARN"]
 
 
-def choose_mode(setting: str, *, without_account: str = "offline") -> str:
-    """The mode that `setting` stands for: online, offline, disabled, or off.
-
-    Args:
-        setting: auto is WANDB_MODE's, else online where a key is configured, else `without_account`.
-    """
-    if setting != "auto":
-        return setting
-    # An argument beats the environment in W&B, so the environment is asked here.
-    if mode := os.environ.get("WANDB_MODE"):
-        return mode
-    return "online" if os.environ.get("WANDB_API_KEY") or _has_netrc_key() else without_account
-
-
-def _has_netrc_key() -> bool:
-    import netrc
-
-    with contextlib.suppress(OSError, netrc.NetrcParseError):
-        return netrc.netrc().authenticators("api.wandb.ai") is not None
-    return False
-
-
 def stored_record(folder: Path) -> dict[str, Any]:
     """What RUN/wandb.json holds: id, and the code and data_digest of the last start; {} without the file."""
     with contextlib.suppress(OSError, ValueError):
@@ -54,17 +36,20 @@ def stored_record(folder: Path) -> dict[str, Any]:
     return {}
 
 
-def choose_run_id(folder: Path, checkpoints_id: str, settings: Mapping[str, Any]) -> str:
-    """The id of a folder's run; WANDB_RUN_ID's (a sweep's agent sets it) or a new one if it has none.
+def choose_run_id(
+    folder: Path, checkpoints_id: str, environments_id: str, settings: Mapping[str, Any]
+) -> str:
+    """The id of a folder's run; a new one if it has none and is given none.
 
     Args:
         checkpoints_id: what a checkpoint of this folder says, for runs begun before there was the file.
+        environments_id: WANDB_RUN_ID's, which a sweep's agent sets.
         settings: `code` and `data_digest` of them are stored beside the id.
 
     Raises:
         OSError: the file cannot be written.
     """
-    found = stored_record(folder).get("id") or checkpoints_id or os.environ.get("WANDB_RUN_ID")
+    found = stored_record(folder).get("id") or checkpoints_id or environments_id
     found = str(found or "".join(secrets.choice(_ID_CHARACTERS) for _ in range(8)))
     facts = {key: settings[key] for key in FACTS if key in settings}
     write_text(folder / ID_FILE, json.dumps({"id": found, **facts}) + "\n")
@@ -76,15 +61,24 @@ def code_facts() -> dict[str, str]:
     return {"version": version_of("telltale") or "", "commit": commit_of()}
 
 
+@dataclass(frozen=True)
+class Picture:
+    """A picture in a table: an image file, or pixels as uint8 [height, width, 3]."""
+
+    pixels: Path | NDArray[np.uint8]
+    caption: str = ""
+
+
 class WandbRun:
     """A run of Weights & Biases. No method raises: after a failure all do nothing.
 
     Args:
         folder: of the run; W&B's files go to its wandb/, and the name is its name.
         mode: of `choose_mode`; "off" makes one that does nothing.
-        project, group, job_type: of W&B; an empty group is WANDB_RUN_GROUP's, else the folder's name.
+        project, group, job_type: of W&B; an empty group is WANDB_RUN_GROUP's, else `family`, else the folder's name.
         settings: W&B's `config`, nested.
         checkpoints_id: see `choose_run_id`.
+        name: of W&B; the default is WANDB_NAME's, else the folder's.
         replaces: start over under the same id, so that what W&B has of it is replaced; otherwise continue.
         files: where W&B writes, instead of `folder`.
     """
@@ -98,21 +92,25 @@ class WandbRun:
         job_type: str,
         settings: Mapping[str, Any],
         group: str = "",
+        family: str = "",
+        name: str = "",
         checkpoints_id: str = "",
         replaces: bool = False,
         files: Path | None = None,
     ) -> None:
         self._run: Any = None
         self.id = checkpoints_id
-        self.name = os.environ.get("WANDB_NAME") or folder.resolve().name
+        # Of one run that is logged live, not of what is made from several folders.
+        own = {} if replaces else os.environ
+        self.name = name or own.get("WANDB_NAME") or folder.resolve().name
         if mode == "off":
             return
         in_sweep = bool(os.environ.get("WANDB_SWEEP_ID"))
-        family = folder.resolve().parent.name if in_sweep else folder.resolve().name
+        family = family or (folder.resolve().parent.name if in_sweep else folder.resolve().name)
         with self._failure_as_warning("starting Weights & Biases"):
             import wandb
 
-            self.id = choose_run_id(folder, checkpoints_id, settings)
+            self.id = choose_run_id(folder, checkpoints_id, own.get("WANDB_RUN_ID", ""), settings)
             self._run = wandb.init(
                 project=project,
                 name=self.name,
@@ -180,6 +178,31 @@ class WandbRun:
             import wandb
 
             self.log({f"images/{name}": wandb.Image(str(path), caption=caption)}, step)
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Log a table; a cell may be a `Picture`."""
+        if self._run is None:
+            return
+        with self._failure_as_warning("sending a table to Weights & Biases"):
+            import wandb
+
+            def cell(value: Any) -> Any:
+                if not isinstance(value, Picture):
+                    return value
+                pixels = str(value.pixels) if isinstance(value.pixels, Path) else value.pixels
+                return wandb.Image(pixels, caption=value.caption or None)
+
+            data = [[cell(value) for value in row] for row in rows]
+            self._run.log({name: wandb.Table(columns=list(columns), data=data)})
+
+    def page(self, name: str, path: Path) -> None:
+        """Log the HTML page at `path`."""
+        if self._run is None:
+            return
+        with self._failure_as_warning("sending a page to Weights & Biases"):
+            import wandb
+
+            self._run.log({name: wandb.Html(str(path))})
 
     def alert(self, title: str, text: str, level: AlertLevel = "ERROR") -> None:
         """Send a message to whoever the account's settings name; at most one of a title in a minute."""

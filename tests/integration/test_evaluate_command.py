@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import wandb
+from PIL import Image
 
 from dataio.loading.loader import Loader
 from dataio.loading.training_order import evaluation_specs
@@ -20,7 +23,9 @@ from engines.checkpoint.load_model import load_model
 from engines.config.detector import from_dict
 from engines.evaluate.metrics import compute_metrics
 from engines.evaluate.predictions import probabilities, read_predictions
+from launch.evaluate import main as evaluate
 from models.detector.dual_head import DualHead
+from tests.wandb_file import read_wandb_file
 
 IMAGES = 70
 
@@ -88,6 +93,47 @@ def test_every_image_once_by_any_number_of_processes(work: Path, repo_root: Path
     names, counts = np.unique(one["generator"].to_pylist(), return_counts=True)
     expected = {name: n for name, n in entry["generators"].items() if n}
     assert dict(zip(names.tolist(), counts.tolist(), strict=True)) == expected
+
+
+def test_an_evaluation_goes_to_weights_and_biases_where_asked(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_NAME", "WANDB_RUN_GROUP"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WANDB_DATA_DIR", str(work / "staged"))
+    run, output = work / "a.run", work / "a.run" / "evaluation"
+    run.mkdir()
+    shutil.copy(work / "best.pt", run)
+    (run / "config.yaml").write_text("log: {project: detectors, group: family}\n")
+    words = [
+        "--checkpoint",
+        str(run / "best.pt"),
+        "--data",
+        str(work / "data"),
+        "--split",
+        "val",
+        "--resamples",
+        "5",
+    ]
+    for mode in ("offline", "offline", "auto"):  # without an account auto sends nothing
+        assert evaluate([*words, "--output", str(output), "--pictures", "1", "--wandb", mode]) == 0
+    wandb.teardown()
+    metrics = json.loads((output / "metrics.json").read_text())
+    first, second = (read_wandb_file(path) for path in sorted(output.glob("wandb/offline-*/*.wandb")))
+    assert first.run.run_id == second.run.run_id and not second.run.resume  # the second replaces the first
+    assert (first.run.project, first.run.run_group, first.run.job_type) == (
+        "detectors",
+        "family",
+        "evaluation",
+    )
+    assert first.run.display_name == "a.run evaluation" and first.config["split"] == "val"
+    assert first.summary["overall/generator_error"] == pytest.approx(metrics["overall"]["generator_error"])
+    assert [row[0] for row in first.table("generators")[1]] == list(metrics["per_generator"])
+    columns, rows, files = first.table("pictures")
+    assert columns[:3] == ["picture", "key", "generator"] and len(rows) == 3
+    for row in rows:
+        with Image.open(files[row[0]["path"]]) as picture:
+            assert picture.size == (32, 32)
 
 
 @pytest.mark.slow

@@ -6,8 +6,10 @@ import sys
 
 import pytest
 import yaml
+from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from dataio.core.errors import UserError
+from engines.config.detector import parse_config
 from engines.experiments.grid import format_grid, read_grid
 from engines.runtime.run_log import sweep_run_folder
 from tests.support import alive, command_line, descendants, environment, flags, wait_until
@@ -98,6 +100,29 @@ def test_a_sweeps_agent_gets_a_folder_of_its_own(monkeypatch):
     monkeypatch.setenv("WANDB_SWEEP_ID", "s1")
     monkeypatch.setenv("WANDB_RUN_ID", "r7")
     assert sweep_run_folder("runs/x") == "runs/x/r7"
+
+
+def test_the_flags_that_a_sweeps_agent_writes_are_understood(repo_root):
+    chosen = {
+        "config": "configs/quickstart.yaml",
+        "optim.lr": 1e-05,
+        "optim.schedule": "cosine",
+        "model.whiten": True,
+        "train.steps": 7,
+        "data.generators": ["adm", "glide"],
+    }
+    # What `wandb agent` puts for ${args}.
+    written = create_sweep_command_args({"args": {key: {"value": value} for key, value in chosen.items()}})[
+        "args"
+    ]
+    assert "--optim.lr=1e-05" in written and "--data.generators=['adm', 'glide']" in written
+    config = parse_config(written, "unused.yaml")
+    assert (config.optim.lr, config.optim.schedule, config.model.whiten) == (1e-05, "cosine", True)
+    assert (config.train.steps, list(config.data.generators)) == (7, ["adm", "glide"])
+    sweep = yaml.safe_load((repo_root / "configs" / "sweeps" / "quickstart.yaml").read_text())
+    command = create_sweep_command(sweep["command"])
+    assert command[0] == "${env}" and command[-2:] == ["${program}", "${args}"]
+    assert (repo_root / sweep["program"]).is_file()
 
 
 def test_the_table_leaves_unknown_errors_open():

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import wandb
 
 from dataio.core.errors import UserError
 from dataio.images.codec import preset_policy
@@ -26,6 +27,7 @@ from engines.experiments.protocol import run_protocol
 from engines.experiments.protocol_cells import open_protocol
 from models.detector.dual_head import DualHead
 from tests.support import environment, flags, wait_until
+from tests.wandb_file import read_wandb_file
 
 ROBUST = "protocol: robustness\noperations: {jpeg: [90, 20], noise: [5]}\nchains: [2]\n"
 ALIGNED = "protocol: aligned\nsize: 24\n"
@@ -103,7 +105,7 @@ def whole(work):
         "--source",
         str(work / "source"),
     ]
-    return SimpleNamespace(output=work / "whole", text=run(arguments))
+    return SimpleNamespace(output=work / "whole", text=run(arguments), arguments=arguments)
 
 
 @pytest.fixture
@@ -167,6 +169,23 @@ def test_raw_is_plain_evaluation_on_default_shards_bit_for_bit(words, work, tmp_
         and shard.manifest["codec"] == ShardSet(work / "shards", "test").manifest["codec"]
     )
     assert "| jpeg" in text and (tmp_path / "out" / "protocol.md").read_text().startswith("# robustness")
+
+
+def test_a_result_goes_to_weights_and_biases_where_asked(whole, work, monkeypatch):
+    monkeypatch.setenv("WANDB_DATA_DIR", str(work / "staged"))
+    for name in ("WANDB_NAME", "WANDB_RUN_GROUP"):
+        monkeypatch.delenv(name, raising=False)
+    assert not (whole.output / "wandb.json").exists()
+    run([*whole.arguments, "--finish", "--wandb", "offline"])
+    wandb.teardown()
+    file, merged = read_wandb_file(whole.output), result_of(whole.output)
+    assert (file.run.job_type, file.run.run_group) == ("protocol", work.name)
+    assert file.run.display_name == f"{work.name} whole"
+    assert file.summary["raw/auroc"] == pytest.approx(merged["raw"]["auroc"])
+    assert file.summary["jpeg/20.0/drop/auroc"] == pytest.approx(merged["curves"]["jpeg"][1]["drop"]["auroc"])
+    columns, rows, _ = file.table("cells")
+    assert [row[0] for row in rows] == [cell["name"] for cell in merged["cells"]]
+    assert rows[0][columns.index("images")] == merged["cells"][0]["counts"]["images"]
 
 
 def test_a_finished_protocol_is_merged_again_without_computing(words, whole):
