@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,15 @@ class _Fed:
     work: BatchSpec
 
 
+@cache
+def _loading_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all loaders: PyTorch has 32 of a kind and would hand out one that is being captured, too.
+
+    Of high priority, so that a batch's copy does not wait behind a step's kernels.
+    """
+    return torch.cuda.Stream(device, priority=-1)
+
+
 class BatchSource:
     """Iterates `LoadedBatch`es; see `dataio.loading.loader.Loader` for the arguments.
 
@@ -96,7 +106,7 @@ class BatchSource:
     def __next__(self) -> LoadedBatch:
         if self._device.type == "cuda" and self._stream is None:
             torch.cuda.set_device(self._device)  # of this thread
-            self._stream = torch.cuda.Stream(self._device)
+            self._stream = _loading_stream(self._device)
         images = self._images()
         if images is not None:
             return self._loaded(images, self._in_flight.popleft())
