@@ -13,8 +13,11 @@ import torch
 import torchvision
 from safetensors.torch import load_file
 
+from dataio.shards.shard_set import ShardSet
+from engines.train.schedule import data_fingerprint
 from tests.runs import assert_same, lines, outcome
 from tests.support import alive, command_line, descendants, environment, flags, wait_until
+from tests.wandb_file import read_wandb_file
 
 KILLED_AT = 5
 
@@ -156,12 +159,35 @@ def test_two_runs_on_one_folder_never_mix(tiny_shards, repo_root, tmp_path):
 
 @pytest.mark.slow
 def test_weights_and_biases_offline_is_second_to_the_local_log(tiny_shards, repo_root, run, tmp_path):
+    pytest.importorskip("tensorboard")
+    more = {"log__wandb": "offline", "log__artifacts": "true", "log__tensorboard": "true"}
     command = [sys.executable, str(repo_root / "launch" / "train.py")]
-    done = run([*command, *train(tiny_shards, tmp_path / "run", log__wandb="offline", train__steps=2)])
+    done = run([*command, *train(tiny_shards, tmp_path / "run", train__steps=2, **more)])
     assert done.returncode == 0, done.stderr
     assert "warning" not in done.stderr
-    assert list((tmp_path / "run" / "wandb").glob("offline-run-*"))
     assert [line["step"] for line in lines(tmp_path / "run")] == [1, 2, 2]
+    file = read_wandb_file(tmp_path / "run" / "wandb")
+    train_lines = [line for line in lines(tmp_path / "run") if line["kind"] == "train"]
+    assert file.values("train/loss") == pytest.approx({line["step"]: line["loss"] for line in train_lines})
+    assert file.config["data_digest"] == data_fingerprint(ShardSet(tiny_shards, "train"))
+    assert (file.run.job_type, file.exit_code, file.alerts) == ("training", 0, [])
+    assert {entry.path for artifact in file.artifacts for entry in artifact.manifest.contents} == {
+        "manifest.json",
+        "best.pt",
+        "final.safetensors",
+    }
+    assert list((tmp_path / "run" / "tensorboard").glob("events.*"))
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_is_an_alert(tiny_shards, repo_root, run, tmp_path):
+    command = [sys.executable, str(repo_root / "launch" / "train.py")]
+    more = {"optim__lr": 1e30, "optim__warmup": 0}
+    done = run([*command, *train(tiny_shards, tmp_path / "run", log__wandb="offline", **more)])
+    assert done.returncode == 2 and "not finite" in done.stderr
+    file = read_wandb_file(tmp_path / "run" / "wandb")
+    assert [(title, level) for title, _, level in file.alerts] == [("run: not finite", "ERROR")]
+    assert "the loss or its gradient is not finite" in file.alerts[0][1] and file.exit_code == 1
 
 
 @pytest.mark.parametrize(
