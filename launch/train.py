@@ -57,4 +57,4 @@ def main(argv: Sequence[str] | None = None, *, gpus: str | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, within=60)

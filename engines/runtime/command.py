@@ -7,6 +7,7 @@ from typing import NoReturn
 
 from dataio.core.errors import UserError
 from dataio.core.log import log_to_console
+from engines.runtime.ending import end_in
 
 EXIT_USER_ERROR = 2
 EXIT_RUN_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: "stopped, run me again"
@@ -34,11 +35,21 @@ def reports_exit_in_file() -> bool:
     return os.environ.get("TELLTALE_VERDICT") == "file"
 
 
-def run_command(main: Callable[[], int | None], *, at_once: bool = False) -> NoReturn:
+def exit_code_of(code: int) -> int:
+    """The code that a process ends with; 0 where a batch script reads the outcome from RUN/exit.json."""
+    # torchrun would report any other code as a failure, with a traceback, and restart a run that
+    # stopped on request.
+    return 0 if code in (EXIT_USER_ERROR, EXIT_RUN_AGAIN) and reports_exit_in_file() else code
+
+
+def run_command(
+    main: Callable[[], int | None], *, at_once: bool = False, within: float | None = None
+) -> NoReturn:
     """Run `main` and leave with its exit code; a UserError becomes one line and code 2.
 
     Args:
         at_once: use os._exit: library threads may abort during interpreter shutdown.
+        within: seconds for the interpreter's own end; after them it is ended, with the same code.
     """
     log_to_console()
     try:
@@ -58,11 +69,10 @@ def run_command(main: Callable[[], int | None], *, at_once: bool = False) -> NoR
         # The reader (head, less) went away; a second flush at exit must not complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
-    if code in (EXIT_USER_ERROR, EXIT_RUN_AGAIN) and reports_exit_in_file():
-        # A batch script reads RUN/exit.json. torchrun would report any other code as a failure, with
-        # a traceback, and restart a run that stopped on request.
-        code = 0
+    code = exit_code_of(code)
     if at_once:
         sys.stderr.flush()
         os._exit(code)
+    if within is not None:
+        end_in(within, code, "the process")
     sys.exit(code)

@@ -3,10 +3,12 @@
 Wraps torchrun, whose own exit code is 1 for everything: the run's verdict comes from RUN/exit.json.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,6 +20,8 @@ from dataio.core.parent_process import die_with_parent
 from engines.runtime.command import EXIT_USER_ERROR
 from engines.runtime.exit_file import EXIT, read_exit
 
+# For the ranks after the run's outcome is on disk; they have `engines.runtime.ending` for less.
+LEAVE_SECONDS = 180.0
 _STOP = "stop"  # see engines.runtime.distributed.StopRequest
 
 
@@ -95,7 +99,7 @@ def launch_processes(script: Path, argv: Sequence[str], processes: int, run: Pat
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
     before = {number: signal.signal(number, forward) for number in numbers}
     try:
-        code = child.wait()
+        code = _wait(child, run)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -104,3 +108,18 @@ def launch_processes(script: Path, argv: Sequence[str], processes: int, run: Pat
         # Refused before the folder was the run's own (rank 0 has printed why), or killed.
         return EXIT_USER_ERROR if code == 0 else 1
     return int(outcome["code"])
+
+
+def _wait(child: "subprocess.Popen[bytes]", run: Path) -> int:
+    """Wait for torchrun; once the run has finished, for so long and then no longer."""
+    finished: float | None = None
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return child.wait(timeout=1.0)
+        if finished is None:
+            finished = time.monotonic() if (read_exit(run) or {}).get("code") == 0 else None
+        elif time.monotonic() - finished > LEAVE_SECONDS:
+            log.warning(
+                f"{run} has finished, but its processes have not ended in {LEAVE_SECONDS:.0f} s; they are ended"
+            )
+            child.kill()  # the ranks die with it, see die_with_launcher

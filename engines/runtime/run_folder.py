@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 from dataio.core.errors import UserError, writing
 from dataio.core.log import log
-from engines.runtime.command import EXIT_USER_ERROR, reports_exit_in_file
+from engines.runtime.command import EXIT_USER_ERROR, exit_code_of, reports_exit_in_file
 from engines.runtime.distributed import World, on_all_ranks, shutdown_distributed
+from engines.runtime.ending import END_SECONDS, ended_in
 from engines.runtime.exit_file import EXIT, write_exit
 from engines.runtime.watchdog import LostRankError
 
@@ -50,7 +51,9 @@ def run_in_folder(folder: Path, world: World, run: Callable[[], Outcome]) -> int
         if world.is_main and lock is not None:
             write_exit(folder, *outcome)
             lock.release()
-        shutdown_distributed(world)
+        # NCCL waits here for peers that may be gone; the outcome is on disk.
+        with ended_in(END_SECONDS, exit_code_of(outcome.code), f"{folder}: leaving the process group"):
+            shutdown_distributed(world)
     return outcome.code
 
 
