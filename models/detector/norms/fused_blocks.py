@@ -4,7 +4,6 @@ Separate additions and activations read and write every map again: 10 of 53 ms o
 on an H200. The modules that a block no longer calls stay in place, so names are unchanged.
 """
 
-from functools import cache
 from typing import Any
 
 import torch
@@ -12,17 +11,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from models.detector.backbones.cifarnet import CifarBlock
-from models.detector.norms.ghost_modules import Activation, GhostBatchNorm2d, GhostNorm
-
-
-@cache
-def _fused_pool() -> Any:
-    """The module of the Triton path, or None where Triton is not installed."""
-    try:
-        from models.detector.norms import fused_pool
-    except ImportError:
-        return None
-    return fused_pool
+from models.detector.norms.ghost_modules import Activation, GhostBatchNorm2d, GhostNorm, triton_norms
 
 
 class FusedBasicBlock(BasicBlock):
@@ -82,12 +71,14 @@ class FusedMaxPool2d(nn.MaxPool2d):
         wanted = GhostNorm.path == "triton" or (GhostNorm.path == "auto" and input.is_cuda)
         if torch.compiler.is_compiling() or not wanted or input.dim() != 4 or not input.numel():
             return super().forward(input)
-        pool = _fused_pool()
-        if pool is None or input.dtype not in pool.POOL_DTYPES:
+        fused = triton_norms()
+        if fused is None or input.dtype not in fused.FUSED_DTYPES:
             return super().forward(input)
         if not input.is_contiguous(memory_format=torch.channels_last):
             return super().forward(input)
-        return pool.fused_max_pool(input)
+        from models.detector.norms.fused_pool import fused_max_pool
+
+        return fused_max_pool(input)
 
 
 def _is_resnets_pooling(module: nn.Module) -> bool:

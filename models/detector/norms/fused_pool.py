@@ -9,7 +9,6 @@ from torch.autograd.function import once_differentiable
 from models.detector.norms import pool_kernels as kernels
 
 _LAUNCH = {"num_warps": 4, "enable_fp_fusion": True}
-POOL_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def _cols(channels: int) -> int:

@@ -5,6 +5,7 @@ buffers and their names are those of torch's classes, so that `module.__class__ 
 into the other. The plain path is the reference for the fused one; see `fused_norm`.
 """
 
+import warnings
 from functools import cache
 from typing import Any, Literal
 
@@ -18,11 +19,20 @@ NormPath = Literal["auto", "plain", "triton"]
 
 
 @cache
-def _fused_norm() -> Any:
-    """The module of the fused path, or None where Triton is not installed."""
+def triton_norms() -> Any:
+    """The module `fused_norm`, or None where Triton is not installed or cannot run its kernels."""
     try:
         from models.detector.norms import fused_norm
+
+        fused_norm.try_kernels()
     except ImportError:
+        return None
+    except Exception as error:  # whatever Triton meets: no C compiler, a driver that is too old
+        reason = " ".join(str(error).split())[:200]
+        warnings.warn(
+            f"batch norm takes PyTorch's slower operations: Triton's kernels do not run here ({reason})",
+            stacklevel=2,
+        )
         return None
     return fused_norm
 
@@ -76,7 +86,7 @@ class GhostNorm(_BatchNorm):
             or not (input.is_cuda or self.path == "triton")
         ):
             return False
-        fused, affine = _fused_norm(), (self.weight, self.bias)
+        fused, affine = triton_norms(), (self.weight, self.bias)
         if fused is None or input.dtype not in fused.FUSED_DTYPES or any(t is None for t in affine):
             return False
         if (
@@ -100,10 +110,10 @@ class GhostNorm(_BatchNorm):
         options: dict[str, Any] = {"eps": self.eps, "activation": activation}
         mean, var = self.running_mean, self.running_var
         if not self.training:
-            return _fused_norm().fused_evaluation_norm(*arguments, mean, var, **options)
+            return triton_norms().fused_evaluation_norm(*arguments, mean, var, **options)
         running = (mean, var) if self.track_running_stats else None
         options |= {"ghosts": self.ghosts, "momentum": self.momentum, "split": split}
-        return _fused_norm().fused_training_norm(*arguments, running, **options)
+        return triton_norms().fused_training_norm(*arguments, running, **options)
 
     def _activate(self, output: Tensor, residual: Tensor | None) -> Tensor:
         # In place as in torchvision's blocks: batch norm's backward does not need its output.

@@ -13,7 +13,7 @@ from models.detector.config import ModelConfig
 from models.detector.dual_head import DualHead
 from models.detector.flops import training_flops
 from models.detector.norms.fused_blocks import FusedMaxPool2d, FusedStage
-from models.detector.norms.ghost_modules import GhostBatchNorm1d, GhostBatchNorm2d, GhostNorm
+from models.detector.norms.ghost_modules import GhostBatchNorm1d, GhostBatchNorm2d, GhostNorm, triton_norms
 from models.detector.norms.ghost_norm import set_ghosts, use_ghost_norms
 
 # Sides of the image: the smallest at which no map of two images is a single pixel, which would be chaotic.
@@ -238,6 +238,25 @@ def test_mistakes():
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         norm(torch.randn(4, 3, 1, 1))
     assert norm.eval()(torch.randn(6, 3, 2, 2)).shape == (6, 3, 2, 2)  # statistics of its own need no parts
+
+
+def test_kernels_that_do_not_run_are_left_with_a_warning(monkeypatch):
+    fused_norm = pytest.importorskip("models.detector.norms.fused_norm", reason="Triton is not installed")
+
+    def no_compiler():
+        raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(fused_norm, "try_kernels", no_compiler)
+    triton_norms.cache_clear()
+    norm = GhostBatchNorm2d(4)
+    x = torch.randn(2, 4, 3, 3).contiguous(memory_format=torch.channels_last)
+    expected = norm(x)
+    norm.path = "triton"
+    try:
+        with pytest.warns(UserWarning, match=r"kernels do not run here \(Failed to find C compiler\)"):
+            assert torch.equal(norm(x), expected)
+    finally:
+        triton_norms.cache_clear()
 
 
 def test_arithmetic_is_counted_as_before():
