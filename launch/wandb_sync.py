@@ -16,6 +16,7 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from dataio.core.errors import UserError
 from engines.config.parser import Parser
 from engines.runtime.command import run_command
 
@@ -38,11 +39,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from engines.runtime.wandb_rebuild import rebuild_run
 
+    failures = []
     for run in options.runs:
-        made = rebuild_run(Path(run), options.mode)
+        try:
+            made = rebuild_run(Path(run), options.mode)
+        except UserError as error:  # the others are sent nevertheless
+            failures.append(error.for_command_line())
+            continue
         print(f"{run}: run {made.id}, {made.rows} lines of metrics")
         if made.offline is not None:
             print(f"to upload it: wandb sync {made.offline}")
+    for failure in failures[1:]:
+        print(f"error: {failure}", file=sys.stderr)
+    if failures:
+        raise UserError(failures[0])
     return 0
 
 

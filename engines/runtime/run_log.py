@@ -96,22 +96,26 @@ class RunLog:
         self._start_copies(wandb_id if self._length else "", job_type, data)
 
     def _start_copies(self, wandb_id: str, job_type: str, data: str) -> None:
-        kept = read_metrics(self._folder) if self._length else []
-        self._best = BestValues(kept)
-        self._skipped = max((line.get("skipped", 0) for line in kept), default=0)
-        self._board = None
-        if self._config.tensorboard:
-            # Every line up to a checkpoint's step is kept, so what follows the last one is written again.
-            last = max((line["step"] for line in kept), default=-1)
-            self._board = TensorBoardLog(self._folder, last + 1)
+        mode = choose_mode(self._config.wandb)
+        self._best, self._skipped, last = BestValues(), 0, -1
+        if self._config.tensorboard or mode != "off":
+            try:
+                kept = read_metrics(self._folder)
+                self._best = BestValues(kept)
+                self._skipped = max((line.get("skipped", 0) for line in kept), default=0)
+                last = max((line["step"] for line in kept), default=-1)
+            except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+                log.warning(f"metrics.jsonl: cannot be read ({one_line(error)}); the copies of it start anew")
+        # Every line up to a checkpoint's step is kept, so what follows the last one is written again.
+        self._board = TensorBoardLog(self._folder, last + 1) if self._config.tensorboard else None
         self._wandb = WandbRun(
             self._folder,
-            mode=choose_mode(self._config.wandb),
+            mode=mode,
             project=self._config.project,
             group=self._config.group,
             job_type=job_type,
             # The commit takes a process of git, which only a run of W&B is worth.
-            settings={} if self._config.wandb == "off" else self._facts(data),
+            settings={} if mode == "off" else self._facts(data),
             checkpoints_id=wandb_id,
         )
         self._wandb.define(*METRIC_NAMES)

@@ -179,6 +179,18 @@ def test_a_failure_of_wandb_is_one_warning(tmp_path, caplog):
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 3
 
 
+def test_a_damaged_file_of_metrics_stops_no_run(tmp_path, caplog):
+    (tmp_path / "metrics.jsonl").write_text("[1]\n\0\0\n")
+    log = begin(tmp_path, offset=100)
+    train(log, [1])
+    log.close(0)
+    assert [record.message.split(" (")[0] for record in caplog.records if record.levelname == "WARNING"] == [
+        "metrics.jsonl: cannot be read"
+    ]
+    [file] = files_of(tmp_path)
+    assert file.values("train/loss") == {1: 1.0}
+
+
 def test_tensorboard_has_each_step_once_after_a_continuation(tmp_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     config = LogConfig(wandb="off", tensorboard=True)

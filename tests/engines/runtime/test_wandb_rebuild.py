@@ -123,7 +123,9 @@ def test_the_command(tmp_path, capsys):
 
     assert find_module("wandb") == "wandb_sync"
     make_run(tmp_path / "run", "off")
-    assert main(["sync", str(tmp_path / "run"), "--mode", "offline"]) == 0
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"empty: has no config.yaml"):
+        main(["sync", str(tmp_path / "empty"), str(tmp_path / "run"), "--mode", "offline"])
     [first, second] = capsys.readouterr().out.splitlines()
     assert first.endswith("4 lines of metrics") and second.startswith("to upload it: wandb sync ")
     assert read_wandb_file(tmp_path / "run" / "wandb-sync").values("val/loss") == {1: 0.25, 2: 0.75}

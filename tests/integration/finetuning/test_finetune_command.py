@@ -21,6 +21,7 @@ from tests.conversations import (
     losses,
 )
 from tests.support import alive, descendants, environment, wait_until
+from tests.wandb_file import read_wandb_file
 
 # DeepSpeed compiles its operators at their first use on a machine, which takes minutes.
 pytestmark = pytest.mark.timeout(1200)
@@ -206,13 +207,16 @@ def deepspeed(processes, repo_root, *more):
 
 
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_deepspeeds_launcher_runs_the_quickstart(repo_root, tmp_path, processes):
+def test_deepspeeds_launcher_runs_the_quickstart(repo_root, tmp_path, processes, monkeypatch):
     """`deepspeed launch/finetune_mlm.py` with nothing but other folders, and a sixth of the steps."""
     files = {name: tmp_path / "data" / f"{name}.json" for name in ("conversations", "val", "true_false")}
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "staged"))
+    for name in ("WANDB_MODE", "WANDB_NAME", "WANDB_RUN_GROUP"):
+        monkeypatch.delenv(name, raising=False)
     output = deepspeed(
         processes,
         repo_root,
-        *("--run.dir", str(tmp_path / "run"), "--train.steps", "20", "--log.wandb", "off"),
+        *("--run.dir", str(tmp_path / "run"), "--train.steps", "20", "--log.wandb", "offline"),
         *("--data.generate.images", "400", "--data.generate.questions", "200"),
         *("--data.generate.val", "20", "--data.generate.benchmark", "12"),
         *("--data.conversations", str(files["conversations"]), "--data.val", str(files["val"])),
@@ -223,6 +227,12 @@ def test_deepspeeds_launcher_runs_the_quickstart(repo_root, tmp_path, processes)
     assert last < first
     assert "true false: 12 items" in output
     assert "always_fake" in output
+    file, answered = read_wandb_file(tmp_path / "run" / "wandb"), read_wandb_file(tmp_path / "run" / "vqa")
+    assert (file.run.job_type, answered.run.job_type) == ("finetuning", "benchmark")
+    assert file.run.run_group == answered.run.run_group == "run" and file.run.run_id != answered.run.run_id
+    losses = {line["step"]: line["loss"] for line in lines(tmp_path / "run") if line["kind"] == "train"}
+    assert file.values("train/loss") == pytest.approx(losses)
+    assert len(file.config["data_digest"]) == 64 and len(answered.table("answers")[1]) == 12
     assert (tmp_path / "run" / "vqa" / "true_false" / "metrics.json").is_file()
 
 
