@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -160,6 +160,11 @@ class RunLog:
             self._wandb.picture(name, path, step)
             if self._board is not None:
                 self._board.picture(name, path, step)
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int) -> None:
+        """Send a table to Weights & Biases; a cell may be an `engines.runtime.wandb_run.Picture`."""
+        if self._enabled:
+            self._wandb.table(name, columns, rows, step)
 
     def _flush(self) -> None:
         with self._writing:  # called by the training thread and the saving thread

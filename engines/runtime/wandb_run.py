@@ -179,7 +179,9 @@ class WandbRun:
 
             self.log({f"images/{name}": wandb.Image(str(path), caption=caption)}, step)
 
-    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    def table(
+        self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int | None = None
+    ) -> None:
         """Log a table; a cell may be a `Picture`."""
         if self._run is None:
             return
@@ -193,7 +195,7 @@ class WandbRun:
                 return wandb.Image(pixels, caption=value.caption or None)
 
             data = [[cell(value) for value in row] for row in rows]
-            self._run.log({name: wandb.Table(columns=list(columns), data=data)})
+            self.log({name: wandb.Table(columns=list(columns), data=data)}, step)
 
     def page(self, name: str, path: Path) -> None:
         """Log the HTML page at `path`."""

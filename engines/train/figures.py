@@ -20,6 +20,7 @@ from dataio.loading.pixels import to_pixels
 from dataio.shards.manifest import LabelSpaces
 from engines.config.detector import Config
 from engines.runtime.run_log import RunLog
+from engines.runtime.wandb_run import Picture
 from engines.train.validate import Validation
 
 _CURVES = ("loss", "generator_error", "real_fake_error", "object_error")
@@ -69,6 +70,19 @@ class RunFigures:
                 for m in result.mistakes
             ]
             self._save("mistakes", _grid([m.image for m in result.mistakes], captions), step)
+            rows = [
+                [
+                    Picture(m.image),
+                    m.sample_id,
+                    self._generator(m.truth),
+                    self._generator(m.answer),
+                    m.p_fake,
+                    m.loss,
+                ]
+                for m in result.mistakes
+            ]
+            columns = ["picture", "sample id", "generator", "predicted", "P(fake)", "loss"]
+            self.log.table("mistakes", columns, rows, step)
 
     def curves(self) -> None:
         """Loss and errors of training and validation over the steps, from metrics.jsonl."""

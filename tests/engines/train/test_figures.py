@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import wandb
 from PIL import Image
 
 from dataio.loading.pixels import to_pixels
@@ -13,6 +14,7 @@ from engines.runtime.run_log import LogConfig, RunLog
 from engines.train.figures import RunFigures
 from engines.train.trainer import Trainer
 from tests.support import flags
+from tests.wandb_file import read_wandb_file
 
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), distributed=False)
 
@@ -69,6 +71,29 @@ def test_every_panel_is_drawn_and_can_be_read(trainer, tmp_path):
             picture.load()
             assert len(set(np.asarray(picture.convert("L")).ravel().tolist())) > 10
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_mistakes_go_to_weights_and_biases_as_a_table_with_their_pictures(trainer, tmp_path, monkeypatch):
+    for name in ("WANDB_MODE", "WANDB_RUN_ID", "WANDB_SWEEP_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "staged"))
+    log = RunLog(tmp_path, LogConfig(wandb="offline"), {})
+    found = trainer.validate()
+    log.write({"kind": "val", "step": 7, **found.metrics})
+    RunFigures(tmp_path, trainer.config, trainer.train_set.labels, log).validation(found, 7)
+    log.close(0)
+    wandb.teardown()
+    file = read_wandb_file(tmp_path)
+    columns, rows, files = file.table("mistakes")
+    assert [row[columns.index("sample id")] for row in rows] == [
+        mistake.sample_id for mistake in found.mistakes
+    ]
+    for row, mistake in zip(rows, found.mistakes, strict=True):
+        with Image.open(files[row[0]["path"]]) as picture:
+            assert np.array_equal(np.asarray(picture.convert("RGB")), mistake.image)
+    # All of a validation in one row, at its step.
+    [last] = file.history
+    assert last["_step"] == 7 and {"images/confusion._type", "images/mistakes._type", "val/loss"} <= set(last)
 
 
 def test_without_them_validation_collects_none(tiny_shards, repo_root):
