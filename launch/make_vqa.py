@@ -16,6 +16,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from dataio.core.errors import UserError
+from dataio.sources.remote_path import is_url
 from dataio.vqa.questions import QUESTION_FORMATS, VqaSizes, images_of_manifest, images_of_shards, write_vqa
 from engines.config.parser import Parser
 from engines.runtime.command import run_command
@@ -57,6 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "test": args.true_false + args.multiple_choice > 0,
     }
     if args.shards is not None:
+        if is_url(args.shards):
+            raise UserError(
+                f"--shards {args.shards}: conversations name images in local tars; copy the shards to a folder first"
+            )
         images = {split: images_of_shards(args.shards, split) if on else [] for split, on in needed.items()}
     else:
         images = images_of_manifest(args.manifest, args.root, real=args.real)

@@ -27,6 +27,7 @@ from dataio.core.errors import UserError
 from dataio.core.tasks import parse_task
 from dataio.images.codec import PRESETS, CodecPolicy, preset_policy
 from dataio.images.opening import MEGAPIXELS
+from dataio.sources.remote_path import is_url, upload_command
 from engines.config.layout_flags import add_layout_flags, default_codec_preset, layout_of, layout_settings
 from engines.config.parser import Parser
 from engines.runtime.command import run_command
@@ -70,6 +71,11 @@ def _write(args: Any) -> int:
     from dataio.sharding.job import ShardJob, finish_job, run_array_task, run_job
     from dataio.sharding.merge import summary
 
+    if is_url(args.output):
+        raise UserError(
+            f"--output {args.output}: shards are written to a folder; write them there, then upload it, its "
+            f"manifest.json last: {upload_command(args.output)}"
+        )
     array_task = parse_task(args.task, finish=args.finish)
     policy = _policy(args)
     if args.layout == "synthetic":

@@ -3,13 +3,25 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from dataio.core.errors import UserError, one_line
 
 
+class ReadableText(Protocol):
+    """A file that is no local path and can be read like one."""
+
+    def read_text(self, encoding: str) -> str: ...
+
+
 def read_versioned_json(
-    path: str | Path, format: str, versions: Sequence[int], hint: str, *, what: str, key: str = "format"
+    path: str | Path | ReadableText,
+    format: str,
+    versions: Sequence[int],
+    hint: str,
+    *,
+    what: str,
+    key: str = "format",
 ) -> dict[str, Any]:
     """Read a JSON object and check its format and version.
 
@@ -32,7 +44,7 @@ def read_versioned_json(
 
 
 def parse_versioned_json(
-    path: str | Path, format: str, versions: Sequence[int], *, key: str = "format"
+    path: str | Path | ReadableText, format: str, versions: Sequence[int], *, key: str = "format"
 ) -> dict[str, Any]:
     """The same for callers that have a message of their own.
 
@@ -44,7 +56,8 @@ def parse_versioned_json(
         OSError, ValueError, RecursionError: the file cannot be read, is not a JSON object, or
             has another format or version.
     """
-    values = json.loads(Path(path).read_text(encoding="utf-8"))
+    file = Path(path) if isinstance(path, str) else path
+    values = json.loads(file.read_text(encoding="utf-8"))
     if not isinstance(values, dict):
         raise ValueError(f"it holds a {type(values).__name__}, expected an object")
     if values.get(key) != format:

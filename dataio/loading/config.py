@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from dataio.loading.augment import AugmentConfig
+from dataio.sources.remote_path import PATIENCE
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -74,9 +75,12 @@ class DataConfig:
     verify: bool = False
     """Check the SHA-256 of every shard before the first step."""
     cache_dir: str = ""
-    """Folder of this machine for copies of the shards, which its processes and runs share; empty: none."""
+    """Folder of this machine for copies of the shards, which its processes and runs share; empty: none, or
+    the user's cache folder where data.shards is a URL."""
     cache_gib: float = 0.0
     """The most that data.cache_dir may hold, GiB; the longest unused are evicted. 0: what the disk has."""
+    remote_patience: float = PATIENCE
+    """Seconds without an answer after which shards behind a URL are given up; below train.timeout."""
     damaged: Literal["stop", "skip"] = "stop"
     """A sample that cannot be read or decoded while training: stop, or skip it (RUN/quarantine.jsonl lists them)."""
     damaged_cap: float = 0.0001
@@ -125,5 +129,7 @@ class DataConfig:
             raise ValueError(f"data.damaged_cap is {self.damaged_cap}, expected a share in [0, 1]")
         if self.cache_gib < 0:
             raise ValueError(f"data.cache_gib is {self.cache_gib}, expected 0 or more")
+        if self.remote_patience <= 0:
+            raise ValueError(f"data.remote_patience is {self.remote_patience}, expected seconds above 0")
         if not 0 <= self.hw_decoder_load <= 1:
             raise ValueError(f"data.hw_decoder_load is {self.hw_decoder_load}, expected a share in [0, 1]")

@@ -20,6 +20,7 @@ class KeptSource(Source):
 
     def __init__(self, folder: str | Path, split: str) -> None:
         self.path, self.field, self.split = Path(folder), "shards", split
+        self._folder = folder  # or a URL
         self._set: ShardSet | None = None
         self._rows: dict[str, int] = {}
         preset = self._shards().manifest["codec"]["preset"]
@@ -32,11 +33,11 @@ class KeptSource(Source):
             )
 
     def __getstate__(self) -> dict[str, object]:
-        return {"path": self.path, "field": self.field, "split": self.split, "_set": None, "_rows": {}}
+        return {**self.__dict__, "_set": None, "_rows": {}}
 
     def _shards(self) -> ShardSet:
         if self._set is None:
-            self._set = ShardSet(self.path, self.split)
+            self._set = ShardSet(self._folder, self.split)
         return self._set
 
     def describe(self) -> list[dict[str, object]]:

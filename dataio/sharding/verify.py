@@ -4,6 +4,7 @@ import concurrent.futures
 import json
 import multiprocessing
 import tarfile
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,17 @@ from dataio.core.errors import UserError
 from dataio.images.opening import MEGAPIXELS, Undecodable, open_image
 from dataio.images.training_decoder import training_fault
 from dataio.shards.manifest import IDENTITY, NOT_AN_ARRAY, SAMPLE, read_manifest, sha256_of
+from dataio.shards.remote_cache import unreadable
+from dataio.shards.remote_folder import fetch
+from dataio.sources.remote_path import AnyPath, RemotePath, place_of
 
 
 def verify_shards(folder: str | Path, *, workers: int = 1) -> tuple[int, list[str]]:
     """Check every SHA-256, index, key and image, which the training decoder must show as Pillow does.
 
     Args:
-        folder: written by `dataio.sharding.job.write_shards`. workers: processes.
+        folder: written by `dataio.sharding.job.write_shards`, or its URL, whose files are copied to a
+            temporary folder one after another. workers: processes.
 
     Returns:
         the number of images that were checked, and the faults, each naming its file and key.
@@ -28,13 +33,24 @@ def verify_shards(folder: str | Path, *, workers: int = 1) -> tuple[int, list[st
     Raises:
         UserError: no readable manifest.
     """
-    folder = Path(folder)
-    manifest = read_manifest(folder)
+    place = place_of(folder)
+    if isinstance(place, Path):
+        return _verify(place, None, workers)
+    with tempfile.TemporaryDirectory(prefix="telltale-verify-") as copies:
+        return _verify(Path(copies), place, workers)
+
+
+def _verify(folder: Path, remote: RemotePath | None, workers: int) -> tuple[int, list[str]]:
+    """Check a local folder, or the copies in it of what a remote one has."""
+    manifest = read_manifest(folder if remote is None else remote, folder)
     faults: list[str] = []
     jobs: list[_Job] = []
     keys: list[np.ndarray] = []
     spaces = {name: manifest[name] for name in ("generators", "objects", "subsets", "codec")}
     for split, entry in manifest["splits"].items():
+        if remote is not None:
+            for table in (entry["index"], *([entry["identities"]] if "identities" in entry else [])):
+                fetch(remote / table["file"], table["bytes"], folder / table["file"])
         rows = _check_rows(folder, entry["index"], entry["samples"], SAMPLE, faults)
         if "identities" in entry:
             _check_rows(folder, entry["identities"], entry["samples"], IDENTITY, faults)
@@ -48,12 +64,12 @@ def verify_shards(folder: str | Path, *, workers: int = 1) -> tuple[int, list[st
                 faults.append(
                     f"{entry['index']['file']}: rows {start} to {stop - 1} are not all of {shard['file']}"
                 )
-            jobs.append((folder, shard, entry["index"]["file"], start, spaces))
+            jobs.append((folder, remote, shard, entry["index"]["file"], start, spaces))
             start = stop
         listed = {Path(shard["file"]).name for shard in entry["shards"]}
-        for path in sorted((folder / split).glob("*.tar")):
-            if path.name not in listed:
-                faults.append(f"{split}/{path.name}: not in the manifest")
+        for name in _tars(folder if remote is None else remote, split):
+            if name not in listed:
+                faults.append(f"{split}/{name}: not in the manifest")
     all_keys = np.concatenate(keys) if keys else np.zeros(0, np.uint64)
     unique, counts = np.unique(all_keys, return_counts=True)
     faults += [
@@ -81,8 +97,22 @@ def require_intact(folder: str | Path, *, workers: int = 1) -> int:
     return checked
 
 
-# The folder, the shard, the index file and the shard's first row in it, the manifest's names and codec.
-_Job = tuple[Path, dict[str, Any], str, int, dict[str, Any]]
+# The folder, where it is copied from, the shard, the index file and the shard's first row in it, the
+# manifest's names and codec.
+_Job = tuple[Path, RemotePath | None, dict[str, Any], str, int, dict[str, Any]]
+
+
+def _tars(folder: AnyPath, split: str) -> list[str]:
+    """Names of the tars of a split that are there; none where a server lists nothing."""
+    if isinstance(folder, Path):
+        return sorted(path.name for path in (folder / split).glob("*.tar"))
+    try:
+        sizes = (folder / split).sizes() or {}
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise unreadable(folder / split, error) from None
+    return sorted(name for name in sizes if name.endswith(".tar"))
 
 
 def _run(jobs: list[_Job], workers: int) -> Iterator[list[str]]:
@@ -123,7 +153,21 @@ def _check_rows(
 
 
 def _check_shard(job: _Job) -> list[str]:
-    folder, shard, index, start, spaces = job
+    folder, remote, shard, *_ = job
+    if remote is None:
+        return _check_copy(job)
+    names = {shard["file"]: "bytes", str(Path(shard["file"]).with_suffix(".idx")): "idx_bytes"}
+    try:
+        for name, size in names.items():
+            fetch(remote / name, shard[size], folder / name)
+        return _check_copy(job)
+    finally:
+        for name in names:
+            (folder / name).unlink(missing_ok=True)
+
+
+def _check_copy(job: _Job) -> list[str]:
+    folder, _, shard, index, start, spaces = job
     name = shard["file"]
     idx_name = str(Path(name).with_suffix(".idx"))
     faults = [

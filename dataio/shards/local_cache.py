@@ -27,9 +27,10 @@ from dataio.core.atomic import sync_folder
 from dataio.core.errors import UserError
 from dataio.core.locks import locked
 from dataio.core.log import log
+from dataio.sources.remote_path import PATIENCE, AnyPath, RemotePath
 
 _CHUNK = 4 << 20  # bytes copied at a time
-_EXTRA = 32  # shards held beyond the plan, for orders that announce none
+UNPLANNED = 32  # shards held beyond the plan, for orders that announce none
 _PAUSE = 0.05  # seconds between looks at what another process copies
 _PAUSE_FULL = 1.0  # and between looks whether there is room again
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -43,18 +44,20 @@ class CacheOptions:
         folder: of the copies; shared by the machine's processes and runs.
         cap_gib: the most that all copies may take, GiB; 0 sets no limit.
         strict: read nothing from a tar whose SHA-256 proves wrong while it is copied.
+        patience: seconds without an answer after which shards behind a URL are given up.
     """
 
     folder: str | Path
     cap_gib: float = 0.0
     strict: bool = True
+    patience: float = PATIENCE
 
 
 class ShardCache:
     """The copies of one split's shards.
 
     Args:
-        folder: of the copies; made where it is missing. source: the shards' folder.
+        folder: of the copies; made where it is missing. source: the shards' folder or URL.
         shards: of the manifest. cap_gib: what all copies may take, GiB; 0 sets no limit.
 
     Attributes:
@@ -65,7 +68,7 @@ class ShardCache:
     """
 
     def __init__(
-        self, folder: str | Path, source: Path, shards: Sequence[dict[str, Any]], cap_gib: float
+        self, folder: str | Path, source: AnyPath, shards: Sequence[dict[str, Any]], cap_gib: float
     ) -> None:
         self.folder, self._source, self._shards = Path(folder), source, shards
         self._cap = int(cap_gib * 2**30)
@@ -105,7 +108,7 @@ class ShardCache:
                 if shard in self._extra:
                     self._extra.remove(shard)
                 self._extra.append(shard)
-                if len(self._extra) > _EXTRA:
+                if len(self._extra) > UNPLANNED:
                     self._release({self._extra.pop(0)})
             if shard not in self._held:
                 self._wake()
@@ -157,15 +160,22 @@ class ShardCache:
                     continue  # another process copies it: the next one
                 except OSError as error:
                     if error.errno in _FULL:
-                        self._say("is full: shards that have no copy are read from their own folder")
-                        pause = _PAUSE_FULL
+                        pause = self._when_full(shard, error)
                         break
-                    # A source that fails is the reader's to report.
-                    self._given_up.add(shard)
-                    self._say(f"{self._shards[shard]['file']} is not copied ({error.strerror or error})")
+                    self._when_failed(shard, error)
             time.sleep(pause)
             with self._changed:
                 self._changed.notify_all()
+
+    def _when_full(self, shard: int, error: OSError) -> float:
+        """There is no room for a copy; returns the seconds until the next try."""
+        self._say("is full: shards that have no copy are read from their own folder")
+        return _PAUSE_FULL
+
+    def _when_failed(self, shard: int, error: OSError) -> None:
+        """The source cannot be read, or is not the manifest's: the reader's to report."""
+        self._given_up.add(shard)
+        self._say(f"{self._shards[shard]['file']} is not copied ({error.strerror or error})")
 
     def _hold(self, shard: int) -> bool:
         """Open a copy and lock it against eviction, if it is there and whole."""
@@ -213,11 +223,11 @@ class ShardCache:
             try:
                 if path.exists():
                     return True
-                with open(temporary, "rb+") as file, open(self._source / entry["file"], "rb") as source:
+                with open(temporary, "rb+") as file:
                     file.truncate(0)
                     self._make_room(file.fileno(), entry["bytes"], temporary)
                     digest = hashlib.sha256()
-                    while chunk := source.read(_CHUNK):
+                    for chunk in _content(self._source / entry["file"], entry["bytes"]):
                         digest.update(chunk)
                         file.write(chunk)
                     if file.tell() != entry["bytes"] or digest.hexdigest() != entry["sha256"]:
@@ -307,6 +317,16 @@ class ShardCache:
         if text not in self._said and os.environ.get("LOCAL_RANK", "0") == "0":
             log.warning(f"data.cache_dir {self.folder}: {text}")
         self._said.add(text)
+
+
+def _content(path: AnyPath, size: int) -> Iterator[bytes]:
+    """A file in pieces; `size` is what the manifest says."""
+    if isinstance(path, RemotePath):
+        yield from path.parts(size)
+        return
+    with open(path, "rb") as source:
+        while chunk := source.read(_CHUNK):
+            yield chunk
 
 
 def _touch(descriptor: int) -> None:

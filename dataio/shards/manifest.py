@@ -13,7 +13,9 @@ import numpy as np
 
 from dataio.core.errors import UserError
 from dataio.shards.manifest_schema import manifest_fault
+from dataio.shards.remote_cache import unreadable
 from dataio.shards.shard_table import ShardTable
+from dataio.sources.remote_path import PATIENCE, RemotePath, place_of
 
 # One row per sample of a split, in shard order. `offset` and `size` are of the image's
 # bytes inside the tar; labels are -1 where unknown; `key` is the position in the plan.
@@ -70,27 +72,32 @@ class LabelSpaces:
         return cls(tuple(manifest["generators"]), tuple(manifest["objects"]))
 
 
-def read_manifest(folder: str | Path) -> dict[str, Any]:
+def read_manifest(
+    folder: str | Path | RemotePath, cache: str | Path | None = None, *, patience: float = PATIENCE
+) -> dict[str, Any]:
     """Read DIR/manifest.json.
 
     A split's `shards` is a sequence of dicts, whether it stands there or in a table.
 
+    Args:
+        folder: or its URL. cache, patience: for a URL, see `small_file` and `RemotePath`.
+
     Raises:
         UserError: no such folder or file, not JSON, or of another format or version.
     """
-    path = Path(folder) / "manifest.json"
-    if not Path(folder).is_dir():
+    place = place_of(folder, patience)
+    path = place / "manifest.json"
+    if isinstance(place, Path) and not place.is_dir():
         raise UserError(f"{folder}: no such folder of shards; write one with `telltale shard`")
     try:
         manifest = json.loads(path.read_text())
     except FileNotFoundError:
-        hint = (
-            "sharding did not finish, run it again"
-            if (path.parent / ".work").is_dir()
-            else "is it a shard folder?"
-        )
+        unfinished = isinstance(place, Path) and (place / ".work").is_dir()
+        hint = "sharding did not finish, run it again" if unfinished else "is it a shard folder?"
         raise UserError(f"{path}: not found; {hint}") from None
     except (OSError, ValueError, RecursionError) as error:
+        if isinstance(path, RemotePath) and isinstance(error, OSError):
+            raise unreadable(path, error) from None
         raise UserError(f"{path}: cannot be read ({error}); write the shards again") from None
     file_format = manifest.get("format") if isinstance(manifest, dict) else None
     if file_format != MANIFEST_FORMAT:
@@ -106,7 +113,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: {fault}; copy it again or write the shards again")
     for split in manifest["splits"].values():
         if manifest["version"] == 2 and "table" in split:
-            split["shards"] = ShardTable(Path(folder), split["table"], split["samples"])
+            split["shards"] = ShardTable(place, split["table"], split["samples"], cache)
     return manifest
 
 
@@ -122,6 +129,8 @@ def _brief(names: Sequence[str]) -> str:
     return f"[{', '.join(names[:10])}{', ...' if len(names) > 10 else ''}] ({len(names)})"
 
 
-def sha256_of(path: str | Path) -> str:
+def sha256_of(path: str | Path | RemotePath) -> str:
+    if isinstance(path, RemotePath):
+        return hashlib.sha256(path.read_bytes()).hexdigest()
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -11,12 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataio.core.errors import UserError
-from dataio.shards.local_cache import CacheOptions, ShardCache
+from dataio.shards.local_cache import CacheOptions
 from dataio.shards.manifest import IDENTITY, NOT_AN_ARRAY, SAMPLE, LabelSpaces, read_manifest, sha256_of
 from dataio.shards.manifest_schema import index_fault
 from dataio.shards.paged_index import PagedIndex
+from dataio.shards.remote_cache import default_cache, default_cap, small_file
+from dataio.shards.remote_folder import check_remote_files, open_cache
 from dataio.shards.shard_table import ShardTable, shard_counts
 from dataio.shards.tar_reader import TAR_BLOCK, DamagedSample, TarReader, Unreadable, check_shard_file
+from dataio.sources.remote_path import PATIENCE, RemotePath, place_of
 from dataio.sources.source import IDENTITY_BYTES, identity_of
 
 CHECKED_ON_OPEN = 1 << 22  # rows: a larger index is validated page by page as it is read
@@ -32,7 +35,11 @@ class ShardSet:
     reported before the first step. Where the shards are in a table, a tar is checked when it is first
     opened instead: two million stat calls take minutes.
 
+    A folder behind a URL is read through copies (`cache`, or a folder of the user's): every one is
+    hashed, and names and sizes are compared on opening where the server lists them.
+
     Attributes:
+        folder: a local path, or a `RemotePath`.
         rows: structured array [N] of dtype SAMPLE.
         shard_sizes: int64 [shards], selected samples in each shard.
         labels: the label spaces.
@@ -46,7 +53,7 @@ class ShardSet:
 
     def __init__(
         self,
-        folder: str | Path,
+        folder: str | Path | RemotePath,
         split: str,
         *,
         subsets: Sequence[str] = (),
@@ -54,8 +61,11 @@ class ShardSet:
         verify: bool = False,
         cache: CacheOptions | None = None,
     ) -> None:
-        self.folder, self.split = Path(folder), split
-        self.manifest = read_manifest(folder)
+        self.folder, self.split = place_of(folder, PATIENCE if cache is None else cache.patience), split
+        if cache is None and isinstance(self.folder, RemotePath):
+            cache = CacheOptions(default_cache(), default_cap(default_cache()))
+        self._cache = None if cache is None else cache.folder
+        self.manifest = read_manifest(self.folder, self._cache)
         self.labels = LabelSpaces.of(self.manifest)
         if split not in self.manifest["splits"]:
             raise UserError(f"{folder}: no split {split!r}; there are {', '.join(self.manifest['splits'])}")
@@ -91,9 +101,9 @@ class ShardSet:
         self.tars = TarReader(
             self.folder,
             self.shards,
-            None if cache is None else ShardCache(cache.folder, self.folder, self.shards, cache.cap_gib),
+            None if cache is None else open_cache(cache, self.folder, self.shards),
             strict=cache is None or cache.strict,
-            check=self._tabled,
+            check=self._tabled and not isinstance(self.folder, RemotePath),
         )
 
     @cached_property
@@ -125,6 +135,9 @@ class ShardSet:
         return [0, *(known.index(name) for name in generators)]
 
     def _check_files(self, entry: dict[str, Any], verify: bool) -> None:
+        if isinstance(self.folder, RemotePath):
+            check_remote_files(self.folder, self.split, self.shards, verify, self._tabled)
+            return
         tables = [entry["index"], *([entry["identities"]] if "identities" in entry else [])]
         files = [(table["file"], table["bytes"], table["sha256"]) for table in tables]
         for shard in self.shards if verify or not self._tabled else ():
@@ -144,7 +157,7 @@ class ShardSet:
         self, file: dict[str, Any], dtype: np.dtype[np.void], samples: int
     ) -> PagedIndex | NDArray[np.void]:
         """The split's index or identities."""
-        path = self.folder / file["file"]
+        path = small_file(self.folder / file["file"], file["bytes"], file["sha256"], self._cache)
         try:
             # Mapped for its header only.
             rows = np.load(path, mmap_mode="r" if samples else None)

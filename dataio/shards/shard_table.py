@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataio.core.errors import UserError
+from dataio.shards.remote_cache import small_file
+from dataio.sources.remote_path import AnyPath
 
 TABLE = "shards.npy"  # in the split's folder
 TABLE_FROM = 20_000  # shards of a split; with fewer they stand in manifest.json, where people can read them
@@ -38,13 +40,17 @@ class ShardTable(Sequence[dict[str, Any]]):
     Args:
         folder: of the shards. entry: the manifest's `table`: file, bytes, sha256 and shards (how many).
         samples: of the split, which the shards' must add up to.
+        cache: folder for a copy of a remote table, see `small_file`.
 
     Raises:
         UserError: (on first access) the table is missing, changed, or not what the manifest says.
     """
 
-    def __init__(self, folder: Path, entry: dict[str, Any], samples: int) -> None:
+    def __init__(
+        self, folder: AnyPath, entry: dict[str, Any], samples: int, cache: str | Path | None = None
+    ) -> None:
         self.path, self._entry, self._samples = folder / entry["file"], entry, samples
+        self._cache = cache
         self._split = str(entry["file"]).partition("/")[0]
         self._loaded: NDArray[np.void] | None = None
 
@@ -58,7 +64,8 @@ class ShardTable(Sequence[dict[str, Any]]):
     def _load(self) -> NDArray[np.void]:
         hint = "copy it again or re-shard"
         try:
-            raw = self.path.read_bytes()
+            local = small_file(self.path, self._entry["bytes"], self._entry["sha256"], self._cache)
+            raw = local.read_bytes()
         except FileNotFoundError:
             raise UserError(f"{self.path}: missing, but the manifest lists it; {hint}") from None
         except (OSError, MemoryError) as error:

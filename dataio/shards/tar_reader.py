@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from dataio.core.errors import UserError
 from dataio.shards.local_cache import ShardCache
 from dataio.shards.shard_table import shard_counts
+from dataio.sources.remote_path import AnyPath, RemotePath
 
 TAR_BLOCK = 512  # of a tar
 _OPEN_TARS = 256  # at a time; the order touches only a window of shards
@@ -117,7 +118,8 @@ class TarReader:
     reads of a kilobyte each are mostly system calls. Which bytes are had does not depend on it.
 
     Args:
-        folder: the names in `shards` start here. shards: of the manifest.
+        folder: the names in `shards` start here; of a remote one only the cache's copies are read.
+        shards: of the manifest.
         cache: copies that are nearer, used where there are some.
         strict: read nothing of a tar that the cache found to have another SHA-256.
         check: look at the sizes of a tar and its index when it is first opened, since nobody has before.
@@ -128,7 +130,7 @@ class TarReader:
 
     def __init__(
         self,
-        folder: Path,
+        folder: AnyPath,
         shards: Sequence[dict[str, Any]],
         cache: ShardCache | None = None,
         *,
@@ -233,8 +235,11 @@ class TarReader:
         if offset < 0 or offset + size > self._bytes[shard]:
             raise Unreadable(f"the index points beyond its {self._bytes[shard]} bytes")
         if self.cache is not None:
-            copy = self.cache.descriptor(shard)
-            if copy is not None:
+            remote = isinstance(self.folder, RemotePath)
+            for _ in range(2 if remote else 1):  # a copy that failed is made again
+                copy = self.cache.descriptor(shard)
+                if copy is None:
+                    break
                 try:
                     return check(_read_all(copy, offset, size))
                 except (OSError, Unreadable) as error:
@@ -244,6 +249,11 @@ class TarReader:
         return check(self._from_source(shard, offset, size))
 
     def _from_source(self, shard: int, offset: int, size: int) -> bytes:
+        if isinstance(self.folder, RemotePath):  # damaged there: its good samples are read one by one
+            try:
+                return (self.folder / self.shards[shard]["file"]).read_range(offset, size)
+            except OSError as error:
+                raise Unreadable(f"cannot be read ({error.strerror or error})") from None
         try:
             return retry_transient(
                 lambda: _read_all(self._descriptor(shard), offset, size), lambda: self._close(shard)
@@ -260,6 +270,7 @@ class TarReader:
         if shard in self._open:
             self._open.move_to_end(shard)
             return self._open[shard]
+        assert isinstance(self.folder, Path)
         path, size = self.folder / self.shards[shard]["file"], int(self._bytes[shard])
         if self._unchecked and self._unchecked[shard]:
             check_shard_file(path, size)

@@ -22,6 +22,7 @@ from dataio.layouts.base import SPLITS, Layout
 from dataio.layouts.manifest import ManifestLayout
 from dataio.sharding.duplicates import FINGERPRINT, Pairs, exact_pairs, near_pairs
 from dataio.shards.manifest import read_manifest, sha256_of
+from dataio.sources.remote_path import is_url, place_of
 from engines.audit.gate import AUDIT, FORMAT, VERSION
 from engines.audit.label_order import CountedLabels, check_mixed, compare_with_names
 from engines.audit.probes import (
@@ -131,7 +132,7 @@ def audit_shards(folder: str | Path, settings: AuditSettings) -> dict[str, Any]:
         "kind": "shards",
         "layout": manifest["layout"],
         "codec": manifest["codec"]["preset"],
-        "manifest_sha256": sha256_of(Path(folder) / "manifest.json"),
+        "manifest_sha256": sha256_of(place_of(folder) / "manifest.json"),
     }
     generators, objects = tuple(manifest["generators"]), tuple(manifest["objects"])
     material = _Material(source, generators, objects, images, balance(sampler.counts, generators))
@@ -313,7 +314,7 @@ def run_audit(
 
     Args:
         source: a layout, or a folder that `telltale shard` wrote.
-        output: JSON file; None for audit.json in the folder of shards.
+        output: JSON file; None for audit.json in the folder of shards, which must be local then.
 
     Returns:
         the content of the file, and its path.
@@ -322,6 +323,10 @@ def run_audit(
         UserError: see `audit_layout`, `audit_shards` and `check_audit_path`.
     """
     if isinstance(source, str | Path):
+        if output is None and is_url(source):
+            raise UserError(
+                f"missing; {source} is not written to: give the name of a JSON file", field="output"
+            )
         output = output or Path(source) / AUDIT
         check_audit_path(output)
         audit = audit_shards(source, settings)

@@ -6,12 +6,13 @@ from typing import Any
 from dataio.core.errors import UserError
 from dataio.core.versioned_json import read_versioned_json
 from dataio.shards.manifest import sha256_of
+from dataio.sources.remote_path import RemotePath, place_of
 
 FORMAT, VERSION = "telltale-audit", 1
 AUDIT = "audit.json"
 
 
-def read_audit(path: str | Path) -> dict[str, Any]:
+def read_audit(path: str | Path | RemotePath) -> dict[str, Any]:
     """An audit's JSON.
 
     Raises:
@@ -32,7 +33,7 @@ def audit_line(shards: str | Path, *, required: bool) -> str:
     Raises:
         UserError: it is required, and missing, stale, of other splits, or a fail.
     """
-    folder = Path(shards)
+    folder = place_of(shards)
     again = f"telltale audit --shards {shards}"
     if not (folder / AUDIT).is_file():
         trouble, verdict = f"none of {shards}", ""

@@ -25,6 +25,7 @@ from dataio.layouts.base import SPLITS, Layout
 from dataio.shards.manifest import read_manifest
 from dataio.shards.shard_set import ShardSet
 from dataio.shards.tar_reader import TAR_BLOCK
+from dataio.sources.remote_path import place_of
 from dataio.sources.source import Source
 from engines.audit.features import Measured, measure_image
 
@@ -200,7 +201,8 @@ def _audit_image(ref: SampleRef, source: Source | None) -> AuditedImage:
 
 def _read_sample(ref: SampleRef) -> tuple[bytes, str]:
     """A sample's image, and its source's path from the JSON member that follows ("" if damaged)."""
-    with open(ref.tar, "rb") as file:
+    place = place_of(ref.tar)
+    with place.open("rb") as file:
         file.seek(ref.offset)
         data = file.read(ref.size)
         file.seek(ref.offset + -(-ref.size // TAR_BLOCK) * TAR_BLOCK)

@@ -13,6 +13,7 @@ from dataio.core.errors import UserError
 from dataio.images.codec import CodecPolicy
 from dataio.shards.manifest import label_mismatch, read_manifest, sha256_of
 from dataio.shards.shard_set import ShardSet
+from dataio.sources.remote_path import is_url
 from engines.checkpoint import files as checkpoints
 from engines.checkpoint.export_format import PREPROCESSING, read_export
 
@@ -146,8 +147,8 @@ def policy_from(path: str | Path) -> CodecPolicy:
         UserError: none of these, or it records no policy that this telltale knows.
     """
     place = Path(path)
-    if (place / "manifest.json").is_file():
-        codec = read_manifest(place)["codec"]
+    if is_url(path) or (place / "manifest.json").is_file():
+        codec = read_manifest(path)["codec"]
     else:
         place = checkpoints.locate(place)
         codec = (read_export(place) if place.is_dir() else checkpoints.load(place)).get("codec")

@@ -22,6 +22,8 @@ import torch
 import torch.distributed as dist
 
 from dataio.core.errors import UserError, one_line, reason_of
+from dataio.shards.manifest import sha256_of
+from dataio.sources.remote_path import AnyPath, RemotePath, place_of
 from engines.runtime.command import EXIT_USER_ERROR
 from engines.runtime.versions import version_of
 
@@ -65,7 +67,7 @@ class Chosen:
     """
 
     run: Path
-    files: dict[str, Path]
+    files: dict[str, AnyPath]
     drawn: bool
     default_config: str
     why: str
@@ -102,7 +104,7 @@ def choose_run(script: str, flags: Sequence[str], *, gpu_config: str, cpu_config
     default = gpu_config if on_gpu else cpu_config
     if script == "launch/train.py":
         config = parse_as(Config, flags, root / default)
-        files = {"data.shards": Path(config.data.shards) / "manifest.json"}
+        files = {"data.shards": place_of(config.data.shards) / "manifest.json"}
         drawn = config.data.synthetic.images > 0
         run = config.run.dir
     else:
@@ -127,11 +129,8 @@ def look(name: str, chosen: Chosen, root: Path) -> Node:
     node.gpus = torch.cuda.device_count()
     node.gpu = torch.cuda.get_device_name(0) if node.gpus else ""
     node.problem = _gpu_problem(node.gpus)
-    node.alike = {
-        "Python": platform.python_version(),
-        **{name: version_of(name) or MISSING for name in _PACKAGES},
-    }
-    node.alike["telltale's source"] = _source_digest(root)
+    versions = {name: version_of(name) or MISSING for name in _PACKAGES}
+    node.alike = {"Python": platform.python_version(), **versions, "telltale's source": _source_digest(root)}
     node.files = {key: _digest(path) for key, path in chosen.files.items()}
     node.free = {"run.dir": _free_gib(chosen.run)}
     if scratch := os.environ.get("TELLTALE_SCRATCH"):
@@ -159,9 +158,11 @@ def _source_digest(root: Path) -> str:
     return digest.hexdigest()[:12]
 
 
-def _digest(path: Path) -> str:
+def _digest(path: AnyPath) -> str:
     """A digest of a file's size and first MiB, enough to identify its version; "folder" for a folder."""
     try:
+        if isinstance(path, RemotePath):
+            return sha256_of(path)[:12]
         if path.is_dir():
             return "folder"
         with open(path, "rb") as file:
@@ -359,8 +360,7 @@ def _bandwidth(store: dist.TCPStore, place: Place, node: Node) -> float | None:
         if on_gpu:
             torch.cuda.synchronize()
         seconds = (time.perf_counter() - begin) / REDUCED_TIMES
-        # No node may leave before all are done: the first one holds the store.
-        dist.barrier()
+        dist.barrier()  # no node may leave before all are done: the first one holds the store
         dist.destroy_process_group()
     except (dist.DistError, RuntimeError) as error:
         raise UserError(

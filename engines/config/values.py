@@ -21,6 +21,7 @@ FREE_KEYS = frozenset(
         "data.verify",
         "data.cache_dir",
         "data.cache_gib",
+        "data.remote_patience",
         "data.damaged",
         "data.damaged_cap",
         "data.require_audit",

@@ -10,6 +10,7 @@ import pyarrow as pa
 from dataio.core.errors import UserError, one_line
 from dataio.core.versioned_json import read_versioned_json
 from dataio.shards.manifest import sha256_of
+from dataio.sources.remote_path import AnyPath, place_of
 from engines.attribution.gallery import build_gallery, describe_item, faithfulness_of
 from engines.audit.gate import AUDIT
 from engines.evaluate.evaluate import METRICS, PREDICTIONS
@@ -47,7 +48,7 @@ def report_evaluation(
     table = read_predictions(Path(output) / PREDICTIONS)
     metrics = _read_json(Path(output) / METRICS)
     _check_data(table, data, split)
-    audit = Path(data) / AUDIT
+    audit = place_of(data) / AUDIT
     shown, faithfulness = _gallery(table, data, split, checkpoint, pictures) if pictures else ([], None)
     context = Context(
         data=data,
@@ -71,7 +72,7 @@ def _run_of(checkpoint: str) -> str:
 
 def _check_data(table: pa.Table, data: str, split: str) -> None:
     """Refuse shards that the predictions say they are not of."""
-    described, manifest = data_info(table), Path(data) / "manifest.json"
+    described, manifest = data_info(table), place_of(data) / "manifest.json"
     if not described or not manifest.is_file():
         return
     if described["split"] != split or described["manifest_sha256"] != sha256_of(manifest):
@@ -128,7 +129,7 @@ def _read(path: Path, schema: str, what: str, hint: str) -> dict[str, Any]:
         raise UserError(f"{path}: not found; {hint}") from None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: AnyPath) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text())
     except (OSError, ValueError) as error:

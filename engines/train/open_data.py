@@ -6,14 +6,18 @@ from dataio.core.errors import UserError
 from dataio.core.log import log
 from dataio.loading.quarantine import Quarantine
 from dataio.shards.local_cache import CacheOptions
+from dataio.shards.remote_cache import default_cache, default_cap
 from dataio.shards.shard_set import ShardSet
+from dataio.sources.remote_path import is_url
 from engines.config.detector import Config
 
 
 def ensure_shards(config: Config) -> None:
     """Draw the synthetic shards of `data.synthetic` if the folder has none yet."""
     synthetic = config.data.synthetic
-    if synthetic.images == 0 or (Path(config.data.shards) / "manifest.json").is_file():
+    if synthetic.images == 0 or is_url(config.data.shards):
+        return  # only a folder of this machine is drawn
+    if (Path(config.data.shards) / "manifest.json").is_file():
         return
     from dataio.sharding.quickstart import make_synthetic_shards
 
@@ -32,8 +36,7 @@ def open_sets(config: Config) -> tuple[ShardSet, ShardSet | None]:
     """
     data = config.data
     chosen = {"subsets": data.subsets, "generators": data.generators}
-    strict = data.damaged == "stop"
-    cache = CacheOptions(data.cache_dir, data.cache_gib, strict) if data.cache_dir else None
+    cache = _cache_of(config)
     train_set = ShardSet(data.shards, "train", **chosen, verify=data.verify, cache=cache)
     if train_set.missing_class and not data.allow_one_class:
         selected = " that data.subsets and data.generators select" if data.subsets or data.generators else ""
@@ -44,6 +47,17 @@ def open_sets(config: Config) -> tuple[ShardSet, ShardSet | None]:
     has_val = train_set.manifest["splits"].get("val", {}).get("samples", 0) > 0
     val_set = ShardSet(data.shards, "val", **chosen, verify=data.verify, cache=cache) if has_val else None
     return train_set, val_set
+
+
+def _cache_of(config: Config) -> CacheOptions | None:
+    data = config.data
+    strict = data.damaged == "stop"
+    if data.cache_dir:
+        return CacheOptions(data.cache_dir, data.cache_gib, strict, data.remote_patience)
+    if not is_url(data.shards):
+        return None
+    folder = default_cache()
+    return CacheOptions(folder, data.cache_gib or default_cap(folder), strict, data.remote_patience)
 
 
 def open_quarantine(config: Config, shards: ShardSet | None) -> Quarantine | None:
