@@ -3,6 +3,7 @@
     telltale finetune
     telltale finetune --gpus 4 --config configs/tinyllava_lora_zero2.yaml --optim.lr 1e-4
     deepspeed --num_gpus 4 launch/finetune_mlm.py --config configs/tinyllava_lora_zero2.yaml
+    telltale finetune --dry-run --nodes 2 --gpus 8 --config configs/tinyllava_full_zero3.yaml
 
 Without --config it runs configs/tinyllava_quickstart.yaml: a tiny random model on
 conversations that it makes itself. deepspeed, torchrun and python start it too. The same
@@ -13,7 +14,7 @@ command continues a run that was stopped or killed. Exit codes: 0 finished; 2 us
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -22,6 +23,9 @@ from engines.config.parser import Parser
 from engines.runtime.command import is_main_process, run_command
 from engines.runtime.paths import CONFIGS
 from launch.shared.ranks import RunCommand, command_line, run_or_launch
+
+if TYPE_CHECKING:
+    from engines.runtime.machine import Machine
 
 
 def _kind() -> type:
@@ -38,6 +42,12 @@ def _run(config: Any) -> int:
     return run_finetuning(config)
 
 
+def _plan(config: Any, machine: "Machine", rate: float | None) -> str:
+    from engines.mlm.dry_run import plan_finetuning
+
+    return plan_finetuning(config, machine, rate)
+
+
 COMMAND = RunCommand(
     name="finetune",
     doc=__doc__,
@@ -45,6 +55,7 @@ COMMAND = RunCommand(
     default_config=CONFIGS / "tinyllava_quickstart.yaml",
     kind=_kind,
     run=_run,
+    plan=_plan,
     fits=lambda config, n: n <= config.train.global_batch,
 )
 

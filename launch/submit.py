@@ -4,7 +4,8 @@ r"""Submit a configuration to Slurm: the right script, with the options of your 
     telltale submit configs/tinyllava_lora_zero2.yaml --partition gpu --dry-run
 
 Options that are not given come from slurm/site.env (see slurm/site.env.example); dotted flags go
-to the training. --dry-run shows the command and does nothing.
+to the training. --dry-run shows the command and what it would do, as `telltale train --dry-run` does, and
+writes nothing.
 """
 
 import sys
@@ -44,7 +45,17 @@ def make_parser() -> Parser:
         help='other options of sbatch, in one word: --sbatch="--exclude=n3 --mail-type=END"',
     )
     add = parser.add_argument_group("Submission").add_argument
-    add("--dry-run", action="store_true", help="show the command only")
+    add(
+        "--dry-run", action="store_true", help="show the command, the plan of the run and what its checks say"
+    )
+    add(
+        "--node-gpus",
+        type=int,
+        default=8,
+        help="with --dry-run and without --gpus: GPUs of a whole node, 0 for one process on the CPU",
+    )
+    add("--rate", type=float, default=None, help="with --dry-run: images (conversations) per second of a GPU")
+    add("--gpu-memory", type=float, default=None, help="with --dry-run: memory of a GPU, GiB (default: any)")
     return parser
 
 
@@ -53,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command_words, flags = split_known_flags(words)
     options = make_parser().parse_args(command_words)
 
-    from engines.cluster.submit import Request, command_of, explain, read_site, submit
+    from engines.cluster.submit import Request, command_of, explain, plan_job, read_site, submit
 
     request = Request(
         **{key: options[key] for key in Request.__dataclass_fields__ if key != "flags"}, flags=tuple(flags)
@@ -61,7 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     site = read_site(ROOT)
     command = command_of(request, ROOT)
     if options.dry_run:
-        print(explain(command, site))
+        print(explain(command, site), flush=True)
+        print(plan_job(request, ROOT, options.node_gpus, options.rate, options.gpu_memory))
     else:
         print(submit(command, request, ROOT, site))
     return 0

@@ -3,6 +3,7 @@
     telltale train
     telltale train --gpus 2 --config configs/resnet18_cifake.yaml --optim.lr 0.05
     torchrun --nproc-per-node=2 launch/train.py --config configs/resnet18_cifake.yaml
+    telltale train --dry-run --nodes 4 --gpus 8 --config configs/resnet50_genimage_4096.yaml
 
 Without --config it runs configs/quickstart.yaml and draws its data on first use. The same
 command continues a run that was stopped or killed, bit for bit. Exit codes: 0 finished;
@@ -12,7 +13,7 @@ command continues a run that was stopped or killed, bit for bit. Exit codes: 0 f
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -21,6 +22,9 @@ from engines.config.parser import Parser
 from engines.runtime.command import run_command
 from engines.runtime.paths import CONFIGS
 from launch.shared.ranks import RunCommand, command_line, run_or_launch
+
+if TYPE_CHECKING:
+    from engines.runtime.machine import Machine
 
 
 def _kind() -> type:
@@ -35,6 +39,12 @@ def _run(config: Any) -> int:
     return run_training(config)
 
 
+def _plan(config: Any, machine: "Machine", rate: float | None) -> str:
+    from engines.train.dry_run import plan_training
+
+    return plan_training(config, machine, rate)
+
+
 COMMAND = RunCommand(
     name="train",
     doc=__doc__,
@@ -42,6 +52,7 @@ COMMAND = RunCommand(
     default_config=CONFIGS / "quickstart.yaml",
     kind=_kind,
     run=_run,
+    plan=_plan,
     fits=lambda config, n: n <= config.train.global_batch // config.train.micro_batch,
     sweep=True,
 )

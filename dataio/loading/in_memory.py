@@ -136,6 +136,16 @@ def preload(
     return decoded, None if val is None else InMemorySplit(val, config, device, 0, val_quarantine)
 
 
+def held_bytes(config: DataConfig, train: ShardSet, val: ShardSet | None = None) -> int:
+    """The bytes that `preload` holds in each process.
+
+    Raises:
+        UserError: images of several sizes.
+    """
+    sizes = [_shape(train, config.pad), *([] if val is None else [_shape(val, 0)])]
+    return sum(int(np.prod(size)) for size in sizes)
+
+
 def _check_room(needed: Sequence[tuple[ShardSet, int]], device: torch.device) -> None:
     # Processes of a machine share its memory; each GPU has its own.
     copies = 1 if device.type == "cuda" else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -47,6 +47,19 @@ class EpochOrder:
         """Number of the window that a position of the epoch lies in."""
         return int(np.searchsorted(self._window_ends, position, side="right"))
 
+    def windows_within(self, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Numbers of the windows that any of the ranges starts[i]..stops[i]-1 lies in, ascending.
+
+        Args:
+            starts, stops: int64 [R], positions of the epoch; no range is empty.
+        """
+        first = np.searchsorted(self._window_ends, starts, side="right")
+        last = np.searchsorted(self._window_ends, stops - 1, side="right")
+        depth = np.zeros(len(self._window_ends) + 1, np.int64)
+        np.add.at(depth, first, 1)
+        np.add.at(depth, last + 1, -1)
+        return np.flatnonzero(np.cumsum(depth)[:-1] > 0)
+
     def window(self, number: int) -> NDArray[np.int64]:
         """The shards of a window, int64 [<= window_shards]; none behind the last one."""
         return self._shards[number * self._window_shards : (number + 1) * self._window_shards]

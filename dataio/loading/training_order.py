@@ -101,6 +101,18 @@ class TrainingOrder:
         current = [order.window(number) for number in range(window, last + 1)]
         cache.plan(np.concatenate([*current, ahead]).tolist())
 
+    def shards_of(self, start: int, stop: int, epoch: int = 0) -> NDArray[np.int64]:
+        """The shards that positions start..stop-1 of all steps of an epoch may lie in, int64, ascending.
+
+        These are whole windows of `data.window_shards`; with balanced sampling all shards.
+        """
+        if self._balanced is not None:
+            return np.arange(len(self.shards.shards), dtype=np.int64)
+        order = self._epoch_order(epoch)
+        begins = np.arange(self.steps_per_epoch, dtype=np.int64) * self.global_batch
+        windows = order.windows_within(begins + start, begins + stop)
+        return np.sort(np.concatenate([order.window(number) for number in windows.tolist()]))
+
     def work(self, step: int, start: int, stop: int) -> BatchSpec:
         """The part start..stop-1 of a step's global batch, with its crops."""
         epoch, within = divmod(step, self.steps_per_epoch)

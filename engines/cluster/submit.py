@@ -4,6 +4,7 @@ Slurm needs some values before it allocates, and `#SBATCH` lines expand no varia
 values therefore come from options or from slurm/site.env.
 """
 
+import contextlib
 import os
 import re
 import shlex
@@ -131,6 +132,42 @@ def command_of(request: Request, root: Path) -> list[str]:
     file = find_config(request.experiment).resolve()
     config = str(file.relative_to(root)) if file.is_relative_to(root) else str(file)
     return [*words, str(script), "--config", config, *request.flags]
+
+
+def plan_job(
+    request: Request, root: Path, node_gpus: int, rate: float | None, gpu_memory: float | None
+) -> str:
+    """What the job would do, and what the checks before its first step say; nothing is written.
+
+    Args:
+        root: the checkout, in which jobs run. node_gpus: GPUs of a whole node, where `request` names none; 0 for none.
+        rate: images or conversations per second of a GPU. gpu_memory: of a GPU, GiB.
+
+    Raises:
+        UserError: a value that is not above 0; what the job would end with.
+    """
+    from engines.config.detector import Config
+    from engines.config.mlm import FinetuneConfig
+    from engines.config.parser import parse_as
+    from engines.runtime.machine import Machine
+
+    if node_gpus < 0:
+        raise UserError("expected 0 or more", field="node_gpus", value=node_gpus)
+    for name, value in (("rate", rate), ("gpu_memory", gpu_memory)):
+        if value is not None and not value > 0:
+            raise UserError("expected more than 0", field=name, value=value)
+    memory = None if gpu_memory is None else gpu_memory * 2**30
+    gpus = request.gpus or node_gpus
+    machine = Machine(request.nodes, max(1, gpus), gpus > 0, memory)
+    file = find_config(request.experiment).resolve()
+    with contextlib.chdir(root):
+        if script_of(str(file)) == DETECTOR:
+            from engines.train.dry_run import plan_training
+
+            return plan_training(parse_as(Config, request.flags, file), machine, rate)
+        from engines.mlm.dry_run import plan_finetuning  # imports transformers
+
+        return plan_finetuning(parse_as(FinetuneConfig, request.flags, file), machine, rate)
 
 
 def explain(command: Sequence[str], site: Mapping[str, str]) -> str:

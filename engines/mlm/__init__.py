@@ -5,6 +5,7 @@ the merged model. A benchmark is answered greedily and scored against image-blin
 
 Public names:
     finetune.run_finetuning: one run, from its configuration to RUN/model.
+    dry_run.plan_finetuning: what a run would do, and the checks before its first step.
     prepare_data.open_datasets: the training and validation sets of a run.
     model.load_model_to_tune: the model with frozen parts and adapters.
     passes.Passes: how a step is dealt out to any number of processes.

@@ -20,11 +20,11 @@ from dataio.core.errors import UserError
 from engines.config.mlm import FinetuneConfig, TuneConfig
 from engines.mlm import deepspeed_config as zero
 from engines.runtime.distributed import World
+from engines.runtime.machine import GPU_RESERVE
 from engines.stats.text_table import text_table
 from models.tinyllava.model import IMAGE_TOKEN_ID, PHI2, SIGLIP, count_parameters, image_tokens, make_config
 
 GIB = 2**30
-_RESERVE = 1.5 * GIB  # CUDA's context, NCCL's buffers, cuBLAS's workspace
 _BUCKET = 5e8  # elements of DeepSpeed's reduce and gather buckets
 _FOUR_BITS = 0.5 + 0.064  # bytes of a 4-bit weight with its doubly quantized scales
 
@@ -177,18 +177,18 @@ def check_memory(
             return
         available = float(torch.cuda.mem_get_info(world.device)[0])
     needed = estimate_memory(model, config, settings, length=length, world=world.size, precision=precision)
-    if needed.total + _RESERVE <= available:
+    if needed.total + GPU_RESERVE <= available:
         return
     fits = [
         name
         for name, other, zeroed in _alternatives(config, settings)
         if estimate_memory(model, other, zeroed, length=length, world=world.size, precision=precision).total
-        + _RESERVE
+        + GPU_RESERVE
         <= available
     ]
     advice = f"these would fit: {'; '.join(fits[:3])}" if fits else "no setting fits; use more or larger GPUs"
     raise UserError(
-        f"about {_gib(needed.total + _RESERVE)} of memory are needed on each GPU (weights {_gib(needed.weights)}, "
+        f"about {_gib(needed.total + GPU_RESERVE)} of memory are needed on each GPU (weights {_gib(needed.weights)}, "
         f"gradients {_gib(needed.gradients)}, optimizer {_gib(needed.optimizer)}, buffers {_gib(needed.buffers)}, "
         f"activations {_gib(needed.activations)} at {length} tokens), {_gib(available)} are free: {advice} "
         "(train.memory_check false starts anyway)"
@@ -251,7 +251,7 @@ def finetuning_memory_table(config: FinetuneConfig, gpus: Sequence[int], length:
         for world in gpus:
             need = estimate_memory(model, config, settings, length=length, world=world, precision=precision)
             states = need.weights + need.gradients + need.optimizer
-            cells.append(f"{(need.total + _RESERVE) / GIB:.1f} ({states / GIB:.1f})")
+            cells.append(f"{(need.total + GPU_RESERVE) / GIB:.1f} ({states / GIB:.1f})")
         rows.append([name, *cells])
     headers = ["", *(f"{count} GPU{'s' * (count > 1)}" for count in gpus)]
     return f"{title}\n{text_table(rows, headers, align='l' + 'r' * len(gpus))}"

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
+from transformers import LlavaConfig
 
 from dataio.core.errors import UserError, one_line
 from engines.config.mlm import FinetuneConfig, MlmOptimConfig, TuneConfig
@@ -37,8 +38,9 @@ def load_model_to_tune(config: FinetuneConfig, precision: str, device: torch.dev
         UserError: the weights cannot be read, or qlora without a GPU.
     """
     options: dict[str, Any] = {"attn_implementation": config.model.attention}
+    check_four_bits(config.tune, device)
     if config.tune.language == "qlora":
-        options["quantization_config"] = _four_bits(device, TORCH_DTYPES[precision])
+        options["quantization_config"] = _four_bits(TORCH_DTYPES[precision])
         options["device_map"] = {"": device}
     try:
         # Adapters and frozen parts stay in the run's precision; DeepSpeed keeps fp32 masters.
@@ -55,11 +57,19 @@ def load_model_to_tune(config: FinetuneConfig, precision: str, device: torch.dev
     return apply_tuning(model, config.tune)
 
 
-def _four_bits(device: torch.device, dtype: torch.dtype) -> Any:
+def check_four_bits(config: TuneConfig, device: torch.device) -> None:
+    """Check that 4-bit weights, where they are asked for, have a GPU.
+
+    Raises:
+        UserError: qlora on a CPU.
+    """
+    if config.language == "qlora" and device.type != "cuda":
+        raise UserError("tune.language is qlora, whose 4-bit kernels need a GPU; use lora")
+
+
+def _four_bits(dtype: torch.dtype) -> Any:
     from transformers import BitsAndBytesConfig
 
-    if device.type != "cuda":
-        raise UserError("tune.language is qlora, whose 4-bit kernels need a GPU; use lora")
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -77,18 +87,28 @@ def set_dropout(model: Any, share: float) -> None:
             module.p = share
 
 
+def check_vision_layers(config: TuneConfig, shape: LlavaConfig) -> None:
+    """Check that a partly trained vision tower has a layer that learns.
+
+    Raises:
+        UserError: `vision_from_layer` is behind the last layer of the tower that is used.
+    """
+    layers = shape.vision_config.num_hidden_layers
+    if config.vision == "partial" and config.vision_from_layer >= layers - 1:
+        raise UserError(
+            f"tune.vision_from_layer is {config.vision_from_layer}, but features are the output of layer "
+            f"{layers - 2} of this tower; use {layers - 2} or less"
+        )
+
+
 def apply_tuning(model: Any, config: TuneConfig) -> Any:
     """Freeze the parts that do not learn; add adapters to the language model if configured.
 
     Raises:
         UserError: `vision_from_layer` is behind the last layer of the tower that is used.
     """
+    check_vision_layers(config, model.config)
     layers = model.config.vision_config.num_hidden_layers
-    if config.vision == "partial" and config.vision_from_layer >= layers - 1:
-        raise UserError(
-            f"tune.vision_from_layer is {config.vision_from_layer}, but features are the output of layer "
-            f"{layers - 2} of this tower; use {layers - 2} or less"
-        )
     model.requires_grad_(False)
     # Features are the tower's second-last hidden state: its last layer and norm get no gradient.
     used = range(config.vision_from_layer if config.vision == "partial" else 0, layers - 1)

@@ -22,10 +22,15 @@ from models.tinyllava.text import MARKERS
 _SHOWN = 5  # rejected samples named in the message
 
 
+def draws_conversations(config: FinetuneConfig) -> bool:
+    """Whether `ensure_conversations` would write them."""
+    return config.data.generate.images > 0 and not Path(config.data.conversations).exists()
+
+
 def ensure_conversations(config: FinetuneConfig) -> None:
     """Write the synthetic set that `data.generate` describes, unless `data.conversations` exists."""
     generate, target = config.data.generate, Path(config.data.conversations)
-    if generate.images == 0 or target.exists():
+    if not draws_conversations(config):
         return
     from dataio.sharding.quickstart import make_synthetic_shards
     from dataio.vqa.questions import VqaSizes, images_of_shards, write_vqa
@@ -63,14 +68,14 @@ def read_samples(config: FinetuneConfig) -> tuple[list[Conversation], list[Conve
 
 
 def open_datasets(
-    config: FinetuneConfig, world: World, folder: Path, processor: LlavaProcessor, shape: LlavaConfig
+    config: FinetuneConfig, world: World, folder: Path | None, processor: LlavaProcessor, shape: LlavaConfig
 ) -> tuple[ConversationDataset, ConversationDataset | None]:
     """The training set, and the validation set if the configuration asks for one.
 
     Rank 0 reads and checks the files; every rank tokenizes each conversation once.
 
     Args:
-        folder: of the run, for rejected.csv. shape: the model's configuration.
+        folder: of the run, for rejected.csv; None writes none. shape: the model's configuration.
 
     Raises:
         UserError: on every rank: unreadable files, rejected samples, or fewer conversations
@@ -87,8 +92,8 @@ def open_datasets(
     return ConversationDataset(train, processor), ConversationDataset(val, processor) if val else None
 
 
-def report_rejected(rejected: Sequence[Rejected], config: FinetuneConfig, folder: Path) -> None:
-    """List rejected samples in RUN/rejected.csv.
+def report_rejected(rejected: Sequence[Rejected], config: FinetuneConfig, folder: Path | None) -> None:
+    """List rejected samples in RUN/rejected.csv; nowhere where `folder` is None.
 
     Raises:
         UserError: there are some, and `data.skip_rejected` is false.
@@ -98,11 +103,12 @@ def report_rejected(rejected: Sequence[Rejected], config: FinetuneConfig, folder
     writer.writerow(["id", "reason"])
     rejected = [Rejected(escaped(sample.id), escaped(sample.reason)) for sample in rejected]
     writer.writerows([sample.id, sample.reason] for sample in rejected)
-    write_text(folder / "rejected.csv", text.getvalue())
+    if folder is not None:
+        write_text(folder / "rejected.csv", text.getvalue())
     if not rejected:
         return
     reasons = "; ".join(f"{sample.id}: {sample.reason}" for sample in rejected[:_SHOWN])
-    more = f"; all are in {folder / 'rejected.csv'}" if len(rejected) > _SHOWN else ""
+    more = f"; all are in {folder / 'rejected.csv'}" if folder is not None and len(rejected) > _SHOWN else ""
     if not config.data.skip_rejected:
         raise UserError(
             f"{config.data.conversations}: {len(rejected)} unusable samples: {reasons}{more}; fix them, or leave "

@@ -5,6 +5,7 @@ Knows neither models nor configurations.
 * `command.run_command` runs a command and leaves with its exit code.
 * `ending.end_in` ends a process that will not end by itself.
 * `distributed.init_distributed`, `World`, `on_all_ranks`, `on_rank0`, `StopRequest`: the processes of a run.
+* `machine.Machine` is the nodes and GPUs that a run is planned for.
 * `run_folder.run_in_folder` locks a run's folder and writes its exit.json.
 * `watchdog.HangWatchdog` names a rank that hangs, `hang_report.write_hang_report` says what each did;
   `rendezvous` survives restarts of the launcher's workers.

@@ -1,5 +1,6 @@
 """A run in its folder: the lock, the run itself, exit.json. Shared by training and finetuning."""
 
+import errno
 import fcntl
 import os
 import socket
@@ -16,7 +17,7 @@ from engines.runtime.ending import END_SECONDS, ended_in
 from engines.runtime.exit_file import EXIT, write_exit
 from engines.runtime.watchdog import LostRankError
 
-LOCK_WAIT_SECONDS = 60.0
+LOCK, LOCK_WAIT_SECONDS = ".lock", 60.0
 
 
 class Outcome(NamedTuple):
@@ -69,6 +70,23 @@ def _claim(folder: Path) -> "FolderLock":
     return lock
 
 
+def check_run_folder(folder: Path) -> None:
+    """Check that a run could use its folder, without creating it.
+
+    Raises:
+        UserError: it could not be written, or another run holds it.
+    """
+    with writing(folder, field="run.dir"):
+        existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+        if not existing.is_dir():
+            code = errno.EEXIST if existing == folder.absolute() else errno.ENOTDIR
+            raise OSError(code, os.strerror(code))
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+    if (folder / LOCK).is_file():
+        FolderLock(folder, wait_seconds=0.0, sign=False).release()
+
+
 def refuse_to_start_over(folder: Path, steps: list[int]) -> None:
     """Check that `resume: none` starts in a folder without checkpoints.
 
@@ -90,12 +108,15 @@ def refuse_to_start_over(folder: Path, steps: list[int]) -> None:
 class FolderLock:
     """An exclusive lock on a run folder, held until the process ends.
 
+    Args:
+        sign: write into the lock's file who holds it.
+
     Raises:
-        UserError: another run held it for `LOCK_WAIT_SECONDS`.
+        UserError: another run held it for `wait_seconds`.
     """
 
-    def __init__(self, folder: Path, wait_seconds: float = LOCK_WAIT_SECONDS) -> None:
-        self._file = open(folder / ".lock", "a+")  # noqa: SIM115 (held open on purpose)
+    def __init__(self, folder: Path, wait_seconds: float = LOCK_WAIT_SECONDS, *, sign: bool = True) -> None:
+        self._file = open(folder / LOCK, "a+" if sign else "r")  # noqa: SIM115 (held open on purpose)
         deadline = time.monotonic() + wait_seconds
         while True:
             try:
@@ -109,6 +130,8 @@ class FolderLock:
                         f"{folder}: another run is using this folder ({holder}); stop it or choose another run.dir"
                     ) from None
                 time.sleep(0.2)
+        if not sign:
+            return
         self._file.truncate(0)
         self._file.write(f"pid {os.getpid()} on {socket.gethostname()}")
         self._file.flush()

@@ -12,13 +12,19 @@ from dataio.sources.remote_path import is_url
 from engines.config.detector import Config
 
 
+def draws_shards(config: Config) -> bool:
+    """Whether `ensure_shards` would draw them."""
+    data = config.data
+    if data.synthetic.images == 0 or is_url(data.shards):
+        return False  # only a folder of this machine is drawn
+    return not (Path(data.shards) / "manifest.json").is_file()
+
+
 def ensure_shards(config: Config) -> None:
     """Draw the synthetic shards of `data.synthetic` if the folder has none yet."""
-    synthetic = config.data.synthetic
-    if synthetic.images == 0 or is_url(config.data.shards):
-        return  # only a folder of this machine is drawn
-    if (Path(config.data.shards) / "manifest.json").is_file():
+    if not draws_shards(config):
         return
+    synthetic = config.data.synthetic
     from dataio.sharding.quickstart import make_synthetic_shards
 
     log.info(f"drawing {synthetic.images} synthetic images of {synthetic.size} px into {config.data.shards}")
@@ -27,8 +33,12 @@ def ensure_shards(config: Config) -> None:
     )
 
 
-def open_sets(config: Config) -> tuple[ShardSet, ShardSet | None]:
+def open_sets(config: Config, *, cached: bool = True) -> tuple[ShardSet, ShardSet | None]:
     """The training split and the validation split, None where that is empty, as `data` has them read.
+
+    Args:
+        cached: through `data.cache_dir`, which is created; false to leave it alone. Shards behind a URL have a
+            cache in any case.
 
     Raises:
         UserError: see `ShardSet`; a cache folder that cannot be written; a training split without
@@ -36,7 +46,7 @@ def open_sets(config: Config) -> tuple[ShardSet, ShardSet | None]:
     """
     data = config.data
     chosen = {"subsets": data.subsets, "generators": data.generators}
-    cache = _cache_of(config)
+    cache = _cache_of(config) if cached or is_url(data.shards) else None
     train_set = ShardSet(data.shards, "train", **chosen, verify=data.verify, cache=cache)
     if train_set.missing_class and not data.allow_one_class:
         selected = " that data.subsets and data.generators select" if data.subsets or data.generators else ""

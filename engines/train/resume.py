@@ -23,14 +23,19 @@ from engines.train.trainer import Trainer
 HEADER = {"format": checkpoints.FORMAT, "version": checkpoints.VERSION}
 
 
-def find_state(config: Config, world: World, store: checkpoints.CheckpointFolder) -> dict[str, Any] | None:
+def find_state(
+    config: Config, world: World, store: checkpoints.CheckpointFolder, *, prepare: bool = True
+) -> dict[str, Any] | None:
     """The checkpoint that `config.resume` asks for; None to begin.
+
+    Args:
+        prepare: create the folder and remove what killed saves left; false to look only.
 
     Raises:
         UserError: resume none in a folder with checkpoints; a file that is not one, or has weights only;
             every checkpoint is damaged.
     """
-    if world.is_main:
+    if world.is_main and prepare:
         store.prepare()
     if config.resume == "none":
         refuse_to_start_over(store.folder, store.steps())

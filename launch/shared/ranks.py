@@ -6,13 +6,17 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dataio.core.errors import UserError
 from engines.config.parser import Parser, make_parser, parse_as
 from engines.runtime.command import SharedError, is_main_process
 from engines.runtime.exit_file import previous_exit_code, report_unparsed
 from engines.runtime.launcher import count_processes, launch_processes, under_launcher
+from launch.shared.planned import PLANNED, add_planned_flags, planned_machine
+
+if TYPE_CHECKING:
+    from engines.runtime.machine import Machine
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,7 @@ class RunCommand:
         name: as in `telltale train`. doc: its module's docstring.
         kind: imports and returns the configuration's class.
         run: does one rank's work with the configuration; returns the exit code.
+        plan: says what (configuration, machine, images/s of a process or None) would do.
         fits: whether (configuration, processes) can share the batch.
         sweep: whether a run of a W&B sweep goes into a folder below the configuration's.
     """
@@ -33,6 +38,7 @@ class RunCommand:
     default_config: Path
     kind: Callable[[], type]
     run: Callable[[Any], int]
+    plan: "Callable[[Any, Machine, float | None], str]"
     fits: Callable[[Any, int], bool]
     sweep: bool = False
 
@@ -47,6 +53,7 @@ class RunCommand:
             "the CPU where there is no GPU. Not under torchrun, deepspeed or srun, which start the processes",
         )
         group.add_argument("--processes", type=int, metavar="N", help="start N processes, also without GPUs")
+        add_planned_flags(parser.add_argument_group("Plan without running"))
         return parser
 
 
@@ -67,6 +74,11 @@ def run_or_launch(command: RunCommand, argv: Sequence[str], gpus: str | None) ->
     if "--help" in argv or "-h" in argv:
         command.make_parser().parse_args(["--help"])
     options, flags = _split_process_flags(argv)
+    if options.dry_run:
+        return _say_plan(command, options, flags, gpus)
+    for name in PLANNED:
+        if getattr(options, name) is not None:
+            raise UserError("only with --dry-run", field=name, value=getattr(options, name))
     if under_launcher():
         if options.gpus is not None or options.processes is not None:
             raise UserError("--gpus, --processes: a launcher has started this process already; remove them")
@@ -87,13 +99,27 @@ def run_or_launch(command: RunCommand, argv: Sequence[str], gpus: str | None) ->
     return launch_processes(command.script, flags, count, Path(config.run.dir))
 
 
+def _say_plan(
+    command: RunCommand, options: argparse.Namespace, flags: Sequence[str], gpus: str | None
+) -> int:
+    """Print what the command would do; under a launcher, its first process does."""
+    if not is_main_process():
+        return 0
+    config = _parse(command, flags, reports=False)
+    machine = planned_machine(options, options.gpus or gpus, lambda n: command.fits(config, n))
+    print(command.plan(config, machine, options.rate), flush=True)
+    return 0
+
+
 def _split_process_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--gpus")
     parser.add_argument("--processes", type=int)
+    add_planned_flags(parser)
+    names = ["--gpus", "--processes", "--dry-run", "--nodes", "--rate", "--gpu-memory"]
     for word in argv:
         name = word.partition("=")[0]
-        close = difflib.get_close_matches(name, ["--gpus", "--processes"], 1, 0.8)
+        close = difflib.get_close_matches(name, names, 1, 0.8)
         if close and name != close[0]:
             raise UserError(f"unrecognized arguments: {name}; did you mean {close[0]}? (see --help)")
     try:
@@ -109,13 +135,13 @@ def _run_rank(command: RunCommand, flags: Sequence[str]) -> int:
     return command.run(_parse(command, flags))
 
 
-def _parse(command: RunCommand, flags: Sequence[str]) -> Any:
+def _parse(command: RunCommand, flags: Sequence[str], *, reports: bool = True) -> Any:
     from engines.runtime.run_log import sweep_run_folder
 
     try:
         config: Any = parse_as(command.kind(), flags, command.default_config)
     except UserError as error:
-        if is_main_process():
+        if is_main_process() and reports:
             report_unparsed(error, flags, command.default_config)
         raise SharedError(error.for_command_line()) from None
     if command.sweep:

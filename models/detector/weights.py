@@ -73,6 +73,48 @@ def read_state(source: str, backbone: str) -> Mapping[str, Any]:
             raise WeightsError(f"{path}: cannot be read as weights ({reason}); give a state dict") from None
     if backbone.startswith(TIMM):
         return _download_timm(source, backbone.removeprefix(TIMM))
+    weights = _torchvision_weights(source, backbone)
+    try:
+        return weights.get_state_dict(progress=False, check_hash=True)
+    except OSError as error:
+        raise WeightsError(
+            f"model.weights: {weights.url} could not be downloaded ({error}); "
+            "download it elsewhere and give the file"
+        ) from None
+
+
+def find_weights(source: str, backbone: str) -> Path | None:
+    """Where `read_state` would find weights on this machine; None if it would download them.
+
+    Raises:
+        WeightsError: neither a file nor a name that can be downloaded.
+    """
+    path = Path(source)
+    if path.exists():
+        return path
+    if backbone.startswith(TIMM):
+        if source != "pretrained":
+            raise _no_timm_file(source, backbone.removeprefix(TIMM))
+        return None  # where depends on the model's own hub
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(_torchvision_weights(source, backbone).url).name
+    return cached if cached.is_file() else None
+
+
+def fetch_command(source: str, backbone: str) -> str:
+    """The command that downloads weights of a name to where `read_state` looks for them.
+
+    Raises:
+        WeightsError: torchvision has no such weights.
+    """
+    if backbone.startswith(TIMM):
+        return (
+            f"python -c \"import timm; timm.create_model('{backbone.removeprefix(TIMM)}', pretrained=True)\""
+        )
+    weights = _torchvision_weights(source, backbone)
+    return f"python -c \"import torchvision; torchvision.models.get_weight('{weights}').get_state_dict()\""
+
+
+def _torchvision_weights(source: str, backbone: str) -> Any:
     try:
         names = {weight.name: weight for weight in torchvision.models.get_model_weights(backbone)}
     except ValueError:  # our own backbones are not in torchvision
@@ -82,13 +124,7 @@ def read_state(source: str, backbone: str) -> Mapping[str, Any]:
             f"model.weights: {source!r} is neither a file nor torchvision weights of {backbone} "
             f"({', '.join(names) or 'which has none'})"
         )
-    try:
-        return names[source].get_state_dict(progress=False, check_hash=True)
-    except OSError as error:
-        raise WeightsError(
-            f"model.weights: {names[source].url} could not be downloaded ({error}); "
-            "download it elsewhere and give the file"
-        ) from None
+    return names[source]
 
 
 def _read_safetensors(path: Path) -> Mapping[str, Any]:
@@ -106,9 +142,7 @@ def _read_safetensors(path: Path) -> Mapping[str, Any]:
 
 def _download_timm(source: str, name: str) -> Mapping[str, Any]:
     if source != "pretrained":
-        raise WeightsError(
-            f"model.weights: {source!r} is not a file; for timm:{name} give one, or `pretrained` to download"
-        )
+        raise _no_timm_file(source, name)
     import timm
 
     try:
@@ -118,6 +152,12 @@ def _download_timm(source: str, name: str) -> Mapping[str, Any]:
         raise WeightsError(
             f"model.weights: timm:{name} could not be downloaded ({reason}); download it elsewhere and give the file"
         ) from None
+
+
+def _no_timm_file(source: str, name: str) -> WeightsError:
+    return WeightsError(
+        f"model.weights: {source!r} is not a file; for timm:{name} give one, or `pretrained` to download"
+    )
 
 
 def _unwrapped(content: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -13,6 +13,7 @@ from engines.cluster.submit import (
     Request,
     command_of,
     explain,
+    plan_job,
     read_site,
     script_of,
     submit,
@@ -105,10 +106,36 @@ def test_without_slurm_the_message_says_how_to_train_here(repo_root, monkeypatch
         submit(["sbatch"], Request(CONFIG), repo_root, {})
 
 
-def test_a_dry_run_shows_the_command(repo_root):
-    command = [sys.executable, "launch/submit.py", CONFIG, "--nodes", "2", "--dry-run", "--optim.lr", "0.1"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip().endswith(
-        f"sbatch --nodes=2 {repo_root / DETECTOR} --config {CONFIG} --optim.lr 0.1"
+def test_a_dry_run_shows_the_command_and_what_it_would_do(repo_root, tmp_path):
+    options = ["--nodes", "2", "--node-gpus", "2", "--dry-run"]
+    changes = [
+        "--optim.lr",
+        "0.1",
+        "--run.dir",
+        str(tmp_path / "run"),
+        "--data.shards",
+        str(tmp_path / "none"),
+    ]
+    done = subprocess.run(
+        [sys.executable, "launch/submit.py", CONFIG, *options, *changes],
+        capture_output=True,
+        text=True,
+        timeout=250,
     )
+    assert done.returncode == 0, done.stderr
+    command, *plan = done.stdout.splitlines()
+    assert command.endswith(f"sbatch --nodes=2 {repo_root / DETECTOR} --config {CONFIG} {' '.join(changes)}")
+    assert f"{tmp_path / 'run'}: resnet18 on 2 nodes of 2 GPUs" in plan[0]
+    assert "each of 4 processes has 1, in 1 pass of at most 32 images" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_ends_as_the_job_would(repo_root, tmp_path):
+    request = Request(
+        CONFIG, flags=("--run.dir", str(tmp_path / "run"), "--data.shards", str(tmp_path / "none"))
+    )
+    with pytest.raises(UserError, match=r"8 processes, but train\.global_batch 128 has only 4 micro-batches"):
+        plan_job(request, repo_root, 8, None, None)
+    assert "on 1 node of 1 process on the CPU" in plan_job(request, repo_root, 0, None, None)
+    with pytest.raises(UserError, match=r"rate -1\.0: expected more than 0"):
+        plan_job(request, repo_root, 0, -1.0, None)
