@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataio.core.atomic import write_text
+from dataio.core.errors import one_line
 from dataio.core.log import log
 from engines.runtime.versions import commit_of, version_of
 
@@ -61,6 +62,27 @@ def code_facts() -> dict[str, str]:
     return {"version": version_of("telltale") or "", "commit": commit_of()}
 
 
+def _start(chosen: dict[str, Any], mode: str, *, must_be_online: bool) -> Any:
+    """W&B's run; offline where the server does not answer, so that its log can be uploaded later."""
+    import wandb
+
+    def begin(mode: Any) -> Any:
+        settings = wandb.Settings(silent=True, console="off")
+        return wandb.init(mode=mode, settings=settings, reinit="create_new", **chosen)
+
+    try:
+        return begin(mode)
+    except wandb.errors.Error as error:
+        if mode != "online" or must_be_online:
+            raise
+        log.warning(
+            f"Weights & Biases could not be started online ({one_line(error)[:200]}); logging offline, for "
+            "`telltale wandb sync` later"
+        )
+        wandb.teardown()  # its process holds the id
+        return begin("offline")
+
+
 @dataclass(frozen=True)
 class Picture:
     """A picture in a table: an image file, or pixels as uint8 [height, width, 3]."""
@@ -80,7 +102,8 @@ class WandbRun:
         checkpoints_id: see `choose_run_id`.
         name: of W&B; the default is WANDB_NAME's, else the folder's.
         replaces: start over under the same id, so that what W&B has of it is replaced; otherwise continue.
-        files: where W&B writes, instead of `folder`.
+        files: where W&B writes, instead of `folder`; then it is an error if the server does not answer, which
+            otherwise makes the run an offline one.
     """
 
     def __init__(
@@ -108,23 +131,19 @@ class WandbRun:
         in_sweep = bool(os.environ.get("WANDB_SWEEP_ID"))
         family = family or (folder.resolve().parent.name if in_sweep else folder.resolve().name)
         with self._failure_as_warning("starting Weights & Biases"):
-            import wandb
-
             self.id = choose_run_id(folder, checkpoints_id, own.get("WANDB_RUN_ID", ""), settings)
-            self._run = wandb.init(
-                project=project,
-                name=self.name,
-                group=group or os.environ.get("WANDB_RUN_GROUP") or family,
-                job_type=job_type,
-                dir=str(files or folder),
-                id=self.id,
+            chosen = {
+                "project": project,
+                "name": self.name,
+                "group": group or os.environ.get("WANDB_RUN_GROUP") or family,
+                "job_type": job_type,
+                "dir": str(files or folder),
+                "id": self.id,
                 # Offline too: the file then says that it continues a run, and `wandb sync` appends it.
-                resume=None if replaces else "allow",
-                mode=mode,  # type: ignore[arg-type]
-                config={**settings},
-                settings=wandb.Settings(silent=True, console="off"),
-                reinit="create_new",
-            )
+                "resume": None if replaces else "allow",
+                "config": {**settings},
+            }
+            self._run = _start(chosen, mode, must_be_online=files is not None)
 
     @property
     def running(self) -> bool:

@@ -191,6 +191,22 @@ def test_a_damaged_file_of_metrics_stops_no_run(tmp_path, caplog):
     assert file.values("train/loss") == {1: 1.0}
 
 
+def test_without_a_server_an_online_run_is_logged_offline(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "1")
+    wandb.teardown()
+    log = RunLog(tmp_path, LogConfig(), SETTINGS)
+    train(log, [1, 2])
+    log.close(0)
+    [file] = files_of(tmp_path)
+    assert file.run.run_id == log.wandb_id and set(file.values("train/loss")) == {1, 2}
+    [warning] = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.startswith("Weights & Biases could not be started online (") and warning.endswith(
+        "sync` later"
+    )
+
+
 def test_tensorboard_has_each_step_once_after_a_continuation(tmp_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     config = LogConfig(wandb="off", tensorboard=True)
