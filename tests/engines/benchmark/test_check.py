@@ -142,17 +142,24 @@ def test_its_sizes_are_its_own(repo_root):
         assert done.returncode == 2 and f"{words[0]} is {words[1]}: gpu-check has its own" in done.stderr
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1600)
-def test_every_part_runs_for_real_on_a_cpu(repo_root, tmp_path):
+@pytest.mark.parametrize(
+    "names",
+    [
+        pytest.param("step,decode", marks=pytest.mark.slow),
+        pytest.param(",".join(name for name in PARTS if name != "compile"), marks=pytest.mark.long),
+    ],
+    ids=["two parts", "all parts"],
+)
+def test_parts_run_for_real_on_a_cpu(repo_root, tmp_path, names):
     output = tmp_path / "gpu.json"
-    names = ",".join(name for name in PARTS if name != "compile")
     words = ["--device", "cpu", "--tiny", "--parts", names, "--data", str(tmp_path), "--output", str(output)]
     done = command(repo_root, *words)
     found = json.loads(output.read_text())
     assert {name: part["errors"] for name, part in found["parts"].items() if part["errors"]} == {}
     assert done.returncode == 0, done.stdout + done.stderr
-    assert {row["met"] for row in found["goals"]} == {"not judged"}  # each of them was measured
+    met = {row["met"] for row in found["goals"]}
+    assert met == ({"not judged"} if "cifake" in names else {"not judged", "not measured"})
     for name, part in found["parts"].items():
         assert part["status"] == "done"
         for figure, values in part["figures"].items():
