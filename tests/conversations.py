@@ -19,10 +19,10 @@ LORA = [
 PARTIAL = ["--tune.vision", "partial", "--tune.vision_from_layer", "1"]
 
 
-def write_conversations(folder: Path) -> None:
-    """40 conversations and 8 for validation, every third without an image: so batches of text alone occur."""
+def write_conversations(folder: Path, count: int = 40) -> None:
+    """`count` conversations and 8 for validation, every third without an image: so batches of text alone occur."""
     records = []
-    for number in range(48):
+    for number in range(count + 8):
         fake = number % 2
         answer = f"This is a {'fake' if fake else 'real'} image." + " It is a picture." * (number % 4)
         turns = [("<image>\nIs this image real or fake?", answer)]
@@ -39,8 +39,8 @@ def write_conversations(folder: Path) -> None:
             for who, text in zip(("human", "gpt"), turn, strict=True)
         ]
         records.append({**record, "conversations": said})
-    (folder / "train.json").write_text(json.dumps(records[:40]))
-    (folder / "val.json").write_text(json.dumps(records[40:]))
+    (folder / "train.json").write_text(json.dumps(records[:count]))
+    (folder / "val.json").write_text(json.dumps(records[count:]))
 
 
 def finetuning_flags(conversations: Path, folder: Path, stage: int = 2, *more: str) -> list[str]:

@@ -1,13 +1,19 @@
-"""Command lines for several GPUs: the batch that they name can be shared by the machine that they name."""
+"""Command lines for several GPUs: the machine that they name can run them, by --dry-run."""
 
 import re
 import shlex
 
 import pytest
 
+from dataio.images.codec import preset_policy
+from dataio.layouts.genimage import GenImageLayout
+from dataio.layouts.synthetic import write_synthetic
+from dataio.sharding.job import write_shards
 from engines.config.detector import Config
 from engines.config.parser import parse_as
 from engines.train.batch_plan import plan_batches
+from launch import finetune_mlm, train
+from tests.conversations import write_conversations
 from tests.docs.pages import ROOT
 
 PER_NODE = 8  # GPUs
@@ -26,15 +32,23 @@ _START = re.compile(
 )
 
 
-def detector_commands():
-    """(place, start, arguments) of each command that trains the detector, with what a line's end continues."""
+_FINETUNING = re.compile(
+    r"(sbatch\s[^`\n]*slurm/finetune_tinyllava\.sh|(?:torchrun|deepspeed)\s[^`\n]*launch/finetune_mlm\.py"
+    r"|telltale finetune\b(?!-))([^`\n]*)"
+)
+
+
+def commands(pattern=_START):
+    """(place, start, arguments) of each command that trains, with what a line's end continues."""
     for path in FILES:
         # A comment's "#" stands before a continued line, too.
         text = re.sub(r"\\\n#?\s*", " ", path.read_text(encoding="utf-8"))
-        for start, rest in _START.findall(text):
-            words = shlex.split(
-                re.split(r"\s{2,}| #|,? which | as ", f"{rest} ", maxsplit=1)[0], comments=True
-            )
+        for start, rest in pattern.findall(text):
+            text_of_command = re.split(r"\s{2,}| #|,? which | as |[.;:]\s", f"{rest} ", maxsplit=1)[0]
+            try:
+                words = shlex.split(text_of_command, comments=True)
+            except ValueError:
+                continue  # prose, with a quotation mark
             yield str(path.relative_to(ROOT)), start, words
 
 
@@ -45,7 +59,7 @@ def number(pattern, text, default):
 
 def machines():
     """(place, processes, configuration's file, flags) of the commands that say how many GPUs they are for."""
-    for place, start, words in detector_commands():
+    for place, start, words in commands():
         line = " ".join([start, *words])
         file = next((word for word in words if word.endswith(".yaml")), None)
         if "tinyllava" in (file or "") or "runs/" in (file or ""):
@@ -61,7 +75,10 @@ def machines():
                 continue  # the quickstart, on a node without GPUs
             processes = nodes * PER_NODE
         else:
-            processes = number(r"--gpus (\d+)", line, 1)  # without it, as many as the batch allows
+            per_node = number(r"--gpus (\d+)", line, 1)
+            processes = (
+                number(r"--nodes (\d+)", line, 1) * per_node
+            )  # without it, as many as the batch allows
         dotted = [i for i, word in enumerate(words) if re.match(r"--[a-z]+\.[a-z_.]+$", word)]
         flags = [word for i in dotted for word in words[i : i + 2]]
         yield place, processes, file or "configs/quickstart.yaml", flags
@@ -113,3 +130,90 @@ def test_the_two_files_are_one_experiment_at_two_batches():
     )
     # Goyal et al. 2017 warm up over 5 epochs.
     assert round(large.optim.warmup * large.train.epochs) == 5
+
+
+@pytest.fixture(scope="module")
+def many_shards(tmp_path_factory):
+    """More than 4,096 training images of 32 px, for the largest documented batch."""
+    folder = tmp_path_factory.mktemp("many")
+    write_synthetic(folder / "source", images=6000, size=32, seed=4)
+    layout = GenImageLayout(folder / "source", val_fraction=0.1)
+    write_shards(layout, folder / "shards", preset_policy("default", 32), samples_per_shard=500, quiet=True)
+    return folder / "shards"
+
+
+def distinct(found):
+    """Commands for several processes, each once: its first place stands for all."""
+    seen = {}
+    for place, processes, file, flags in found:
+        if processes > 1:
+            seen.setdefault((processes, file, *flags), (place, processes, file, flags))
+    return [pytest.param(*one, id=f"{one[0]}, {one[1]}") for one in seen.values()]
+
+
+def machine_of(processes):
+    """--nodes and --gpus of as many processes."""
+    nodes = max(1, processes // PER_NODE)
+    return ["--dry-run", "--nodes", str(nodes), "--gpus", str(processes // nodes)]
+
+
+@pytest.mark.parametrize(("place", "processes", "file", "flags"), distinct(machines()))
+def test_the_detector_s_commands_are_planned(
+    place, processes, file, flags, many_shards, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.delenv("RANK", raising=False)
+    # The data is what this machine lacks; all else is the command's.
+    given = [*flags, "--data.shards", str(many_shards), "--run.dir", str(tmp_path / "run")]
+    assert train.main([*machine_of(processes), "--config", str(ROOT / file), *given]) == 0
+    said = capsys.readouterr().out
+    assert f"each of {processes} processes has" in said and "all checks before the first step passed" in said
+    assert not (tmp_path / "run").exists()
+
+
+def finetuning_machines():
+    """(place, processes, configuration's file, flags) of the commands that finetune."""
+    for place, start, words in commands(_FINETUNING):
+        line = " ".join([start, *words])
+        file = next((word for word in words if word.endswith(".yaml")), "configs/tinyllava_quickstart.yaml")
+        if "runs/" in file:
+            continue
+        nodes = number(r"--(?:nodes|nnodes|num_nodes)[= ](\d+)", line, 1)
+        alone = 1 if start.startswith("telltale") else PER_NODE
+        per_node = number(r"--(?:gpus|num_gpus|nproc-per-node|gpus-per-node)[= ](\d+)", line, alone)
+        dotted = [i for i, word in enumerate(words) if re.match(r"--[a-z]+\.[a-z_.]+$", word)]
+        yield place, nodes * per_node, file, [word for i in dotted for word in words[i : i + 2]]
+
+
+def test_the_finetuning_commands_are_found():
+    places = [(place, processes) for place, processes, _, _ in finetuning_machines()]
+    for expected in (
+        ("README.md", 4),
+        ("docs/tinyllava.md", 2),
+        ("docs/tinyllava.md", 8),
+        ("docs/tinyllava.md", 16),
+        ("configs/tinyllava_quickstart.yaml", 8),
+        ("configs/tinyllava_lora_zero2.yaml", 4),
+        ("slurm/finetune_tinyllava.sh", 16),
+        ("launch/finetune_mlm.py", 4),
+    ):
+        assert expected in places, places
+
+
+@pytest.mark.parametrize(("place", "processes", "file", "flags"), distinct(finetuning_machines()))
+def test_the_finetuning_commands_are_planned(place, processes, file, flags, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    write_conversations(tmp_path, 160)
+    # The data and the published weights are what this machine lacks; a small model's tower has few layers.
+    given = {
+        "data.conversations": tmp_path / "train.json",
+        "data.images": "",
+        "data.val": tmp_path / "val.json",
+        "model.weights": "random:tiny",
+        "tune.vision_from_layer": 1,
+        "run.dir": tmp_path / "run",
+    }
+    words = [word for key, value in given.items() for word in (f"--{key}", str(value))]
+    assert finetune_mlm.main([*machine_of(processes), "--config", str(ROOT / file), *flags, *words]) == 0
+    said = capsys.readouterr().out
+    assert f"each of {processes} processes has" in said and "all checks before the first step passed" in said
+    assert not (tmp_path / "run").exists()
