@@ -25,6 +25,15 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def listens(port: int) -> bool:
+    """Whether anybody answers at a port of this machine."""
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+    except OSError:
+        return False
+    return True
+
+
 def rclone() -> str:
     """Path of rclone's program; the test is skipped where it or s3fs is missing."""
     found = shutil.which("rclone") or shutil.which("rclone", path=str(Path(sys.executable).parent))
@@ -53,13 +62,9 @@ class S3Server:
             [*words, str(self.folder)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         deadline = time.monotonic() + 60
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", self.port), 1).close()
-                return
-            except OSError:
-                assert self._process.poll() is None and time.monotonic() < deadline, "rclone does not start"
-                time.sleep(0.05)
+        while not listens(self.port):
+            assert self._process.poll() is None and time.monotonic() < deadline, "rclone does not start"
+            time.sleep(0.05)
 
     def kill(self) -> None:
         """End it at once; connections break."""
@@ -191,6 +196,6 @@ def forget_clients() -> None:
     from dataio.sources import remote_path
 
     remote_path._systems.clear()
-    for protocol in ("s3", "http"):
+    for protocol in ("s3", "http", "az"):
         if find_spec(remote_path.EXTRAS[protocol][1]) is not None:
             fsspec.get_filesystem_class(protocol).clear_instance_cache()

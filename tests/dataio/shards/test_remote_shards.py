@@ -24,8 +24,8 @@ from dataio.sources import remote_path
 from dataio.sources.remote_path import EXTRAS, RemotePath, upload_command
 from engines.audit.sample import _read_sample, open_splits, refs_of_shards
 from engines.train.schedule import data_fingerprint
-from tests.remote_servers import HttpServer, Proxy, S3Server, forget_clients, point_s3_at
-from tests.support import environment, write_tiny_shards
+from tests.remote_servers import HttpServer, Proxy, S3Server, forget_clients, free_port, listens, point_s3_at
+from tests.support import environment, wait_until, write_tiny_shards
 
 PATIENCE = 60.0  # seconds that a test waits for another process or a server
 
@@ -285,6 +285,41 @@ def test_from_a_web_server_with_and_without_ranges(ranges, web, tiny_shards, tmp
         read_manifest(f"{web.url}/none")
     if not ranges:  # the whole file is not asked for again and again
         assert max(count for path, count in web.asked.items() if path.endswith(".tar")) == 1
+
+
+def test_from_azure_come_the_same_samples(tiny_shards, tmp_path, monkeypatch):
+    fsspec = pytest.importorskip("fsspec")
+    if find_spec("adlfs") is None or shutil.which("azurite-blob") is None:
+        pytest.skip(
+            "needs Azure's emulator and a client: npm install -g azurite; pip install 'telltale[azure]'"
+        )
+    port = free_port()
+    words = ["azurite-blob", "--blobPort", str(port), "--location", str(tmp_path), "--skipApiVersionCheck"]
+    emulator = subprocess.Popen([*words, "--silent"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    # The account and key are those that every Azurite has.
+    key = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+    monkeypatch.setenv(
+        "AZURE_STORAGE_CONNECTION_STRING",
+        f"DefaultEndpointsProtocol=http;AccountName=devstoreaccount1;AccountKey={key};"
+        f"BlobEndpoint=http://127.0.0.1:{port}/devstoreaccount1;",
+    )
+    forget_clients()
+    try:
+        wait_until(lambda: listens(port), PATIENCE, "azurite")
+        fsspec.filesystem("az").mkdir("box")
+        fsspec.filesystem("az").put(str(tiny_shards), "az://box/set", recursive=True)
+        shards = opened("az://box/set", tmp_path / "cache")
+        assert contents(shards) == contents(ShardSet(tiny_shards, "train"))
+        with pytest.raises(UserError, match=r"az://box/none/manifest.json: not found"):
+            read_manifest("az://box/none")
+        tar = shards.shards[0]["file"]
+        fsspec.filesystem("az").rm(f"az://box/set/{tar}")
+        with pytest.raises(UserError, match=rf"az://box/set/{tar}: missing, but the manifest lists it"):
+            opened("az://box/set", tmp_path / "cache")
+    finally:
+        emulator.kill()
+        emulator.wait()
+        forget_clients()
 
 
 def test_a_short_tar_on_a_web_server_is_named_when_it_is_copied(web, bucket, tmp_path):
