@@ -41,6 +41,7 @@ def make_parser() -> Parser:
     add("--names", default="", help="all nodes' names in Slurm's order, with commas (default: this machine)")
     add("--head", default="localhost", help="the first node's name")
     add("--port", type=int, default=30000, help="a free port there")
+    add("--need-gpu", action="store_true", help="refuse nodes without a GPU")
     add("--timeout", type=int, default=120, help="seconds to wait for a node")
     add("--processes", type=int, default=None, help="per node (default: one for each GPU, else one)")
     return parser
@@ -81,7 +82,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             if place.is_head:
                 report_unparsed(error, rest, default)
             raise
-        return chosen, look(place.name, chosen, ROOT)
+        node = look(place.name, chosen, ROOT)
+        if options.need_gpu and node.gpus == 0:
+            problem = (
+                f"no GPU on {place.name}: ask for one (--partition or SBATCH_PARTITION of GPU nodes, --gpus-per-node), "
+                "or set TELLTALE_CPU=1 to compute on the CPU"
+            )
+            if place.is_head:
+                report_unparsed(UserError(problem), rest, default)
+            raise UserError(problem)
+        return chosen, node
 
     chosen, nodes = check_nodes(place, look_here)
     if place.is_head:

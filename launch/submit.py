@@ -8,6 +8,7 @@ to the training. --dry-run shows the command and what it would do, as `telltale 
 writes nothing.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         **{key: options[key] for key in Request.__dataclass_fields__ if key != "flags"}, flags=tuple(flags)
     )
     site = read_site(ROOT)
-    command = command_of(request, ROOT)
+    gres = os.environ.get("TELLTALE_GRES", site.get("TELLTALE_GRES", ""))
+    command = command_of(request, ROOT, gres)
     if options.dry_run:
         print(explain(command, site), flush=True)
         print(plan_job(request, ROOT, options.node_gpus, options.rate, options.gpu_memory))

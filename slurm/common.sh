@@ -32,24 +32,47 @@ load_site() {
   fi
 }
 
+# A batch script's shell is no login shell: where `module` was not exported with the environment, the
+# file that defines it has to be read. Neither it nor `module` itself is written for `set -eu`.
+load_modules() {
+  local file
+  set +eu
+  for file in "$MODULESHOME/init/bash" "$LMOD_PKG/init/bash" /etc/profile.d/{lmod,z00_lmod,modules}.sh \
+    /usr/share/{lmod/lmod,modules}/init/bash; do
+    ! type module > /dev/null 2>&1 || break
+    # shellcheck disable=SC1090
+    [[ ! -r $file ]] || source "$file"
+  done
+  type module > /dev/null 2>&1 || die "TELLTALE_MODULES=$TELLTALE_MODULES: this node has no module command; remove it"
+  # shellcheck disable=SC2086 # several names
+  module load $TELLTALE_MODULES || die "TELLTALE_MODULES=$TELLTALE_MODULES: module load failed; \`module avail\` lists what there is"
+  set -eu
+}
+
 load_environment() {
-  if [[ -n ${TELLTALE_MODULES:-} ]]; then
-    type module > /dev/null 2>&1 || die "TELLTALE_MODULES=$TELLTALE_MODULES: this node has no module command; remove it"
-    # shellcheck disable=SC2086 # several names
-    module load $TELLTALE_MODULES
+  [[ -z ${TELLTALE_MODULES:-} ]] || load_modules
+  if [[ -n ${TELLTALE_SETUP:-} ]]; then
+    set +eu # activate scripts read variables that are not set
+    eval "$TELLTALE_SETUP" || die "TELLTALE_SETUP=$TELLTALE_SETUP: failed; correct it in slurm/site.env"
+    set -eu
   fi
   inside=()
   container_options=()
+  local mounts=$ROOT:$ROOT folder
+  for folder in "${TELLTALE_DATA:-}" "${TELLTALE_RUNS:-}" "${TELLTALE_SCRATCH:-}"; do
+    [[ $folder != /* ]] || mounts+=,$folder:$folder
+  done
+  mounts+=${TELLTALE_MOUNTS:+,$TELLTALE_MOUNTS}
   if [[ -n ${TELLTALE_CONTAINER:-} ]]; then
     python=${TELLTALE_PYTHON:-python3}
     case ${TELLTALE_CONTAINER_RUNTIME:-apptainer} in
       apptainer)
         # --nv does nothing but warn where there is no GPU.
-        inside=(apptainer exec --nv --bind "$ROOT${TELLTALE_MOUNTS:+,$TELLTALE_MOUNTS}" "$TELLTALE_CONTAINER")
+        inside=(apptainer exec --nv --bind "$mounts" "$TELLTALE_CONTAINER")
         ;;
       pyxis)
         container_options=(--container-image="$TELLTALE_CONTAINER" --container-workdir="$ROOT"
-          --container-mounts="$ROOT:$ROOT${TELLTALE_MOUNTS:+,$TELLTALE_MOUNTS}")
+          --container-mounts="$mounts")
         ;;
       *) die "TELLTALE_CONTAINER_RUNTIME=$TELLTALE_CONTAINER_RUNTIME: expected apptainer or pyxis" ;;
     esac
@@ -61,6 +84,7 @@ load_environment() {
   # Output line by line, or the log of a killed job lacks its end.
   export PYTHONUNBUFFERED=1
   # PyTorch's own threads come from train.threads; all other libraries would each take every core.
+  threads_given=${OMP_NUM_THREADS:-}
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
   # glibc keeps a heap per thread, and the decoding threads of a node would each hold on to one.
   export MALLOC_ARENA_MAX=${MALLOC_ARENA_MAX:-4}
@@ -106,12 +130,17 @@ start_job() {
   [[ -n ${SLURM_JOB_ID:-} ]] || die "this is a batch script: submit it with sbatch, or use launch/submit.py"
   load_environment
   head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-  # From the job's id, so that two jobs on a node do not meet. Preflight has its own.
-  port=$((20000 + SLURM_JOB_ID % 10000))
+  # From the job's id, so that two jobs on a node do not meet; preflight has the next one. Below 32768,
+  # from where on Linux gives ports to any connection.
+  port=$((20000 + 2 * (SLURM_JOB_ID % 6000)))
   step_options=(--ntasks-per-node=1 --cpus-per-task="$(cpus_per_node)" --kill-on-bad-exit=1 --wait=60 --export=ALL)
   # Said again, or the step sees none of the job's GPUs.
   if [[ -n ${SLURM_GPUS_ON_NODE:-} ]]; then
-    step_options+=(--gpus-per-node="$SLURM_GPUS_ON_NODE")
+    if [[ -n ${TELLTALE_GRES:-} ]]; then
+      step_options+=(--gres="$TELLTALE_GRES:$SLURM_GPUS_ON_NODE")
+    else
+      step_options+=(--gpus-per-node="$SLURM_GPUS_ON_NODE")
+    fi
   fi
   step_options+=("${container_options[@]}")
   say "job $(job_id) on $SLURM_JOB_NODELIST, $ROOT"
@@ -131,9 +160,10 @@ on_head() { srun --nodes=1 --ntasks=1 --nodelist="$head" "${step_options[@]}" "$
 
 # train_job SCRIPT GPU_CONFIG CPU_CONFIG ARGUMENT...
 train_job() {
-  local script=$1 answer run processes config
+  local script=$1 answer run processes config need_gpu=(--need-gpu)
+  [[ ${TELLTALE_CPU:-} != 1 ]] || need_gpu=()
   answer=$(on_nodes "$python" launch/preflight.py --script "$script" --gpu-config "$2" --cpu-config "$3" \
-    --names "$(scontrol show hostnames "$SLURM_JOB_NODELIST" | paste -s -d ,)" --head "$head" --port "$((port + 10000))" -- "${@:4}") || fail_preflight $?
+    --names "$(scontrol show hostnames "$SLURM_JOB_NODELIST" | paste -s -d ,)" --head "$head" --port "$((port + 1))" "${need_gpu[@]}" -- "${@:4}") || fail_preflight $?
   { read -r run && read -r processes && read -r config; } <<< "$answer" ||
     die "preflight said ${answer:-nothing}, expected a run folder, a number of processes and a configuration"
   local arguments=("${@:4}")
@@ -142,6 +172,11 @@ train_job() {
     say "no --config given: $config"
   fi
   say "$run: $SLURM_NNODES x $processes processes"
+  # An offloaded optimizer computes on the host, with all its cores.
+  if [[ $script == launch/finetune_mlm.py && -z $threads_given ]]; then
+    OMP_NUM_THREADS=$(($(cpus_per_node) / processes))
+    ((OMP_NUM_THREADS > 0)) || OMP_NUM_THREADS=1
+  fi
   [[ -z ${TELLTALE_SCRATCH:-} || $script != launch/train.py ]] || arguments+=(--data.cache_dir "$TELLTALE_SCRATCH")
   # Workers that stop or refuse leave quietly: exit.json has the verdict.
   export TELLTALE_VERDICT=file

@@ -101,8 +101,11 @@ def check_flags(request: Request) -> str:
     return parse_as(FinetuneConfig, request.flags, request.experiment).run.dir
 
 
-def command_of(request: Request, root: Path) -> list[str]:
+def command_of(request: Request, root: Path, gres: str = "") -> list[str]:
     """The sbatch command.
+
+    Args:
+        gres: TELLTALE_GRES: the name of GPUs for --gres, where Slurm has no --gpus-per-node.
 
     Raises:
         UserError: a value out of range, or a configuration or flag that would fail in the job.
@@ -126,7 +129,8 @@ def command_of(request: Request, root: Path) -> list[str]:
             words.append(f"--{name}={value}")
     if request.gpus is not None:
         # Later options win over the script's --exclusive and --mem=0.
-        words += ["--oversubscribe", f"--gpus-per-node={request.gpus}"]
+        gpus = f"--gres={gres}:{request.gpus}" if gres else f"--gpus-per-node={request.gpus}"
+        words += ["--oversubscribe", gpus]
         words += [f"--cpus-per-task={request.cpus or 8 * request.gpus}", f"--mem={request.mem or '64G'}"]
     words += shlex.split(request.sbatch)
     file = find_config(request.experiment).resolve()

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from engines.cluster.preflight import Chosen, Node, find_problem
 from tests.support import environment
@@ -17,12 +18,12 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def preflight(repo_root, *words, nodes=2, started=None, timeout=60, per_node=None):
+def preflight(repo_root, *words, nodes=2, started=None, timeout=60, per_node=None, options=()):
     """Start one process for each node of a pretended job; returns (code, stdout, stderr) of each."""
     command = [sys.executable, str(repo_root / "launch/preflight.py"), "--script", "launch/train.py"]
     command += ["--gpu-config", "configs/resnet50_genimage.yaml", "--cpu-config", "configs/quickstart.yaml"]
     command += ["--names", ",".join(f"n{number}" for number in range(nodes)), "--timeout", str(timeout)]
-    command += ["--head", "127.0.0.1", "--port", str(_free_port()), "--", *words]
+    command += ["--head", "127.0.0.1", "--port", str(_free_port()), *options, "--", *words]
     processes = []
     for number in range(nodes if started is None else started):
         env = {**environment(), "SLURM_NODEID": str(number), "SLURM_NNODES": str(nodes)}
@@ -74,6 +75,16 @@ def test_a_command_that_cannot_be_parsed_is_refused_once_with_its_verdict(repo_r
     assert first[0] == second[0] == 2
     assert "--optim.lx" in first[2] and second[2].strip() == ""
     assert '"code": 2' in (tmp_path / "exit.json").read_text()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_node_without_a_gpu_is_refused_where_one_is_needed(repo_root, tiny_shards, tmp_path):
+    words = ["--data.shards", str(tiny_shards), "--run.dir", str(tmp_path)]
+    first, second = preflight(repo_root, *words, options=["--need-gpu"])
+    assert first[0] == second[0] == 2 and first[1] == "" and second[2].strip() == ""
+    assert first[2].strip().startswith("error: no GPU on n0: ask for one (")
+    assert "TELLTALE_CPU=1" in first[2] and len(first[2].strip().splitlines()) == 1
+    assert "no GPU on n0" in (tmp_path / "exit.json").read_text()
 
 
 @pytest.mark.slow  # network file systems get fifteen seconds to show a new file

@@ -50,6 +50,16 @@ def test_a_users_error_is_said_in_a_line_and_never_requeued(
     assert (fields["ExitCode"], fields["Restarts"]) == ("2:0", "0")
 
 
+def test_a_job_without_a_gpu_ends_in_a_line_unless_the_cpu_is_allowed(
+    slurm: Cluster, submit: Callable[..., str]
+) -> None:
+    job = submit(slurm, [], [], {"TELLTALE_CPU": ""})
+    assert slurm.wait(job) == "FAILED"
+    errors = [line for line in slurm.log(job).splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and errors[0].startswith(f"error: no GPU on {slurm.nodes[0]}: "), slurm.log(job)
+    assert (slurm.job(job)["ExitCode"], slurm.job(job)["Restarts"]) == ("2:0", "0")
+
+
 @pytest.mark.slow
 def test_a_crash_is_tried_again_as_often_as_the_cap_says(
     slurm: Cluster, submit: Callable[..., str], tmp_path: Path

@@ -54,6 +54,8 @@ def test_options_become_sbatch_s_and_flags_the_training_s(repo_root):
 def test_a_part_of_a_node_overrides_the_script_s_whole_one(repo_root):
     words = command_of(Request(CONFIG, gpus=2, mem="100G"), repo_root)
     assert words[2:6] == ["--oversubscribe", "--gpus-per-node=2", "--cpus-per-task=16", "--mem=100G"]
+    words = command_of(Request(CONFIG, gpus=2), repo_root, "gpu:a100")
+    assert words[2:4] == ["--oversubscribe", "--gres=gpu:a100:2"]
 
 
 @pytest.mark.parametrize(
