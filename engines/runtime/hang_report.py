@@ -3,8 +3,9 @@
 In the run's folder, for rank N:
 
 * `hang/rankN.txt`: a line that says where the rank was, then the Python stack of every thread;
-* `hang/nccl_rank_N` and `hang/gloo_rank_N`: PyTorch's Flight Recorder, the last 2,000 collectives, which
-  `torchfrtrace hang -p nccl_rank_` compares between ranks. (TORCH_FR_BUFFER_SIZE sets the number; 0 is none.)
+* `hang/nccl_rank_N` and `hang/gloo_rank_N`: PyTorch's Flight Recorder, the last 2,000 collectives, pickled
+  (TORCH_FR_BUFFER_SIZE sets the number; 0 is none). PyTorch's `torchfrtrace hang -p nccl_rank_` is made to
+  compare NCCL's between ranks; gloo's it cannot read (2.15).
 """
 
 import contextlib
