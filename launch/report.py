@@ -14,6 +14,7 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from dataio.core.log import log
 from engines.config.parser import Parser
 from engines.runtime.command import run_command
 
@@ -28,6 +29,11 @@ def make_parser() -> Parser:
     add = parser.add_argument_group("Contents of the report").add_argument
     add("--protocols", nargs="*", default=[], help="folders of telltale protocol")
     add("--explainer", default=None, help="run folder of telltale finetune, for its benchmarks")
+    add(
+        "--explainer-optional",
+        action="store_true",
+        help="leave the explainer out, with a warning, where it has answered nothing",
+    )
     add("--pictures", type=int, default=2, help="per generator and outcome in the gallery; 0: none")
     return parser
 
@@ -40,11 +46,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from engines.report.report import report_evaluation
 
+    explainer = options.explainer
+    if explainer and options.explainer_optional and not any(Path(explainer).glob("vqa/*/metrics.json")):
+        log.warning(f"{explainer} has answered no benchmark, so the report is without it")
+        explainer = None
     page = report_evaluation(
         output=options.evaluation,
-        **{
-            key: options[key] for key in ("checkpoint", "data", "split", "protocols", "explainer", "pictures")
-        },
+        explainer=explainer,
+        **{key: options[key] for key in ("checkpoint", "data", "split", "protocols", "pictures")},
     )
     print(f"report: {page}")
     return 0

@@ -31,6 +31,6 @@ fi
 # shellcheck source=slurm/common.sh
 source "$here/common.sh"
 
-(( $# )) || set -- configs/protocols/cross_generator.yaml --output runs/cross_generator
 start_job
+(( $# )) || set -- configs/protocols/cross_generator.yaml --output "${TELLTALE_RUNS:-runs}/cross_generator"
 array_job "$python" launch/protocol.py "$@" --processes "$(processes_per_node)"

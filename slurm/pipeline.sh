@@ -13,8 +13,9 @@
 #   --tasks N       of the sharding (default: 8)
 #   --nodes N       of training and finetuning (default: 1)
 #   --no-finetune   leave the explainer out
-# Where a stage fails, those behind it are cancelled, and the last job, which always runs, says which
-# it was. Submitted again, finished work is not done again.
+# With TELLTALE_DATA and TELLTALE_RUNS (slurm/site.env) the folders are there, not in data/ and runs/.
+# Where a stage fails, those behind it are cancelled (but the report comes without the explainer), and
+# the last job, which always runs, says which it was. Submitted again, finished work is not done again.
 set -euo pipefail
 
 # sbatch runs a copy from its spool; Slurm knows where the script was.
@@ -106,11 +107,21 @@ command -v sbatch > /dev/null || die "sbatch: not found; this machine has no Slu
 ((${#shard[@]})) || die "nothing to shard: give --layout and --source, see --help"
 load_site
 
-data=data/$name run=runs/$name vqa=data/$name-vqa explainer=runs/$name-explainer
-logs=$run/slurm
-mkdir -p "$logs"
+datasets=${TELLTALE_DATA:-data} runs=${TELLTALE_RUNS:-runs}
+data=$datasets/$name run=$runs/$name vqa=$datasets/$name-vqa explainer=$runs/$name-explainer
+tuning=configs/tinyllava_lora_zero2.yaml
+weights=$(sed -n 's/^ *weights: *\([^ ]*\).*/\1/p' "$tuning")
+if [[ -n $finetune && ${TELLTALE_CPU:-} != 1 && ! -d $weights && " ${tune[*]} " != *" --config"* && " ${tune[*]} " != *" --model.weights"* ]]; then
+  die "$weights: no such folder, and finetuning starts from it; put the checkpoint there (docs/tinyllava.md), or give --no-finetune"
+fi
+mkdir -p "$run/slurm" || die "$run/slurm: cannot be made; set TELLTALE_RUNS in slurm/site.env"
+logs=$(cd "$run/slurm" && pwd)
 rm -f "$logs"/*.exit "$logs/jobs" "$logs/status.txt"
 shard+=(--output "$data")
+
+# What needs no GPU takes a part of a node, and may go elsewhere; stage.sh asks for no more by itself.
+processors=() whole=(--exclusive --mem=0)
+[[ -z ${TELLTALE_CPU_PARTITION:-} ]] || processors=(--partition="$TELLTALE_CPU_PARTITION")
 
 # submit STAGE DEPENDENCY OPTION... -- SCRIPT ARGUMENT...
 submit() {
@@ -122,36 +133,41 @@ submit() {
   done
   shift
   [[ -z $after ]] || options+=("--dependency=$after" --kill-on-invalid-dep=yes)
-  job=$(TELLTALE_STAGE=$PWD/$logs/$stage sbatch --parsable --job-name="$name-$stage" \
-    --output="$logs/$stage-%j.out" "${options[@]}" "$@")
+  job=$(TELLTALE_STAGE=$logs/$stage sbatch --parsable --job-name="$name-$stage" \
+    --output="$logs/$stage-%j.out" "${options[@]}" "$@") || {
+    echo "error: sbatch refused the stage $stage; nothing is queued" >&2
+    [[ ! -f $logs/jobs ]] || cut -d ' ' -f 2 "$logs/jobs" | xargs scancel
+    return 2
+  }
   job=${job%%;*} # a cluster's name may follow
   echo "$stage $job" >> "$logs/jobs"
   echo "$job"
 }
 
-sharded=$(submit shard '' --array="0-$((tasks - 1))" -- slurm/shard_genimage.sh "${shard[@]}")
+sharded=$(submit shard '' "${processors[@]}" --array="0-$((tasks - 1))" -- slurm/shard_genimage.sh "${shard[@]}")
 # The array's last task merges; should two have ended at once without seeing each other, this does.
-audited=$(submit audit "afterok:$sharded" -- slurm/stage.sh launch/shard.py "${shard[@]}" --finish \
+audited=$(submit audit "afterok:$sharded" "${processors[@]}" -- slurm/stage.sh launch/shard.py "${shard[@]}" --finish \
   --then launch/audit.py --shards "$data")
 trained=$(submit train "afterok:$audited" --nodes="$nodes" -- slurm/train_resnet50.sh \
   --data.shards "$data" --run.dir "$run" "${train[@]}")
-calibrated=$(submit calibrate "afterok:$trained" -- slurm/stage.sh launch/calibrate.py --checkpoint "$run" --data "$data")
+calibrated=$(submit calibrate "afterok:$trained" "${whole[@]}" -- slurm/stage.sh launch/calibrate.py --checkpoint "$run" --data "$data")
 evaluated=$(submit evaluate "afterok:$calibrated" -- slurm/evaluate.sh --checkpoint "$run/best.pt" --data "$data" \
   --split test --output "$run/evaluation")
 before=afterok:$evaluated
 report=(--evaluation "$run/evaluation" --checkpoint "$run" --data "$data" --split test)
 if [[ -n $finetune ]]; then
-  asked=$(submit questions "afterok:$calibrated" -- slurm/stage.sh launch/make_vqa.py --shards "$data" --output "$vqa" "${questions[@]}")
+  asked=$(submit questions "afterok:$calibrated" "${processors[@]}" -- slurm/stage.sh launch/make_vqa.py --shards "$data" --output "$vqa" "${questions[@]}")
   tuned=$(submit finetune "afterok:$asked" --nodes="$nodes" -- slurm/finetune_tinyllava.sh \
     --data.conversations "$vqa/conversations.json" --data.val "$vqa/val.json" \
     --evaluate.benchmarks "[$vqa/true_false.json, $vqa/multiple_choice.json]" --run.dir "$explainer" "${tune[@]}")
-  before=afterok:$evaluated:$tuned
-  report+=(--explainer "$explainer")
+  # Whatever became of the explainer, the detector has its report.
+  before=afterok:$evaluated,afterany:$tuned
+  report+=(--explainer "$explainer" --explainer-optional)
 fi
-reported=$(submit report "$before" -- slurm/stage.sh launch/report.py "${report[@]}")
+reported=$(submit report "$before" "${processors[@]}" -- slurm/stage.sh launch/report.py "${report[@]}")
 all=$(cut -d ' ' -f 2 "$logs/jobs" | paste -s -d :)
 last=$(sbatch --parsable --job-name="$name-status" --output="$logs/status.txt" --dependency="afterany:$all" \
-  --nodes=1 --ntasks=1 --time=00:10:00 slurm/pipeline.sh --status "$PWD/$run")
+  --nodes=1 --ntasks=1 --time=00:10:00 slurm/pipeline.sh --status "${logs%/slurm}")
 
 column -t "$logs/jobs" 2> /dev/null || cat "$logs/jobs"
 cat << END

@@ -3,8 +3,8 @@
 #
 #   sbatch --array=0-15 slurm/shard_genimage.sh --source /data/GenImage --val-labels LOC_val_solution.csv
 #
-# Arguments go to launch/shard.py, after --layout genimage --output data/genimage (the last one
-# given counts). A task that was killed is requeued alone and ends with the same bytes.
+# Arguments go to launch/shard.py, after --layout genimage --output data/genimage, or TELLTALE_DATA/genimage
+# (the last one given counts). A task that was killed is requeued alone and ends with the same bytes.
 #SBATCH --job-name=telltale-shard
 #SBATCH --array=0-7
 #SBATCH --nodes=1
@@ -31,4 +31,4 @@ fi
 source "$here/common.sh"
 
 start_job
-array_job "$python" launch/shard.py --workers "$SLURM_CPUS_PER_TASK" --layout genimage --output data/genimage "$@"
+array_job "$python" launch/shard.py --workers "$SLURM_CPUS_PER_TASK" --layout genimage --output "${TELLTALE_DATA:-data}/genimage" "$@"

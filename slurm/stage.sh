@@ -1,13 +1,14 @@
 #!/bin/bash
 # Run one or several of telltale's commands on one node, one after the other: the small stages of a pipeline.
+# Takes eight CPUs; for a GPU's work (calibrate, predict): sbatch --exclusive --mem=0, or --gpus-per-node=1.
 #
 #   sbatch slurm/stage.sh launch/audit.py --shards data/genimage
-#   sbatch slurm/stage.sh launch/calibrate.py --checkpoint RUN --data DATA --then launch/predict.py ...
+#   sbatch --exclusive --mem=0 slurm/stage.sh launch/calibrate.py --checkpoint RUN --data DATA --then ...
 #SBATCH --job-name=telltale-stage
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
-#SBATCH --exclusive
-#SBATCH --mem=0
+#SBATCH --cpus-per-task=8
+#SBATCH --mem=32G
 #SBATCH --time=04:00:00
 #SBATCH --requeue
 #SBATCH --open-mode=append

@@ -14,6 +14,7 @@ from tests.support import flags
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
+QUESTIONS = ["--train", "40", "--val", "8", "--true-false", "20", "--multiple-choice", "20"]
 FOLDERS = ("configs", "dataio", "engines", "launch", "models", "slurm")
 
 
@@ -46,7 +47,9 @@ def source(tmp_path: Path) -> Path:
     return tmp_path / "source"
 
 
-def pipeline(slurm: Cluster, repository: Path, source: Path, *words: str) -> str:
+def pipeline(
+    slurm: Cluster, repository: Path, source: Path, *words: str, env: dict[str, str] | None = None
+) -> str:
     """Submit the pipeline for `source`; returns what it printed."""
     shard = ["--source", source, "--samples-per-shard", "100", "--codec.size", "32", "--val-fraction", "0.3"]
     return slurm.run(
@@ -61,6 +64,7 @@ def pipeline(slurm: Cluster, repository: Path, source: Path, *words: str) -> str
         *shard,
         *words,
         cwd=repository,
+        env=env,
     )
 
 
@@ -82,9 +86,16 @@ def test_pipeline_goes_from_images_to_the_report(slurm: Cluster, repository: Pat
         "--log.wandb",
         "off",
     ]
-    asked = ["--train", "40", "--val", "8", "--true-false", "20", "--multiple-choice", "20"]
     printed = pipeline(
-        slurm, repository, source, "--for-train", *flags(), "--for-finetune", *tune, "--for-questions", *asked
+        slurm,
+        repository,
+        source,
+        "--for-train",
+        *flags(),
+        "--for-finetune",
+        *tune,
+        "--for-questions",
+        *QUESTIONS,
     )
     jobs = stages(printed)
     assert list(jobs) == [
@@ -112,11 +123,66 @@ def test_pipeline_goes_from_images_to_the_report(slurm: Cluster, repository: Pat
     assert 'id="explainer"' in page and "multiple choice" in page
 
 
+def test_pipeline_whose_explainer_fails_has_its_report(
+    slurm: Cluster, repository: Path, source: Path
+) -> None:
+    words = ["--for-train", *flags(train__epochs=1), "--for-finetune", "--optim.rate", "1"]
+    jobs = stages(pipeline(slurm, repository, source, *words, "--for-questions", *QUESTIONS))
+    slurm.until(
+        lambda: (repository / "runs/small/slurm/status.txt").exists(), "the end", jobs["report"], 1500
+    )
+    assert slurm.wait(jobs["status"]) == "FAILED"
+    states = {stage: slurm.job(jobs[stage])["JobState"] for stage in ("evaluate", "finetune", "report")}
+    assert states == {"evaluate": "COMPLETED", "finetune": "FAILED", "report": "COMPLETED"}
+    assert "small-explainer has answered no benchmark" in slurm.log(jobs["report"])
+    assert (repository / "runs/small/evaluation/report.html").is_file()
+    assert "failed: finetune; its log is " in slurm.log(jobs["status"])
+
+
+def test_pipeline_without_the_explainer_s_weights_submits_nothing(
+    slurm: Cluster, repository: Path, source: Path
+) -> None:
+    words = ["bash", "slurm/pipeline.sh", "--layout", "genimage", "--source", source]
+    done = slurm.call(*words, cwd=repository, env={"TELLTALE_CPU": "0"})
+    assert done.returncode == 2 and not slurm.run("squeue", "-h", "--me")
+    assert done.stderr.startswith("error: weights/TinyLLaVA-Phi-2-SigLIP-3.1B: no such folder"), done.stderr
+    assert "--no-finetune" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_pipeline_of_which_slurm_refuses_a_stage_queues_nothing(
+    slurm: Cluster, repository: Path, source: Path
+) -> None:
+    words = ["bash", "slurm/pipeline.sh", "--layout", "genimage", "--source", source, "--nodes", "9"]
+    done = slurm.call(*words, cwd=repository)
+    assert done.returncode == 2
+    assert done.stderr.endswith("error: sbatch refused the stage train; nothing is queued\n"), done.stderr
+    slurm.until(lambda: not slurm.run("squeue", "-h", "--me"), "an empty queue")
+
+
 def test_pipeline_whose_stage_fails_stops_and_says_which(
     slurm: Cluster, repository: Path, source: Path
 ) -> None:
-    jobs = stages(pipeline(slurm, repository, source, "--for-train", "--optim.rate", "1"))
+    elsewhere = {"TELLTALE_RUNS": str(source.parent / "r"), "TELLTALE_DATA": str(source.parent / "d")}
+    jobs = stages(
+        pipeline(
+            slurm,
+            repository,
+            source,
+            *("--for-train", "--optim.rate", "1"),
+            env={**elsewhere, "TELLTALE_CPU_PARTITION": "urgent"},
+        )
+    )
     slurm.wait(jobs["status"], seconds=600)
+    places = {stage: slurm.job(job)["Partition"] for stage, job in jobs.items()}
+    assert {stage for stage, place in places.items() if place == "urgent"} == {
+        *("shard", "audit", "questions", "report")
+    }
+    # What computes on a GPU takes the whole node, and the rest does not.
+    assert (
+        slurm.job(jobs["audit"])["OverSubscribe"] == "OK"
+        and slurm.job(jobs["train"])["OverSubscribe"] == "NO"
+    )
+    assert not (repository / "runs").exists() and not (repository / "data").exists()
     states = {stage: slurm.job(job)["JobState"] for stage, job in jobs.items() if stage != "shard"}
     behind = list(jobs)[list(jobs).index("train") + 1 : -1]
     assert len(behind) == 5
