@@ -144,7 +144,7 @@ def many_shards(tmp_path_factory):
 
 def distinct(found):
     """Commands for several processes, each once: its first place stands for all."""
-    seen = {}
+    seen: dict[tuple[object, ...], tuple[object, ...]] = {}
     for place, processes, file, flags in found:
         if processes > 1:
             seen.setdefault((processes, file, *flags), (place, processes, file, flags))
