@@ -98,15 +98,15 @@ def choose_run(script: str, flags: Sequence[str], *, gpu_config: str, cpu_config
     from engines.config.detector import Config
     from engines.config.mlm import FinetuneConfig
     from engines.config.parser import parse_as
+    from engines.train.initial_weights import weights_files
 
     given = any(word.partition("=")[0] == "--config" for word in flags)
     on_gpu = torch.cuda.is_available()
     default = gpu_config if on_gpu else cpu_config
     if script == "launch/train.py":
         config = parse_as(Config, flags, root / default)
-        files = {"data.shards": place_of(config.data.shards) / "manifest.json"}
-        drawn = config.data.synthetic.images > 0
-        run = config.run.dir
+        files = {"data.shards": place_of(config.data.shards) / "manifest.json", **weights_files(config)}
+        drawn, run = config.data.synthetic.images > 0, config.run.dir
     else:
         tuned = parse_as(FinetuneConfig, flags, root / default)
         data = {"data.conversations": tuned.data.conversations, "data.val": tuned.data.val}

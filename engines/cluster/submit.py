@@ -138,6 +138,22 @@ def command_of(request: Request, root: Path, gres: str = "") -> list[str]:
     return [*words, str(script), "--config", config, *request.flags]
 
 
+def check_weights(request: Request, root: Path) -> None:
+    """Check that a detector's initial weights are on this machine, the login node.
+
+    Raises:
+        UserError: they are not; with the command that fetches them.
+    """
+    from engines.config.detector import Config
+    from engines.config.parser import parse_as
+    from engines.train.initial_weights import weights_files
+
+    file = find_config(request.experiment).resolve()
+    if script_of(str(file)) == DETECTOR:
+        with contextlib.chdir(root):
+            weights_files(parse_as(Config, request.flags, file))
+
+
 def plan_job(
     request: Request, root: Path, node_gpus: int, rate: float | None, gpu_memory: float | None
 ) -> str:
@@ -164,6 +180,7 @@ def plan_job(
     gpus = request.gpus or node_gpus
     machine = Machine(request.nodes, max(1, gpus), gpus > 0, memory)
     file = find_config(request.experiment).resolve()
+    check_weights(request, root)
     with contextlib.chdir(root):
         if script_of(str(file)) == DETECTOR:
             from engines.train.dry_run import plan_training
@@ -183,7 +200,7 @@ def submit(command: Sequence[str], request: Request, root: Path, site: Mapping[s
     """Submit the job; returns commands to follow the run.
 
     Raises:
-        UserError: Slurm is not installed, or refuses the job.
+        UserError: Slurm is not installed, or refuses the job; see also `check_weights`.
     """
     if shutil.which("sbatch") is None:
         script = SCRIPTS[script_of(request.experiment)]
@@ -191,6 +208,7 @@ def submit(command: Sequence[str], request: Request, root: Path, site: Mapping[s
             "sbatch: not found, this machine has no Slurm; run it on a cluster's login node, or train here with: "
             f"torchrun --nproc-per-node=gpu {script} --config {request.experiment} {shlex.join(request.flags)}".rstrip()
         )
+    check_weights(request, root)
     done = subprocess.run(
         [*command[:1], "--parsable", *command[1:]],
         capture_output=True,

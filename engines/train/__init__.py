@@ -7,6 +7,7 @@ Read `trainer.Trainer.train_step` first, then `loop.run_training`.
 * `mixup`, `batchnorm`, `ema`, `nonfinite` are the parts of a step; `meters` counts its errors.
 * `validate.validate` and `selection.ModelSelection` decide which weights are kept as best.
 * `resume` is what checkpoints hold and what a continuation must have in common with its run.
+* `initial_weights.weights_files` looks for `model.weights` where compute nodes do.
 * `dry_run.plan_training` says what a run would do; `batch_plan` and `detector_memory` are its arithmetic.
 * `console` and `figures` are what a user sees.
 """

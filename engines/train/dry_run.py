@@ -27,7 +27,7 @@ from engines.train.build import build_model
 from engines.train.detector_memory import DetectorMemory, estimate_detector_memory
 from engines.train.open_data import draws_shards, open_sets
 from engines.train.pass_size import MOST_IMAGES, fitting_micro_batches
-from engines.train.resume import check_same_run, find_state
+from engines.train.resume import as_begun, check_same_run, find_state
 from engines.train.selection import check_validation_exists
 from models.detector.weights import fetch_command, find_weights
 
@@ -54,6 +54,7 @@ def plan_training(config: Config, machine: Machine, rate: float | None = None) -
     state = find_state(config, world, store, prepare=False)
     if state is not None:
         check_same_run(config, world, state, train_set)
+        config = as_begun(config, state)
     precision = resolve_precision(config.train.precision, world.device)
     plan = plan_batches(config, machine.processes, train_images=len(train_set))
     check_validation_exists(config, train_set, val_set)

@@ -36,7 +36,7 @@ from engines.runtime.run_log import RunLog
 from engines.runtime.watchdog import HangWatchdog, LostRankError, is_lost_connection
 from engines.train.console import say, start_lines, start_warnings, training_line, validation_line
 from engines.train.open_data import ensure_shards, open_sets
-from engines.train.resume import check_same_run, checkpoint_state, find_state, weights_file
+from engines.train.resume import as_begun, check_same_run, checkpoint_state, find_state, weights_file
 from engines.train.schedule import data_fingerprint
 from engines.train.trainer import STEP_DONE, Trainer
 from models.detector.flops import peak_flops
@@ -68,6 +68,7 @@ def _train(config: Config, world: World, folder: Path) -> Outcome:
     state = on_all_ranks(world, lambda: find_state(config, world, store))
     if state is not None:
         on_all_ranks(world, lambda: check_same_run(config, world, state, train_set))
+        config = as_begun(config, state)
 
     def on_hang(message: str) -> None:
         if world.is_main:

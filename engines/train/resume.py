@@ -1,5 +1,6 @@
 """What a checkpoint holds, which one a run continues from, and whether it is still the same run."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -82,6 +83,13 @@ def check_same_run(config: Config, world: World, state: dict[str, Any], train_se
             f"train.precision is {precision} on this machine, the run was started with {state['precision']}; "
             f"add --train.precision {state['precision']}"
         )
+
+
+def as_begun(config: Config, state: dict[str, Any]) -> Config:
+    """The configuration of a continuation: a run that began at random has no initial weights to read."""
+    if state["config"].get("model", {}).get("weights"):
+        return config
+    return replace(config, model=replace(config.model, weights=""))
 
 
 def weights_file(trainer: Trainer, model_state: dict[str, torch.Tensor]) -> dict[str, Any]:

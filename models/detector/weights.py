@@ -78,8 +78,8 @@ def read_state(source: str, backbone: str) -> Mapping[str, Any]:
         return weights.get_state_dict(progress=False, check_hash=True)
     except OSError as error:
         raise WeightsError(
-            f"model.weights: {weights.url} could not be downloaded ({error}); "
-            "download it elsewhere and give the file"
+            f"model.weights: {weights.url} could not be downloaded ({error}); fetch it once where there is a network: "
+            f"{fetch_command(source, backbone)}, or give the file"
         ) from None
 
 
