@@ -6,7 +6,7 @@ from typing import Any
 from dataio.core.errors import UserError
 from dataio.core.versioned_json import read_versioned_json
 from dataio.shards.manifest import sha256_of
-from dataio.sources.remote_path import RemotePath, place_of
+from dataio.sources.remote_path import RemotePath, is_url, place_of
 
 FORMAT, VERSION = "telltale-audit", 1
 AUDIT = "audit.json"
@@ -34,7 +34,8 @@ def audit_line(shards: str | Path, *, required: bool) -> str:
         UserError: it is required, and missing, stale, of other splits, or a fail.
     """
     folder = place_of(shards)
-    again = f"telltale audit --shards {shards}"
+    beside = f" --output {AUDIT}` and upload it to {shards}" if is_url(shards) else "`"
+    again = f"`telltale audit --shards {shards}{beside}"
     if not (folder / AUDIT).is_file():
         trouble, verdict = f"none of {shards}", ""
     else:
@@ -50,9 +51,9 @@ def audit_line(shards: str | Path, *, required: bool) -> str:
         except (UserError, KeyError, TypeError) as error:
             trouble, verdict = f"{folder / AUDIT} is unreadable ({type(error).__name__})", ""
     if trouble and required:
-        raise UserError(f"data.require_audit: {trouble}; run `{again}`")
+        raise UserError(f"data.require_audit: {trouble}; run {again}")
     if trouble:
-        return f"audit: {trouble}; run `{again}`"
+        return f"audit: {trouble}; run {again}"
     if required and audit["verdict"] == "fail":
         raise UserError(
             f"data.require_audit: the audit of {shards} is a {verdict} (see {folder / AUDIT}); shard the source "
