@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.need_gpu and node.gpus == 0:
             problem = (
                 f"no GPU on {place.name}: ask for one (--partition or SBATCH_PARTITION of GPU nodes, --gpus-per-node), "
-                "or set TELLTALE_CPU=1 to compute on the CPU"
+                "or unset TELLTALE_NEED_GPU to compute on the CPU"
             )
             if place.is_head:
                 report_unparsed(UserError(problem), rest, default)

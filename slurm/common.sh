@@ -160,8 +160,8 @@ on_head() { srun --nodes=1 --ntasks=1 --nodelist="$head" "${step_options[@]}" "$
 
 # train_job SCRIPT GPU_CONFIG CPU_CONFIG ARGUMENT...
 train_job() {
-  local script=$1 answer run processes config need_gpu=(--need-gpu)
-  [[ ${TELLTALE_CPU:-} != 1 ]] || need_gpu=()
+  local script=$1 answer run processes config need_gpu=()
+  [[ ${TELLTALE_NEED_GPU:-} != 1 ]] || need_gpu=(--need-gpu)
   answer=$(on_nodes "$python" launch/preflight.py --script "$script" --gpu-config "$2" --cpu-config "$3" \
     --names "$(scontrol show hostnames "$SLURM_JOB_NODELIST" | paste -s -d ,)" --head "$head" --port "$((port + 1))" "${need_gpu[@]}" -- "${@:4}") || fail_preflight $?
   { read -r run && read -r processes && read -r config; } <<< "$answer" ||
@@ -170,6 +170,7 @@ train_job() {
   if [[ $config != - ]]; then
     arguments=(--config "$config" "${arguments[@]}")
     say "no --config given: $config"
+    [[ $config != "$3" ]] || say "there is no GPU here, so it is what a CPU can train; TELLTALE_NEED_GPU=1 makes that an error"
   fi
   say "$run: $SLURM_NNODES x $processes processes"
   # An offloaded optimizer computes on the host, with all its cores.

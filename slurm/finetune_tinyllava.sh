@@ -4,9 +4,9 @@
 #   sbatch slurm/finetune_tinyllava.sh
 #   sbatch --nodes=2 slurm/finetune_tinyllava.sh --config configs/tinyllava_full_zero3.yaml
 #
-# With nothing else: configs/tinyllava_lora_zero2.yaml where there are GPUs. Where there is none the job
-# ends, but for TELLTALE_CPU=1: then it takes configs/tinyllava_quickstart.yaml. Arguments go to launch/finetune_mlm.py, which torchrun starts:
-# DeepSpeed's own launcher would need ssh between the nodes.
+# With nothing else: configs/tinyllava_lora_zero2.yaml where there are GPUs, configs/tinyllava_quickstart.yaml
+# where there are none (an error with TELLTALE_NEED_GPU=1). Arguments go to launch/finetune_mlm.py, which
+# torchrun starts: DeepSpeed's own launcher would need ssh between the nodes.
 #SBATCH --job-name=telltale-finetune
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1

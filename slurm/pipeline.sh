@@ -111,7 +111,7 @@ datasets=${TELLTALE_DATA:-data} runs=${TELLTALE_RUNS:-runs}
 data=$datasets/$name run=$runs/$name vqa=$datasets/$name-vqa explainer=$runs/$name-explainer
 tuning=configs/tinyllava_lora_zero2.yaml
 weights=$(sed -n 's/^ *weights: *\([^ ]*\).*/\1/p' "$tuning")
-if [[ -n $finetune && ${TELLTALE_CPU:-} != 1 && ! -d $weights && " ${tune[*]} " != *" --config"* && " ${tune[*]} " != *" --model.weights"* ]]; then
+if [[ -n $finetune && ${TELLTALE_NEED_GPU:-} == 1 && ! -d $weights && " ${tune[*]} " != *" --config"* && " ${tune[*]} " != *" --model.weights"* ]]; then
   die "$weights: no such folder, and finetuning starts from it; put the checkpoint there (docs/tinyllava.md), or give --no-finetune"
 fi
 mkdir -p "$run/slurm" || die "$run/slurm: cannot be made; set TELLTALE_RUNS in slurm/site.env"

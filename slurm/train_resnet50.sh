@@ -5,9 +5,9 @@
 #   sbatch --nodes=4 slurm/train_resnet50.sh --config configs/resnet50_genimage_4096.yaml
 #
 # With nothing else: configs/resnet50_genimage.yaml where there are GPUs (1,024 images a step, for a
-# node of eight). Where there is none the job ends, but for TELLTALE_CPU=1: then it takes
-# configs/quickstart.yaml. Arguments go to launch/train.py. Whole
-# nodes are taken, with all their GPUs; docs/slurm.md says how to take less, and what else can be set.
+# node of eight), configs/quickstart.yaml where there are none (an error with TELLTALE_NEED_GPU=1).
+# Arguments go to launch/train.py. Whole nodes are taken, with all their GPUs; docs/slurm.md says how
+# to take less, and what else can be set.
 #SBATCH --job-name=telltale-train
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1

@@ -56,8 +56,7 @@ class Cluster:
             for k, v in environment().items()
             if not k.startswith(("SLURM", "SBATCH", "SRUN", "TELLTALE", "NCCL_", "GLOO_"))
         }
-        # Its nodes have no real GPU, and a job without one ends unless it is told to use the CPU.
-        own = {"TELLTALE_VENV": sys.prefix, "TMPDIR": str(self.temporary), "TELLTALE_CPU": "1"}
+        own = {"TELLTALE_VENV": sys.prefix, "TMPDIR": str(self.temporary)}
         return {**clean, **own, **(changes or {})}
 
     def call(

@@ -83,7 +83,7 @@ def test_a_node_without_a_gpu_is_refused_where_one_is_needed(repo_root, tiny_sha
     first, second = preflight(repo_root, *words, options=["--need-gpu"])
     assert first[0] == second[0] == 2 and first[1] == "" and second[2].strip() == ""
     assert first[2].strip().startswith("error: no GPU on n0: ask for one (")
-    assert "TELLTALE_CPU=1" in first[2] and len(first[2].strip().splitlines()) == 1
+    assert "unset TELLTALE_NEED_GPU" in first[2] and len(first[2].strip().splitlines()) == 1
     assert "no GPU on n0" in (tmp_path / "exit.json").read_text()
 
 

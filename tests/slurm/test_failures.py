@@ -50,10 +50,10 @@ def test_a_users_error_is_said_in_a_line_and_never_requeued(
     assert (fields["ExitCode"], fields["Restarts"]) == ("2:0", "0")
 
 
-def test_a_job_without_a_gpu_ends_in_a_line_unless_the_cpu_is_allowed(
+def test_a_job_without_a_gpu_ends_in_a_line_where_one_is_needed(
     slurm: Cluster, submit: Callable[..., str]
 ) -> None:
-    job = submit(slurm, [], [], {"TELLTALE_CPU": ""})
+    job = submit(slurm, [], [], {"TELLTALE_NEED_GPU": "1"})
     assert slurm.wait(job) == "FAILED"
     errors = [line for line in slurm.log(job).splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and errors[0].startswith(f"error: no GPU on {slurm.nodes[0]}: "), slurm.log(job)

@@ -143,7 +143,7 @@ def test_pipeline_without_the_explainer_s_weights_submits_nothing(
     slurm: Cluster, repository: Path, source: Path
 ) -> None:
     words = ["bash", "slurm/pipeline.sh", "--layout", "genimage", "--source", source]
-    done = slurm.call(*words, cwd=repository, env={"TELLTALE_CPU": "0"})
+    done = slurm.call(*words, cwd=repository, env={"TELLTALE_NEED_GPU": "1"})
     assert done.returncode == 2 and not slurm.run("squeue", "-h", "--me")
     assert done.stderr.startswith("error: weights/TinyLLaVA-Phi-2-SigLIP-3.1B: no such folder"), done.stderr
     assert "--no-finetune" in done.stderr and len(done.stderr.splitlines()) == 1
