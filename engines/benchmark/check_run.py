@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from dataio.core.atomic import write_text
-from dataio.core.errors import UserError, one_line
+from dataio.core.errors import UserError, one_line, writing
 from engines.benchmark.case import BenchmarkSettings
 from engines.benchmark.check_child import encode_task
 from engines.benchmark.check_parts import DATA, DEADLINE, CheckPart, chosen_parts
@@ -71,7 +71,7 @@ def run_check(plan: CheckPlan, say: Say, *, deadline: float = DEADLINE) -> int:
         1 where a part failed or was not run, or a floor is missed, else 0.
 
     Raises:
-        UserError: a name that is not a part, no GPU, or a file of another machine.
+        UserError: a name that is not a part, no GPU, a file of another machine or one that cannot be written.
     """
     parts = chosen_parts(plan.parts)
     if plan.device == "cuda" and not torch.cuda.is_available():
@@ -135,8 +135,13 @@ def _document(plan: CheckPlan, task: CheckTask) -> dict[str, Any]:
         "goals": [],
     }
     path = Path(plan.output)
-    if not plan.output or not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
+    if not plan.output:
+        return new
+    if not path.exists():
+        # Before anything is measured.
+        with writing(f"--output {path}", hint="give another name"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, json.dumps(new, indent=1) + "\n")
         return new
     try:
         old = json.loads(path.read_text())

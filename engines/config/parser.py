@@ -46,6 +46,12 @@ class Parser(ArgumentParser):
         """Raise the parser's (often many-lined) message as one UserError line."""
         text = one_line(ex if ex is not None and str(ex) else message)
         text = re.sub(r"Expected an? <class '(\w+)'>", r"expected \1", text)
+        # A key of several types, such as train.pass_images.
+        text = re.sub(
+            r"Does not validate against .*? Errors: - (.*) Given value type: .*? Given value:",
+            lambda match: f"{match[1].replace(' - Expected a typing.Literal', ' or one of ')}. Got value:",
+            text,
+        )
         flags = [flag for action in self._actions for flag in action.option_strings]
         if match := re.search(r"arguments are required: (.+)", text):
             # jsonargparse names the value; the user types the flag.

@@ -2,7 +2,7 @@
 
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -13,7 +13,8 @@ def check_config_file(path: Path, kind: type) -> None:
     """Refuse what the parser cannot handle: aliases (a loop of them hangs it) and anything but a tree of keys.
 
     Raises:
-        UserError: the file is not a tree of keys, has aliases, or a plain value in place of a section.
+        UserError: the file is not a tree of keys, has aliases, a plain value in place of a section, or
+            on or off, unquoted, where the key takes these words.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -28,6 +29,9 @@ def check_config_file(path: Path, kind: type) -> None:
         raise UserError(
             f"{path}: expected keys and values, such as `optim: {{lr: 0.1}}`, with strings as keys"
         )
+    switch = _unquoted_switch(kind, tree or {}, "")
+    if switch:
+        raise UserError(f"{path}: {switch}, which YAML reads as true or false; put it in quotes")
     bare = _bare_section(kind, tree or {}, "")
     if bare:
         raise UserError(f"{path}: {bare} must be a section: give keys below it, or leave it out")
@@ -38,6 +42,20 @@ def _is_tree_of_keys(tree: Any) -> bool:
         return False
     inner = (value for value in tree.values() if isinstance(value, dict))
     return all(isinstance(key, str) for key in tree) and all(map(_is_tree_of_keys, inner))
+
+
+def _unquoted_switch(kind: type, tree: dict[str, Any], prefix: str) -> str:
+    """The first key that takes the word on or off and has a truth value, "" if there is none."""
+    types = get_type_hints(kind)
+    for name, value in tree.items():
+        entry = types.get(name)
+        if isinstance(value, bool) and get_origin(entry) is Literal and "off" in get_args(entry):
+            return f"{prefix}{name} is {'on' if value else 'off'} without quotes"
+        if isinstance(value, dict) and is_dataclass(entry):
+            found = _unquoted_switch(entry, value, f"{prefix}{name}.")  # type: ignore[arg-type]
+            if found:
+                return found
+    return ""
 
 
 def _bare_section(kind: type, tree: dict[str, Any], prefix: str) -> str:

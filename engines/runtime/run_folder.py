@@ -45,6 +45,9 @@ def run_in_folder(folder: Path, world: World, run: Callable[[], Outcome]) -> int
     except UserError as error:
         outcome = Outcome(EXIT_USER_ERROR, error.for_command_line())
         raise
+    except KeyboardInterrupt:
+        outcome = Outcome(130, "interrupted; run the same command to continue", "SIGINT")
+        raise
     except LostRankError as error:
         outcome = Outcome(1, f"{error}; run the same command to continue")
         log.error(outcome.message)

@@ -131,6 +131,12 @@ def test_files_of_something_else_are_kept(plan, change, said):
         run_check(asked, lambda text: None)
 
 
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(plan, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"--output .*gpu\.json: cannot be written"):
+        run_check(plan("tests", output=str(tmp_path / "file" / "gpu.json")), lambda text: None)
+
+
 def command(repo_root, *words):
     line = [sys.executable, str(repo_root / "launch/benchmark.py"), "gpu-check", *words]
     return subprocess.run(line, env=environment(), capture_output=True, text=True, timeout=1500)

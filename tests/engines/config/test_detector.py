@@ -121,9 +121,23 @@ def test_a_key_that_a_newer_version_added_counts_from_its_default(file):
         ("- 1\n", "expected keys and values"),
         ("1: 2\n", "expected keys and values"),
         ("a: [", "cannot be read as YAML"),
+        ("train: {graph: on}\n", "train.graph is on without quotes"),
+        ("log: {wandb: off}\n", "log.wandb is off without quotes"),
     ],
 )
 def test_files_of_another_shape_are_named(tmp_path, text, told):
     (tmp_path / "x.yaml").write_text(text)
     with pytest.raises(UserError, match=f"x.yaml: {told}"):
         parse_config([], tmp_path / "x.yaml")
+
+
+def test_on_and_off_are_read_as_words_in_quotes_and_from_flags(tmp_path):
+    (tmp_path / "x.yaml").write_text("train: {graph: 'off', tf32: on}\nlog: {wandb: 'off'}\n")
+    config = parse_config(["--train.graph", "on"], tmp_path / "x.yaml")
+    assert (config.train.graph, config.train.tf32, config.log.wandb) == ("on", True, "off")
+
+
+def test_a_key_of_two_types_says_both(file):
+    told = r"train\.pass_images.: expected int or one of \['auto'\]\. Got value: foo \(see --help\)$"
+    with pytest.raises(UserError, match=told):
+        parse_config(["--train.pass_images", "foo"], file)

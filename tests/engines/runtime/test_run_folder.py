@@ -52,6 +52,13 @@ def test_an_error_is_written_and_goes_on(tmp_path, error, code, message):
     assert read_exit(tmp_path) == {"code": code, "message": message}
 
 
+def test_an_interrupted_run_says_so_and_how_it_continues(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run_in_folder(tmp_path, ALONE, failing(KeyboardInterrupt()))
+    message = "interrupted; run the same command to continue"
+    assert read_exit(tmp_path) == {"code": 130, "message": message, "reason": "SIGINT"}
+
+
 def test_a_lost_rank_ends_the_run_with_code_1(tmp_path, capsys):
     assert run_in_folder(tmp_path, ALONE, failing(LostRankError("rank 1 has ended"))) == 1
     assert read_exit(tmp_path) == {"code": 1, "message": "rank 1 has ended; run the same command to continue"}
