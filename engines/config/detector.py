@@ -180,6 +180,8 @@ class TrainConfig:
                 f"train.pass_images is {self.pass_images}, expected auto or a multiple of train.micro_batch, "
                 f"{self.micro_batch}"
             )
+        if self.graph == "on" and self.compile:
+            raise ValueError("train.graph is on, but train.compile is set; set one of them to auto or false")
         if self.threads < 1 or self.validate_every < 0:
             raise ValueError("train.threads must be at least 1 and train.validate_every at least 0")
         if not 0 <= self.ema < 1:

@@ -141,3 +141,8 @@ def test_a_key_of_two_types_says_both(file):
     told = r"train\.pass_images.: expected int or one of \['auto'\]\. Got value: foo \(see --help\)$"
     with pytest.raises(UserError, match=told):
         parse_config(["--train.pass_images", "foo"], file)
+
+
+def test_a_graph_of_a_compiled_model_is_refused_before_a_run(file):
+    with pytest.raises(UserError, match=r"train\.graph is on, but train\.compile is set"):
+        parse_config(["--train.graph", "on", "--train.compile", "true"], file)
