@@ -13,6 +13,7 @@ Public names; each is imported when it is first used, so that `import telltale` 
 * `ImagePrediction`, `Predictions`: the answer for one image, and for all of a call.
 * `ImageExplanation`: the heat map of one image.
 * `open_shards`: one split of a folder of shards.
+* `webdataset`, `ShardPipeline`: one split as a pipeline of the webdataset library, for other trainers.
 * `evaluate`, `Evaluation`: metrics and predictions of a checkpoint on a split.
 * `UserError`: every mistake of a caller, in one line.
 """
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from dataio.core.errors import UserError
     from telltale.detector import ImageDetector, ImageExplanation, load
     from telltale.evaluation import Evaluation, evaluate, open_shards
+    from telltale.pipelines import ShardPipeline, webdataset
     from telltale.results import ImagePrediction, Predictions
 
 __all__ = [
@@ -32,10 +34,12 @@ __all__ = [
     "ImageExplanation",
     "ImagePrediction",
     "Predictions",
+    "ShardPipeline",
     "UserError",
     "evaluate",
     "load",
     "open_shards",
+    "webdataset",
 ]
 
 _HOME = {
@@ -44,10 +48,12 @@ _HOME = {
     "ImageExplanation": "telltale.detector",
     "ImagePrediction": "telltale.results",
     "Predictions": "telltale.results",
+    "ShardPipeline": "telltale.pipelines",
     "UserError": "dataio.core.errors",
     "evaluate": "telltale.evaluation",
     "load": "telltale.detector",
     "open_shards": "telltale.evaluation",
+    "webdataset": "telltale.pipelines",
 }
 
 

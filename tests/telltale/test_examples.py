@@ -28,14 +28,24 @@ def workplace(tmp_path_factory, tiny_shards):
     return folder
 
 
-@pytest.mark.parametrize("name", ["telltale.detector", "telltale.evaluation", "telltale.results"])
+@pytest.mark.parametrize(
+    "name", ["telltale.detector", "telltale.evaluation", "telltale.pipelines", "telltale.results"]
+)
 def test_docstrings(name, workplace, monkeypatch):
     monkeypatch.chdir(workplace)
     result = doctest.testmod(importlib.import_module(name))
     assert result.attempted >= 3 and result.failed == 0
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/getting-started.md", "docs/predict.md"])
+PRINTED = {
+    "README.md": "photo.jpg",
+    "docs/getting-started.md": "photo.jpg",
+    "docs/predict.md": "photo.jpg",
+    "docs/data.md": "torch.Size([16, 3, 224, 224]) torch.Size([16])",
+}
+
+
+@pytest.mark.parametrize("page", PRINTED)
 def test_pages(page, workplace, repo_root, monkeypatch, capsys):
     monkeypatch.chdir(workplace)
     text = (repo_root / page).read_text()
@@ -45,4 +55,4 @@ def test_pages(page, workplace, repo_root, monkeypatch, capsys):
     assert programs
     for program in programs:
         exec(compile(program, page, "exec"), {})
-    assert "photo.jpg" in capsys.readouterr().out
+    assert PRINTED[page] in capsys.readouterr().out
