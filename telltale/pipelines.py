@@ -27,8 +27,8 @@ from dataio.shards.shard_set import ShardSet
 from dataio.shards.tar_reader import check_shard_file
 from dataio.sources.remote_path import AnyPath
 
-IMAGE_FORMS = ("pil", "tensor", "bytes")
-FIELDS = ("image", "generator", "generator_name", "object", "object_name", "source", "__key__")
+_IMAGES = ("pil", "tensor", "bytes")
+_FIELDS = ("image", "generator", "generator_name", "object", "object_name", "source", "__key__")
 _AHEAD = 3  # remote shards that are copied or held at a time, the one that is read among them
 
 
@@ -83,13 +83,13 @@ def webdataset(
         >>> (sample["generator"] == 0) == (sample["generator_name"] == "nature")
         True
     """
-    if image not in IMAGE_FORMS:
-        raise UserError(f"expected one of {', '.join(IMAGE_FORMS)}", field="image", value=image)
+    if image not in _IMAGES:
+        raise UserError(f"expected one of {', '.join(_IMAGES)}", field="image", value=image)
     if isinstance(fields, str):
         raise UserError(f"expected a sequence of names such as ({fields!r},)", field="fields", value=fields)
     for name in fields or ():
-        if name not in FIELDS:
-            raise UserError(f"expected some of {', '.join(FIELDS)}", field="fields", value=name)
+        if name not in _FIELDS:
+            raise UserError(f"expected some of {', '.join(_FIELDS)}", field="fields", value=name)
     for argument, value in (("shuffle", shuffle), ("seed", seed)):
         if value < 0:
             raise UserError("expected 0 or more", field=argument, value=value)
