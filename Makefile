@@ -8,15 +8,17 @@ STAMP := $(VENV)/.installed
 RUN := runs/quickstart
 # Test files that run at once; each starts processes of its own.
 TEST_WORKERS ?= 2
-# Of make gpu-check: the parts that run (all), the results' name, and CIFAKE's shards where there are any.
+# Of make gpu-check and multigpu-check: the parts that run (all), the results' name, and CIFAKE's shards where there are any.
 PARTS ?=
 NAME ?= here
 CIFAKE ?= $(wildcard data/cifake)
+# Of make multigpu-check: how many GPUs (all of the machine).
+GPUS ?=
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 
 .DELETE_ON_ERROR:
-.PHONY: help venv quickstart test test-slow test-long gpu-check lint docs clean
+.PHONY: help venv quickstart test test-slow test-long gpu-check multigpu-check lint docs clean
 
 help:
 	@echo "make quickstart  install, draw a small data set, shard it, train, evaluate (results in $(RUN)/)"
@@ -25,6 +27,8 @@ help:
 	@echo "make test-long   run further variants of the longer tests, as is done weekly (half an hour)"
 	@echo "make gpu-check   on a GPU machine: tests/gpu and every figure of the goals, under 10 minutes, into"
 	@echo "                 docs/benchmarks/gpu-NAME.json; NAME=h100, PARTS=step,tars for some, CIFAKE=folder of shards"
+	@echo "make multigpu-check  on a machine of 2 to 8 GPUs: NCCL, DDP, graphs, scaling, launchers, resume, under 10 minutes, into"
+	@echo "                 docs/benchmarks/multigpu-NAME.json; NAME=h100x8, GPUS=4 for fewer, PARTS=nccl,scaling for some"
 	@echo "make lint        ruff, mypy and the import contract"
 	@echo "make docs        build the documentation site into site/; warnings are errors"
 	@echo "make venv        install only, into $(VENV)/"
@@ -59,6 +63,9 @@ test-long: $(STAMP)
 
 gpu-check: $(STAMP)
 	$(BIN)/python launch/benchmark.py gpu-check --device cuda --parts "$(PARTS)" --cifake "$(CIFAKE)" --output docs/benchmarks/gpu-$(NAME).json
+
+multigpu-check: $(STAMP)
+	$(BIN)/python launch/benchmark.py multigpu-check --device cuda --gpus "$(or $(GPUS),0)" --parts "$(PARTS)" --output docs/benchmarks/multigpu-$(NAME).json
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

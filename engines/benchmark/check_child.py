@@ -3,17 +3,15 @@
 FD is the descriptor that figures are written to, TASK a `CheckTask` as JSON.
 """
 
-import json
 import os
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict
 from importlib import import_module
 
 from dataio.core.errors import UserError
-from engines.benchmark.case import BenchmarkSettings, Unavailable
-from engines.benchmark.check_report import CheckTask, Reporter
+from engines.benchmark.case import Unavailable
+from engines.benchmark.check_report import CheckTask, Reporter, decode_task
 
 _MEASURES = {
     "data": "check_child:draw",
@@ -29,6 +27,12 @@ _MEASURES = {
     "finetune": "check_programs:measure_finetuning",
     "peers": "check_programs:measure_peers",
     "compile": "check_training:measure_compiled",
+    "nccl": "check_multi:measure_nccl",
+    "ddp": "check_multi:measure_ddp",
+    "graphs": "check_multi:measure_graphs",
+    "scaling": "check_multi:measure_scaling",
+    "launchers": "check_launchers:measure_launchers",
+    "resume": "check_launchers:measure_resume",
 }
 
 
@@ -48,23 +52,13 @@ def measure_of(part: str) -> Callable[[CheckTask, Reporter], None]:
     return measure
 
 
-def encode_task(task: CheckTask) -> str:
-    """The argument TASK."""
-    return json.dumps(asdict(task))
-
-
-def _decode_task(text: str) -> CheckTask:
-    values = json.loads(text)
-    return CheckTask(**{**values, "settings": BenchmarkSettings(**values["settings"])})
-
-
 def _serve(part: str, descriptor: int, text: str) -> int:
     # Not for programs that the part starts: the reader waits for the end of the stream.
     os.set_inheritable(descriptor, False)
     with os.fdopen(descriptor, "w") as stream:
         report = Reporter(stream)
         try:
-            measure_of(part)(_decode_task(text), report)
+            measure_of(part)(decode_task(text), report)
         except (UserError, Unavailable) as error:
             report.failed(part, str(error))
         except Exception:

@@ -1,6 +1,7 @@
-"""The parts of a GPU check: what each measures, how long it should take, and when it is stopped."""
+"""The parts of the checks of one GPU and of several: what each measures, how long it takes, when it is stopped."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from dataio.core.errors import UserError
 
@@ -13,7 +14,7 @@ class CheckPart:
     """A part, run in a process of its own.
 
     Attributes:
-        expected: seconds on an H100. limit: seconds after which it is stopped.
+        expected: seconds on an H100, or on eight. limit: seconds after which it is stopped.
         optional: runs only where it is named.
     """
 
@@ -41,17 +42,49 @@ PARTS = {
         CheckPart("compile", "the step under torch.compile", 75, 130, optional=True),
     )
 }
+MULTI_PARTS = {
+    part.name: part
+    for part in (
+        CheckPart("nccl", "all-reduce by size", 25, 60),
+        CheckPart("ddp", "the same losses on one GPU and on several, the same weights on each", 60, 110),
+        CheckPart("graphs", "the same losses with CUDA graph and without, on all GPUs", 45, 90),
+        CheckPart("scaling", "images/s of the step and from shards on 1, 2, 4, ... and all GPUs", 120, 190),
+        CheckPart("launchers", "torchrun and deepspeed, on one GPU and on all", 110, 180),
+        CheckPart("resume", "stopped on all GPUs, continued on fewer", 80, 140),
+    )
+}
 # Drawing and sharding the images, before the first part.
-DATA = CheckPart("data", "drawing and sharding images", 30, 90)
+DATA = CheckPart("data", "drawing and sharding images", 30, 120)
 
 
-def chosen_parts(text: str) -> list[CheckPart]:
-    """The parts of a list such as "step,tars", in the order of `PARTS`; "" means all but the optional.
+@dataclass(frozen=True)
+class CheckKind:
+    """A check: its command, what its file says of itself, its parts.
+
+    Attributes:
+        title: in messages. blind: parts that need no images.
+    """
+
+    command: str
+    title: str
+    schema: str
+    parts: Mapping[str, CheckPart] = field(repr=False)
+    blind: frozenset[str] = frozenset()
+
+
+ONE_GPU = CheckKind("gpu-check", "GPU check", "telltale-gpu-check", PARTS, frozenset({"tests", "cifake"}))
+MULTI_GPU = CheckKind(
+    "multigpu-check", "multi-GPU check", "telltale-multigpu-check", MULTI_PARTS, frozenset({"nccl"})
+)
+
+
+def chosen_parts(text: str, parts: Mapping[str, CheckPart] = PARTS) -> list[CheckPart]:
+    """The parts of a list such as "step,tars", in the order of `parts`; "" means all but the optional.
 
     Raises:
         UserError: a name that is not a part.
     """
     names = {name.strip() for name in text.split(",") if name.strip()}
-    if unknown := sorted(names - PARTS.keys()):
-        raise UserError(f"--parts {unknown[0]}: no such part; expected some of {','.join(PARTS)}")
-    return [part for part in PARTS.values() if (part.name in names if names else not part.optional)]
+    if unknown := sorted(names - parts.keys()):
+        raise UserError(f"--parts {unknown[0]}: no such part; expected some of {','.join(parts)}")
+    return [part for part in parts.values() if (part.name in names if names else not part.optional)]

@@ -5,7 +5,7 @@ import json
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, TextIO
 
 import torch
@@ -23,12 +23,25 @@ class CheckTask:
     Attributes:
         settings: of the benchmark's cases. tiny: only whether all of it works.
         repeats: timed windows of each case. cifake: folder of CIFAKE's shards, "" for none.
+        gpus: of a check of several (on a CPU: processes), 0 for a check of one.
     """
 
     settings: BenchmarkSettings
     tiny: bool
     repeats: int
     cifake: str
+    gpus: int = 0
+
+
+def encode_task(task: CheckTask) -> str:
+    """A task as an argument of another process."""
+    return json.dumps(asdict(task))
+
+
+def decode_task(text: str) -> CheckTask:
+    """The inverse of `encode_task`."""
+    values = json.loads(text)
+    return CheckTask(**{**values, "settings": BenchmarkSettings(**values["settings"])})
 
 
 class Reporter:

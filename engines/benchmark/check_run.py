@@ -1,4 +1,4 @@
-"""A GPU check: its parts one after the other, each in a process with a time limit, and the JSON file.
+"""A check of one GPU or of several: parts one after the other, each a process with a time limit, and the JSON file.
 
 The file is written after every part. A part that fails, or is stopped at its limit, leaves the others;
 the results of a later check replace those of the parts that it ran.
@@ -23,16 +23,23 @@ import torch
 from dataio.core.atomic import write_text
 from dataio.core.errors import UserError, one_line, writing
 from engines.benchmark.case import BenchmarkSettings
-from engines.benchmark.check_child import encode_task
-from engines.benchmark.check_parts import DATA, DEADLINE, CheckPart, chosen_parts
-from engines.benchmark.check_report import CheckTask
+from engines.benchmark.check_parts import (
+    DATA,
+    DEADLINE,
+    MULTI_GPU,
+    ONE_GPU,
+    CheckKind,
+    CheckPart,
+    chosen_parts,
+)
+from engines.benchmark.check_report import CheckTask, encode_task
 from engines.benchmark.document import machine, versions
 from engines.benchmark.goals import goals_table, in_words, judge
 from engines.benchmark.harness import family
 from engines.runtime.paths import ROOT
 from engines.runtime.versions import commit_of, version_of
 
-_SCHEMA, _VERSION = "telltale-gpu-check", 1
+_VERSION = 1
 # A CPU is here to see that all of it works.
 _CPU_SLACK = 8
 _LEAST = 10.0  # seconds without which a part is not begun
@@ -48,6 +55,7 @@ class CheckPlan:
         cifake: folder of CIFAKE's shards, "" for none. workers: processes or threads, 0 for the cores, at most 16.
         tiny: few images, short windows. commit: the code's, where it cannot be seen.
         output: JSON file, which may hold earlier results, "" for none.
+        gpus: for a check of several GPUs, how many (processes on a CPU); 0 for the check of one.
     """
 
     parts: str
@@ -58,6 +66,12 @@ class CheckPlan:
     tiny: bool = False
     commit: str = ""
     output: str = ""
+    gpus: int = 0
+
+    @property
+    def kind(self) -> CheckKind:
+        """Which check this is."""
+        return MULTI_GPU if self.gpus else ONE_GPU
 
 
 def run_check(plan: CheckPlan, say: Say, *, deadline: float = DEADLINE) -> int:
@@ -73,14 +87,15 @@ def run_check(plan: CheckPlan, say: Say, *, deadline: float = DEADLINE) -> int:
     Raises:
         UserError: a name that is not a part, no GPU, a file of another machine or one that cannot be written.
     """
-    parts = chosen_parts(plan.parts)
+    kind = plan.kind
+    parts = chosen_parts(plan.parts, kind.parts)
     if plan.device == "cuda" and not torch.cuda.is_available():
         raise UserError("PyTorch sees no GPU here; use cpu", field="device", value="cuda")
     slack = 1.0 if plan.device == "cuda" else _CPU_SLACK
     task = _task(plan)
     written = _document(plan, task)
     end = time.monotonic() + deadline * slack
-    if {part.name for part in parts} - {"tests", "cifake"} or plan.tiny:
+    if {part.name for part in parts} - kind.blind or (plan.tiny and kind is ONE_GPU):
         parts = _with_data(task, parts)
     for part in parts:
         left = end - time.monotonic()
@@ -92,10 +107,12 @@ def run_check(plan: CheckPlan, say: Say, *, deadline: float = DEADLINE) -> int:
             record = _run_part(part, task, min(left, part.limit * slack), say)
             written["parts"][part.name] = {"commit": written["commit"], **record}
         judged = plan.device == "cuda" and not plan.tiny
-        written["goals"] = judge(_figures(written), judged=judged)
+        if kind is ONE_GPU:  # several have no goals yet
+            written["goals"] = judge(_figures(written), judged=judged)
         if plan.output:
             write_text(Path(plan.output), json.dumps(written, indent=1) + "\n")
-    say("\n" + goals_table(written["goals"]))
+    if written["goals"]:
+        say("\n" + goals_table(written["goals"]))
     ran = [written["parts"][part.name] for part in parts]
     bad = any(part["status"] != "done" for part in ran)
     return 1 if bad or any(row["met"] == "no" for row in written["goals"]) else 0
@@ -103,12 +120,16 @@ def run_check(plan: CheckPlan, say: Say, *, deadline: float = DEADLINE) -> int:
 
 def _task(plan: CheckPlan) -> CheckTask:
     workers = plan.workers or min(16, len(os.sched_getaffinity(0)))
-    size = {"images": 150, "batch": 16, "seconds": 0.1} if plan.tiny else {"images": 2000, "batch": 256}
-    values: dict[str, Any] = {"small": 400, "seconds": 1.5, **size}
+    size: dict[str, Any] = (
+        {"images": 150, "batch": 16, "seconds": 0.1} if plan.tiny else {"images": 2000, "batch": 256}
+    )
+    # An epoch must hold a step of all GPUs.
+    size["images"] = max(size["images"], 2 * size["batch"] * plan.gpus)
+    values = {"small": 400, "seconds": 1.5, **size}
     folder = Path(plan.data).resolve() / f"{values['images']}-{values['small']}"
     settings = BenchmarkSettings(folder=str(folder), device=plan.device, workers=workers, **values)
     cifake = str(Path(plan.cifake).resolve()) if plan.cifake else ""
-    return CheckTask(settings, plan.tiny, 1 if plan.tiny else 2, cifake)
+    return CheckTask(settings, plan.tiny, 1 if plan.tiny else 2, cifake, plan.gpus)
 
 
 def _with_data(task: CheckTask, parts: Sequence[CheckPart]) -> list[CheckPart]:
@@ -124,13 +145,13 @@ def _document(plan: CheckPlan, task: CheckTask) -> dict[str, Any]:
     """The file as it is before the first part: earlier parts, and the machine as it is now."""
     settings = {key: value for key, value in asdict(task.settings).items() if key not in ("folder", "limits")}
     new = {
-        "schema": _SCHEMA,
+        "schema": plan.kind.schema,
         "version": _VERSION,
         "machine": {**machine(), "driver": _driver() if plan.device == "cuda" else None},
         "versions": versions(),
         "commit": commit_of() or plan.commit,
         "command": " ".join(["python", *[os.path.relpath(sys.argv[0]), *sys.argv[1:]]]),
-        "settings": {**settings, "tiny": plan.tiny},
+        "settings": {**settings, "tiny": plan.tiny, **({"gpus": plan.gpus} if plan.gpus else {})},
         "parts": {},
         "goals": [],
     }
@@ -147,17 +168,19 @@ def _document(plan: CheckPlan, task: CheckTask) -> dict[str, Any]:
         old = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"--output {path}: cannot be read ({one_line(error)[:200]})") from None
-    if not isinstance(old, dict) or old.get("schema") != _SCHEMA:
-        raise UserError(f"--output {path}: is not the file of a GPU check; give another name")
+    if not isinstance(old, dict) or old.get("schema") != plan.kind.schema:
+        raise UserError(f"--output {path}: is not the file of a {plan.kind.title}; give another name")
     for part, key in (
         ("machine", "gpu"),
         ("machine", "processor"),
         ("settings", "tiny"),
         ("settings", "device"),
+        ("settings", "gpus"),
     ):
-        if old[part][key] != new[part][key]:  # type: ignore[index]
+        before, now = old[part].get(key), new[part].get(key)  # type: ignore[attr-defined]
+        if before != now:
             raise UserError(
-                f"--output {path}: its {key} is {old[part][key]!r}, here it is {new[part][key]!r}; "  # type: ignore[index]
+                f"--output {path}: its {key} is {before!r}, here it is {now!r}; "
                 "results of two machines do not merge, give another name"
             )
     new["parts"] = old["parts"]

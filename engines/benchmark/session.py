@@ -20,6 +20,8 @@ from engines.benchmark.registry import GROUPS
 
 # Groups whose cases are put beside the limits of the machine.
 _WITH_LIMITS = frozenset(["step", "train", "worth"])
+# Of a multi-GPU check: its batches have eight parts.
+FEWEST_GPUS, MOST_GPUS = 2, 8
 
 
 @dataclass(frozen=True)
@@ -86,13 +88,38 @@ def run_memory(groups: Sequence[str], counts: Sequence[int], data: str, output: 
 
 
 def run_gpu_check(plan: CheckPlan) -> int:
-    """Run a GPU check, each figure printed as it comes; see `run_check`."""
+    """Run a check of one GPU or of several, each figure printed as it comes; see `run_check`."""
     # An exception, so that the part that runs is ended too.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     code = run_check(plan, lambda text: print(text, flush=True))
     if plan.output:
         print(f"\nresults: {plan.output}")
     return code
+
+
+def gpus_to_check(requested: int, device: str) -> int:
+    """How many GPUs, or processes on a CPU, a multi-GPU check takes.
+
+    Args:
+        requested: 0 for all, at most 8; two processes on a CPU.
+
+    Raises:
+        UserError: fewer than two, more than eight, or more than there are.
+    """
+    if device == "cpu":
+        count = requested or FEWEST_GPUS
+    elif not torch.cuda.is_available():
+        raise UserError("PyTorch sees no GPU here; use cpu", field="device", value="cuda")
+    else:
+        seen = torch.cuda.device_count()
+        if seen < FEWEST_GPUS:
+            raise UserError("PyTorch sees 1 GPU here, a multi-GPU check needs 2 at least; use gpu-check")
+        if requested > seen:
+            raise UserError(f"--gpus is {requested}, but PyTorch sees {seen} here; give at most that")
+        count = requested or min(seen, MOST_GPUS)
+    if not FEWEST_GPUS <= count <= MOST_GPUS:
+        raise UserError(f"--gpus is {count}, expected {FEWEST_GPUS} to {MOST_GPUS}")
+    return count
 
 
 def _settings(plan: SessionPlan) -> BenchmarkSettings:
