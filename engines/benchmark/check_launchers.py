@@ -98,11 +98,31 @@ def _finetune(task: CheckTask, count: int, folder: Path, run: Path, steps: int) 
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     config = ["--config", str(CONFIGS / "tinyllava_quickstart.yaml")]
-    start = [program, "--num_gpus", str(count), "--master_port", port]
+    environment, start = dict(os.environ), [program, "--master_port", port]
+    if task.settings.device == "cuda":
+        # Beside --num_gpus it ignores this variable, and takes GPUs that may be others'.
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        environment["CUDA_VISIBLE_DEVICES"] = first_devices(visible, count)
+    else:
+        start += ["--num_gpus", str(count)]
     # It starts the `python` of PATH's first folder.
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     command = [*start, str(ROOT / "launch/finetune_mlm.py"), *config, *_words(settings)]
-    _check_processes(task, count, run_program(command, env={**os.environ, "PATH": path}))
+    _check_processes(task, count, run_program(command, env=environment))
+
+
+def first_devices(visible: str, count: int) -> str:
+    """The first so many GPUs of CUDA_VISIBLE_DEVICES, "" for all of the machine.
+
+    Raises:
+        UserError: it has names, which deepspeed's launcher does not know.
+    """
+    devices = [device.strip() for device in visible.split(",")] if visible else list(map(str, range(count)))
+    if not all(device.isdigit() for device in devices):
+        raise UserError(
+            f"CUDA_VISIBLE_DEVICES is {visible}, expected numbers: deepspeed's launcher knows GPUs by number alone"
+        )
+    return ",".join(devices[:count])
 
 
 def _check_processes(task: CheckTask, count: int, output: str) -> None:

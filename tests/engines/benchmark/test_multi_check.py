@@ -9,6 +9,7 @@ import pytest
 
 from dataio.core.errors import UserError
 from engines.benchmark.check_child import measure_of
+from engines.benchmark.check_launchers import first_devices
 from engines.benchmark.check_multi import RUN_TOLERANCE, compare_runs, fewer_counts, scaling_counts
 from engines.benchmark.check_parts import DATA, MULTI_PARTS, chosen_parts
 from engines.benchmark.check_ranks import run_program
@@ -74,6 +75,12 @@ def test_losses_that_differ_by_more_than_rounding_fail():
     assert same["figure"] == "losses" and same["value"] == pytest.approx(RUN_TOLERANCE / 2, rel=0.01)
     for found in ([2.0, 1.01], [2.0, float("nan")], [float("nan"), 1.0], [2.0]):
         assert compared(found, [2.0, 1.0])[-1]["failed"] == "losses"
+
+
+def test_deepspeed_gets_the_gpus_that_are_visible():
+    assert [first_devices(visible, 2) for visible in ("", "4,5,6", "7, 3")] == ["0,1", "4,5", "7,3"]
+    with pytest.raises(UserError, match="CUDA_VISIBLE_DEVICES is GPU-8f2a, expected numbers"):
+        first_devices("GPU-8f2a", 1)
 
 
 def test_a_program_that_fails_names_its_error():
