@@ -32,7 +32,7 @@ def record_step(trainer: Trainer, seen: dict[str, Any]) -> None:
     next_batch, ids, pixels = trainer.next_batch, [], []
 
     def watched() -> Any:
-        batch = next_batch()
+        batch: Any = next_batch()
         ids.append(batch.sample_id.clone())
         pixels.append(batch.image.double().sum((1, 2, 3)))
         return batch
@@ -61,7 +61,7 @@ def poison_last_rank(trainer: Trainer, seen: dict[str, Any]) -> None:
     next_batch = trainer.next_batch
 
     def poisoned() -> Any:
-        batch = next_batch()
+        batch: Any = next_batch()
         if trainer.world.rank == trainer.world.size - 1:
             batch.image[0, 0, 0, 0] = torch.nan
         return batch

@@ -153,7 +153,7 @@ def test_in_a_large_batch_damage_is_named_and_left_out(copy, tmp_path):
     shards = ShardSet(copy, "train")
     with pytest.raises(
         UserError,
-        match=f"key {int(shards.rows[5]['key']):09d} .*: not a decodable image, .* \(not a readable image format",
+        match=rf"key {int(shards.rows[5]['key']):09d} .*: not a decodable image, .* \(not a readable image format",
     ):
         load(shards)
     quarantine = Quarantine(shards, tmp_path / "list.jsonl", 0.1)

@@ -104,7 +104,7 @@ UNKNOWN = {
     "floats to 40.5": (gray(EIGHT * 40.5 / 234, np.float32), "from 0 to 40.5"),
     "floats to 300.5": (gray(EIGHT * 300.5 / 234, np.float32), "from 0 to 300.5"),
     "floats from -1": (gray(EIGHT / 234 * 2 - 1, np.float32), "from -1 to 1"),
-    "not a number": (gray(EIGHT / 0.0 * np.where(EIGHT, np.nan, 1), np.float32), "nan"),
+    "not a number": (gray(np.where(EIGHT, np.nan, 0), np.float32), "nan"),
     "infinite": (gray(np.where(EIGHT, np.inf, 0), np.float32), "inf"),
 }
 

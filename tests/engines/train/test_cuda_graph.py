@@ -32,6 +32,7 @@ def test_gradients_are_views_of_one_tensor_in_the_parameters_own_strides():
             if name not in expected:
                 assert parameter.grad is None
                 continue
+            assert parameter.grad is not None
             assert parameter.grad.stride() == parameter.stride()
             assert parameter.grad.untyped_storage().data_ptr() == gradients.flat.untyped_storage().data_ptr()
             torch.testing.assert_close(parameter.grad, expected[name])

@@ -24,7 +24,7 @@ def trace(folder: Path) -> None:
     seen: dict[str, int] = {"step": -1, "number": 0}
 
     def traced(self: Trainer) -> Any:
-        batch = next_batch(self)
+        batch: Any = next_batch(self)
         seen.update(step=self.step, number=seen["number"] + 1 if seen["step"] == self.step else 0)
         place = self.runner.passes[seen["number"]].start
         ids = ",".join(map(str, batch.sample_id.tolist()))
