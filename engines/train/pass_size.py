@@ -62,10 +62,9 @@ def choose_micro_batches(
         return min(share, config.pass_images // config.micro_batch)
     if world.device.type != "cuda" or share == 1:
         return 1
-    if stored:
-        return min(share, stored)
     most = min(share, max(1, MOST_IMAGES // config.micro_batch))
-    fitting = _measured(world, most, peak_bytes)
+    # Ranks on other cards than the checkpoint's measure, so all of them have to agree.
+    fitting = min(share, stored) if stored else _measured(world, most, peak_bytes)
     if world.distributed and world.size > 1:
         least = torch.tensor(fitting, device=world.device)
         dist.all_reduce(least, dist.ReduceOp.MIN)
